@@ -1,0 +1,1 @@
+"""promptcl: prompt-based continual learning with a frozen vision transformer."""
