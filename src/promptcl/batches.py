@@ -1,0 +1,92 @@
+"""Images to batches: views, normalisation, frozen queries, each computed once where it can be.
+
+B images, C channels, H W pixels, N images of a set, D width.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from promptcl.augment import eval_view, train_view
+from promptcl.backbone import Backbone
+from promptcl.config import Config
+from promptcl.data import ImageSet
+from promptcl.methods._base import Batch
+from promptcl.runtime import autocast
+
+
+class Batches:
+    """Feeds one learner: its backbone, its settings, its device, and a bounded cache of queries."""
+
+    def __init__(self, backbone: Backbone, config: Config, device: torch.device, cache_bytes: int = 2**29) -> None:
+        """Cache at most `cache_bytes` of query features."""
+        self.backbone, self.config, self.device = backbone, config, device
+        self.cache_bytes = cache_bytes
+        self._queries: OrderedDict[int, tuple[ImageSet, Tensor]] = OrderedDict()
+
+    def _eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
+        size = self.backbone.image_size
+        view = eval_view(images.images(indices), size, self.config.data.eval_crop)
+        return self.backbone.normalise(view.to(self.device))
+
+    def query(self, images_BCHW: Tensor) -> Tensor:
+        """Frozen class tokens [B, D] of normalised images, in the run's precision, returned as float32."""
+        with autocast(self.device, self.config.precision):
+            return self.backbone.query(images_BCHW).float()
+
+    def queries(self, images: ImageSet) -> Tensor:
+        """Queries [N, D] of the evaluation view of a whole set; computed once, least recently used sets dropped."""
+        if id(images) in self._queries:
+            self._queries.move_to_end(id(images))
+            return self._queries[id(images)][1]
+        size = self.config.eval.batch_size
+        spans = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
+        queries_ND = torch.cat([self.query(self._eval_images(images, span)) for span in spans])
+        # The set is kept beside its queries so that its id() cannot be taken by another one.
+        self._queries[id(images)] = (images, queries_ND)
+        while len(self._queries) > 1 and sum(q.nbytes for _, q in self._queries.values()) > self.cache_bytes:
+            self._queries.popitem(last=False)
+        return queries_ND
+
+    def evaluation(self, images: ImageSet, labels_N: Tensor, needs_images: bool, group: int = 1) -> Iterator[Batch]:
+        """Batches in order, evaluation view; batch size rounded up so that no group of `group` images is cut."""
+        queries_ND = self.queries(images)
+        size = -(-self.config.eval.batch_size // group) * group
+        for start in range(0, len(images), size):
+            span = range(start, min(start + size, len(images)))
+            pixels = self._eval_images(images, span) if needs_images else None
+            yield Batch(pixels, queries_ND[span.start : span.stop], labels_N[span.start : span.stop])
+
+    def training(
+        self, images: ImageSet, labels_N: Tensor, needs_images: bool, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """Batches of one epoch in random order, augmented; the query sees the same view (spec 1.2) or the clean one."""
+        train, data = self.config.train, self.config.data
+        clean = data.augment == "none" or train.query_view == "clean"
+        queries_ND = self.queries(images) if clean else None
+        order = torch.randperm(len(images), generator=generator)
+        for index_B in order.split(train.batch_size):
+            if train.drop_last and len(index_B) < train.batch_size <= len(images):
+                return
+            chosen, pixels = index_B.tolist(), None
+            if data.augment == "none":
+                pixels = self._eval_images(images, chosen) if needs_images else None
+            elif needs_images or queries_ND is None:
+                view = train_view(images.images(chosen), self.backbone.image_size, data, generator)
+                pixels = self.backbone.normalise(view.to(self.device))
+            index_B = index_B.to(self.device, non_blocking=True)
+            if queries_ND is not None:
+                query_BD = queries_ND[index_B]
+            else:
+                assert pixels is not None
+                query_BD = self.query(pixels)
+            yield Batch(pixels, query_BD, labels_N[index_B])
+
+    def steps_per_epoch(self, count: int) -> int:
+        """Optimiser steps of one epoch over `count` images."""
+        size = self.config.train.batch_size
+        return max(1, count // size) if self.config.train.drop_last else -(-count // size)

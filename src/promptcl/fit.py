@@ -1,0 +1,73 @@
+"""The only training loop. K classes so far, N images of the task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from promptcl.batches import Batches
+from promptcl.config import Config, TrainConfig
+from promptcl.data import ImageSet
+from promptcl.errors import UserError
+from promptcl.methods._base import Method
+from promptcl.runtime import autocast
+
+
+def effective_lr(train: TrainConfig) -> float:
+    """Learning rate after linear scaling by batch size: lr * batch_size / lr_batch (L2P release: lr * B / 256)."""
+    return train.lr if train.lr_batch is None else train.lr * train.batch_size / train.lr_batch
+
+
+def make_optimizer(method: Method, train: TrainConfig) -> torch.optim.Optimizer:
+    """A fresh optimiser over what the method trains; SGD has Nesterov momentum 0.9 as in the L2P release."""
+    lr = effective_lr(train)
+    groups = method.parameter_groups(lr)
+    if train.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=lr, weight_decay=train.weight_decay)
+    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=train.weight_decay)
+
+
+def fit(
+    method: Method,
+    batches: Batches,
+    images: ImageSet,
+    labels_N: Tensor,
+    present_K: Tensor | None,
+    config: Config,
+    generator: torch.Generator,
+    step: Callable[[], None],
+) -> None:
+    """Train `method` on one task; `step` is called once per optimiser step.
+
+    Args: labels_N class ids on the device; present_K marks the classes of the task (None: no training mask);
+    generator decides order and augmentation.
+
+    Raises:
+        UserError: the loss is not finite (looked at once an epoch, so that a GPU is never made to wait).
+    """
+    train = config.train
+    optimizer = make_optimizer(method, train)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    total = train.epochs * batches.steps_per_epoch(len(images))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total) if train.schedule == "cosine" else None
+    for epoch in range(train.epochs):
+        running = torch.zeros((), device=labels_N.device)
+        for batch in batches.training(images, labels_N, method.needs_images, generator):
+            with autocast(labels_N.device, config.precision):
+                loss = method.loss(batches.backbone, batch, present_K)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if train.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, train.clip_norm)
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            running += loss.detach()
+            step()
+        if not torch.isfinite(running):
+            raise UserError(
+                f"the loss became {running.item()} in epoch {epoch + 1}: expected a finite number; "
+                f"lower the learning rate, e.g. train.lr={train.lr / 10:g}"
+            )

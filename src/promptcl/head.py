@@ -1,0 +1,63 @@
+"""Classifier heads that grow with the classes. B images, D width, K classes so far."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from promptcl.prompts import cosine
+
+
+class GrowingLinear(nn.Module):
+    """Linear layer whose outputs are added class by class; old rows keep their values bit for bit."""
+
+    def __init__(self, width: int, init: Literal["zero", "uniform"] = "zero") -> None:
+        """`zero` as in the L2P release; `uniform` as torch.nn.Linear: U(-1/sqrt(D), 1/sqrt(D))."""
+        super().__init__()
+        self.init = init
+        self.weight_KD = nn.Parameter(torch.zeros(0, width))
+        self.bias_K = nn.Parameter(torch.zeros(0))
+
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Append rows for `classes` new classes."""
+        width, device = self.weight_KD.shape[1], self.weight_KD.device
+        weight, bias = torch.zeros(classes, width), torch.zeros(classes)
+        if self.init == "uniform":
+            bound = width**-0.5
+            weight.uniform_(-bound, bound, generator=generator)
+            bias.uniform_(-bound, bound, generator=generator)
+        self.weight_KD = nn.Parameter(torch.cat([self.weight_KD.detach(), weight.to(device)]))
+        self.bias_K = nn.Parameter(torch.cat([self.bias_K.detach(), bias.to(device)]))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        return features_BD @ self.weight_KD.T + self.bias_K
+
+
+class ClassMeans(nn.Module):
+    """Running mean of the features of each class; logits are cosines to the means."""
+
+    sum_KD: Tensor
+    count_K: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Start with no class."""
+        super().__init__()
+        self.register_buffer("sum_KD", torch.zeros(0, width))
+        self.register_buffer("count_K", torch.zeros(0))
+
+    def grow(self, classes: int) -> None:
+        """Append `classes` classes with no image seen yet."""
+        self.sum_KD = torch.cat([self.sum_KD, self.sum_KD.new_zeros(classes, self.sum_KD.shape[1])])
+        self.count_K = torch.cat([self.count_K, self.count_K.new_zeros(classes)])
+
+    def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
+        """Count images [B, D] with class ids [B] in."""
+        self.sum_KD.index_add_(0, labels_B, features_BD)
+        self.count_K.index_add_(0, labels_B, torch.ones_like(features_BD[:, 0]))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Cosine [B, K] to each class mean."""
+        return cosine(features_BD, self.sum_KD / self.count_K.clamp_min(1)[:, None])

@@ -1,0 +1,87 @@
+"""The contract of a method. B images, C channels, H W pixels, D width, K classes so far."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptcl.backbone import Backbone
+from promptcl.config import Section
+
+
+class Batch(NamedTuple):
+    """What a method sees of B images: nothing about tasks."""
+
+    images_BCHW: Tensor | None  # normalised pixels; None where the method has needs_images = False
+    query_BD: Tensor  # the plain frozen ViT's class token
+    labels_B: Tensor  # class ids 0..K-1; unread in evaluation
+
+
+class Method(nn.Module, ABC):
+    """A learner of classes on top of a frozen backbone.
+
+    `state_dict()` is exactly what was learned; the backbone is an argument, never a member. A subclass is called Model,
+    lives in methods/<name>.py and has its settings in `Options`.
+    """
+
+    Options: ClassVar[type[Section]] = Section
+    trained: ClassVar[bool] = True
+    """False: no gradient steps, `finish` does all."""
+    needs_images: ClassVar[bool] = True
+    """False: the query feature is all it reads, so cached queries save the whole forward pass."""
+    joint: ClassVar[bool] = False
+    """True: an upper bound that is shown all tasks at once."""
+    use_mask: ClassVar[bool] = True
+    """False: train.mask does not apply."""
+    group: int = 1
+    """Images whose predictions depend on each other (more than 1 only for vote: batch); evaluation keeps groups whole."""
+
+    def __init__(self, options: Any, width: int, generator: torch.Generator) -> None:
+        """Start with no class. `options` is an instance of Options, `width` the backbone's, `generator` draws initial values."""
+        super().__init__()
+        self.options = options
+
+    @abstractmethod
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Make room for `classes` more classes; how many follow is never known."""
+
+    @abstractmethod
+    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Logits [B, K] without any knowledge of tasks."""
+
+    def loss(self, backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
+        """Scalar training loss; here cross-entropy over the classes marked in present_K (None: all)."""
+        return masked_cross_entropy(self.logits(backbone, batch), batch.labels_B, present_K)
+
+    def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:  # noqa: B027 - optional by design
+        """After a task: one pass over its training images in the evaluation view (class means, freezing)."""
+
+    finishes: ClassVar[bool] = False
+    """True if `finish` reads its batches."""
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """Parameters to train and their learning rates."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+
+    def pop_selections(self) -> list[int] | None:
+        """How often each prompt was selected since the last call; None for a method without a pool."""
+        return None
+
+
+def masked_cross_entropy(logits_BK: Tensor, labels_B: Tensor, present_K: Tensor | None) -> Tensor:
+    """Mean cross-entropy; logits of classes not in present_K are set to -inf, so their head rows get no gradient (spec 1.9)."""
+    if present_K is not None:
+        logits_BK = logits_BK.masked_fill(~present_K, float("-inf"))
+    return F.cross_entropy(logits_BK, labels_B)
+
+
+def load_method(name: str) -> type[Method]:
+    """Class Model of methods/<name>.py."""
+    model: type[Method] = importlib.import_module(f"promptcl.methods.{name}").Model
+    return model

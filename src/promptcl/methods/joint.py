@@ -1,0 +1,15 @@
+"""Joint: the linear baseline shown all tasks at once, without a mask: the upper bound of frozen features.
+
+The upper bound of any other method is the same command with tasks=1.
+"""
+
+from promptcl.methods import linear
+
+Options = linear.Options
+
+
+class Model(linear.Model):
+    """Linear head, all classes together."""
+
+    joint = True
+    use_mask = False

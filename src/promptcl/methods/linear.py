@@ -1,0 +1,39 @@
+"""Linear: a linear head on the frozen features, trained task by task, no prompts (baseline; train.mask=false unmasks it)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from promptcl.backbone import Backbone
+from promptcl.config import Section
+from promptcl.head import GrowingLinear
+from promptcl.methods._base import Batch, Method
+
+
+class Options(Section):
+    """Settings."""
+
+    head_init: Literal["zero", "uniform"] = "zero"
+
+
+class Model(Method):
+    """A growing linear head."""
+
+    Options = Options
+    needs_images = False
+
+    def __init__(self, options: Options, width: int, generator: torch.Generator) -> None:
+        """Start with no class."""
+        super().__init__(options, width, generator)
+        self.head = GrowingLinear(width, options.head_init)
+
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Append head rows."""
+        self.head.grow(classes, generator)
+
+    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Logits [B, K]."""
+        return self.head(batch.query_BD)

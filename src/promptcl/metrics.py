@@ -1,0 +1,55 @@
+"""Continual-learning metrics: pure functions of the accuracy matrix.
+
+`matrix[t][i]` is the accuracy (percent, top-1, no task identity given) on the test set of task i after learning task t;
+None above the diagonal. T tasks, numbered from 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Row = Sequence[float | None]
+
+
+def _value(matrix: Sequence[Row], t: int, i: int) -> float:
+    value = matrix[t][i]
+    if value is None:
+        raise ValueError(f"accuracy of task {i} after task {t} is missing")
+    return value
+
+
+def average_accuracy(matrix: Sequence[Row]) -> float:
+    """Mean over tasks of the accuracy after the last task: A_T = 1/T sum_i a[T-1][i] (Lopez-Paz & Ranzato 2017; L2P sec. 5)."""
+    last = len(matrix) - 1
+    return sum(_value(matrix, last, i) for i in range(len(matrix[last]))) / len(matrix[last])
+
+
+def forgetting(matrix: Sequence[Row]) -> float | None:
+    """Mean over old tasks of the best earlier accuracy minus the last one (Chaudhry et al. 2018, eq. 3).
+
+    F = 1/(T-1) sum_{i<T-1} (max_{i<=j<T-1} a[j][i] - a[T-1][i]). The maximum leaves out the last row, so a task that
+    got better counts negative; the L2P release includes it, so its number is never negative. None for one task.
+    """
+    last = len(matrix) - 1
+    if last < 1:
+        return None
+    drops = [max(_value(matrix, j, i) for j in range(i, last)) - _value(matrix, last, i) for i in range(last)]
+    return sum(drops) / last
+
+
+def learning_accuracy(matrix: Sequence[Row]) -> float:
+    """Mean accuracy of each task just after it was learned: 1/T sum_i a[i][i] (Riemer et al. 2019)."""
+    return sum(_value(matrix, i, i) for i in range(len(matrix))) / len(matrix)
+
+
+def average_incremental_accuracy(matrix: Sequence[Row]) -> float:
+    """Mean over t of the average accuracy after task t (Rebuffi et al. 2017, iCaRL)."""
+    return sum(average_accuracy([row[: t + 1] for row in matrix[: t + 1]]) for t in range(len(matrix))) / len(matrix)
+
+
+def backward_transfer(matrix: Sequence[Row]) -> float | None:
+    """Mean over old tasks of a[T-1][i] - a[i][i] (Lopez-Paz & Ranzato 2017). None for one task."""
+    last = len(matrix) - 1
+    if last < 1:
+        return None
+    return sum(_value(matrix, last, i) - _value(matrix, i, i) for i in range(last)) / last

@@ -1,0 +1,67 @@
+"""Prompt pool, key-query matching, selection. B images, M pool size, N selected, L prompt tokens, D width."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Init = Literal["uniform", "normal", "symmetric"]
+
+
+def initialise(shape: tuple[int, ...], kind: Init, scale: float, generator: torch.Generator) -> Tensor:
+    """Fresh parameters: `uniform` U[0, scale), `normal` N(0, scale^2), `symmetric` U[-scale, scale)."""
+    if kind == "normal":
+        return torch.empty(shape).normal_(0.0, scale, generator=generator)
+    low = 0.0 if kind == "uniform" else -scale
+    return torch.empty(shape).uniform_(low, scale, generator=generator)
+
+
+def cosine(a_BD: Tensor, b_MD: Tensor) -> Tensor:
+    """Cosine similarity [B, M]; vectors are divided by sqrt(max(|v|^2, 1e-12)) as in the L2P release (spec 1.3)."""
+    return _unit(a_BD) @ _unit(b_MD).T
+
+
+def _unit(v: Tensor) -> Tensor:
+    return v * torch.rsqrt(v.square().sum(-1, keepdim=True).clamp_min(1e-12))
+
+
+def top_n(similarity_BM: Tensor, n: int) -> Tensor:
+    """Ids [B, n] of the n most similar keys, best first; ties go to the lower id (torch.topk does not promise it)."""
+    return similarity_BM.sort(dim=1, descending=True, stable=True).indices[:, :n]
+
+
+def vote(index_BN: Tensor, pool_size: int, group: int) -> Tensor:
+    """Majority vote of the L2P release within consecutive groups of `group` images (spec 1.4).
+
+    Each image casts N equal votes; the N ids with most votes, ties to the lower id, serve the whole group.
+    Args: index_BN ids chosen per image; pool_size M; group images a vote (the last group may be smaller).
+    Returns: [B, N] ids, equal within a group.
+    """
+    n = index_BN.shape[1]
+    chosen = []
+    for part in index_BN.split(group):
+        counts = F.one_hot(part.flatten(), pool_size).sum(0)
+        chosen.append(top_n(counts[None], n).expand(len(part), n))
+    return torch.cat(chosen)
+
+
+class PromptPool(nn.Module):
+    """M prompts of L tokens with one key each (L2P sec. 4.1, eq. 3)."""
+
+    def __init__(self, prompts_MLD: Tensor, keys_MD: Tensor) -> None:
+        """Take the initial prompts [M, L, D] and keys [M, D]."""
+        super().__init__()
+        self.prompts_MLD = nn.Parameter(prompts_MLD)
+        self.keys_MD = nn.Parameter(keys_MD)
+
+    def match(self, query_BD: Tensor) -> Tensor:
+        """Cosine similarity [B, M] of each query with each key."""
+        return cosine(query_BD, self.keys_MD)
+
+    def take(self, index_BN: Tensor) -> Tensor:
+        """Tokens [B, N*L, D] of the chosen prompts, in the order chosen."""
+        tokens_BNX = F.embedding(index_BN, self.prompts_MLD.flatten(1))  # dense, deterministic gradient
+        return tokens_BNX.view(len(index_BN), -1, self.prompts_MLD.shape[-1])

@@ -1,0 +1,66 @@
+"""Device, precision, seeds, and what a result must say about the machine that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from promptcl.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that exists here.
+
+    Raises:
+        UserError: unknown name, or a device this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not usable here: expected cpu, cuda, cuda:N or mps; write device=auto") from error
+    return device
+
+
+def task_generator(seed: int, task: int, purpose: str) -> torch.Generator:
+    """CPU generator that is a function of (seed, task, purpose) alone, never of what ran before.
+
+    This is what makes learning in another process equal to one long run.
+    """
+    digest = hashlib.sha256(f"{seed}/{task}/{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast to bfloat16 for `bf16`; nothing for `fp32`."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a result, and the machine."""
+    packages = {name: metadata.version(name) for name in ("promptcl", "torch", "torchvision", "timm", "numpy")}
+    return {**packages, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, `+` appended if files differ; None outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    try:
+        # An installed copy inside somebody else's repository must not report that repository's commit.
+        tracked = subprocess.run(["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if tracked.returncode != 0:
+            return None
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,153 @@
+"""Acceptance tests of the L2P specification, on a small timm ViT."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from promptcl.backbone import Backbone
+from promptcl.config import BackboneConfig, TrainConfig
+from promptcl.fit import effective_lr
+from promptcl.methods._base import Batch
+from promptcl.methods.l2p import Model, Options
+from promptcl.runtime import task_generator
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone.create(BackboneConfig(name="test_vit", weights="random", image_size=32))
+
+
+def make(backbone: Backbone, classes: int = 6, **options: object) -> Model:
+    model = Model(Options.model_validate(options), backbone.width, task_generator(0, 0, "test"))
+    model.grow(classes, task_generator(0, 0, "grow"))
+    return model
+
+
+def make_batch(backbone: Backbone, count: int = 4) -> Batch:
+    images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return Batch(images, backbone.query(images), torch.arange(count) % 3)
+
+
+def shake(model: Model) -> None:
+    """Leave the all-zero head and the small prompts, so that differences could be seen."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(generator=generator)
+
+
+def test_at_initialisation(backbone: Backbone) -> None:
+    model, batch = make(backbone, pull=0.5), make_batch(backbone)
+    assert torch.equal(model.logits(backbone, batch), torch.zeros(4, 6))
+    present = torch.tensor([True, True, True, False, False, False])
+    loss = model.loss(backbone, batch, present)
+    index, similarity = model.select(batch.query_BD)
+    pull = similarity.gather(1, index).sum(1).mean()
+    assert loss.item() == pytest.approx(math.log(3) - 0.5 * pull.item(), abs=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    prompts, keys, head = model.pool.prompts_MLD.grad, model.pool.keys_MD.grad, model.head.weight_KD.grad
+    assert prompts is not None
+    assert keys is not None
+    assert head is not None
+    assert not prompts.any()  # the zero head passes nothing back at the first step
+    selected = set(index.flatten().tolist())
+    assert {m for m in range(10) if keys[m].any()} == selected
+    assert {k for k in range(6) if head[k].any()} == {0, 1, 2}
+    assert all(p.grad is None for p in backbone.parameters())
+
+
+def test_pull_is_n_when_every_selected_key_is_parallel_to_every_query(backbone: Backbone) -> None:
+    model, batch = make(backbone, pull=1.0, top_k=3), make_batch(backbone)
+    query = torch.randn(1, backbone.width)
+    with torch.no_grad():
+        model.pool.keys_MD.copy_(query * 7)
+    parallel = Batch(batch.images_BCHW, query.expand(4, -1), batch.labels_B)
+    assert model.loss(backbone, parallel, None).item() == pytest.approx(math.log(6) - 3.0, abs=1e-5)
+
+
+def test_gradient_flow_is_separated(backbone: Backbone) -> None:
+    """Keys learn from the pull term alone; prompts and head from the cross-entropy alone (spec 1.8)."""
+    model, batch = make(backbone, pull=0.0), make_batch(backbone)
+    shake(model)
+    model.loss(backbone, batch, None).backward()  # type: ignore[no-untyped-call]
+    assert model.pool.keys_MD.grad is not None
+    assert not model.pool.keys_MD.grad.any()
+    assert model.pool.prompts_MLD.grad is not None
+    touched = {m for m in range(10) if model.pool.prompts_MLD.grad[m].any()}
+    assert touched == set(model.select(batch.query_BD)[0].flatten().tolist())
+
+
+def test_order_of_selected_prompts_does_not_matter(backbone: Backbone) -> None:
+    model, batch = make(backbone), make_batch(backbone)
+    shake(model)
+    index, _ = model.select(batch.query_BD)
+    features = [model.features(backbone, batch, i) for i in (index, index.flip(1))]
+    torch.testing.assert_close(features[0], features[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("position", ["none", "class"])
+def test_prompts_and_their_position_reach_the_feature(backbone: Backbone, position: str) -> None:
+    model, batch = make(backbone, position=position), make_batch(backbone)
+    shake(model)
+    index, _ = model.select(batch.query_BD)
+    assert batch.images_BCHW is not None
+    added = backbone.class_position_D if position == "class" else torch.zeros(backbone.width)
+    tokens: Tensor = model.pool.take(index) + added
+    x = backbone.model._pos_embed(backbone.model.patch_embed(batch.images_BCHW))
+    x = backbone.model.norm(backbone.model.blocks(backbone.model.norm_pre(torch.cat([tokens, x], 1))))
+    expected = x[:, : 5 * 5].mean(1)
+    torch.testing.assert_close(model.features(backbone, batch, index), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_batch_composition_never_changes_a_prediction(backbone: Backbone) -> None:
+    model, batch = make(backbone), make_batch(backbone, 12)
+    shake(model)
+    together = model.logits(backbone, batch)
+    assert batch.images_BCHW is not None
+    for rows in ([0], [5], [11, 3, 7], list(reversed(range(12)))):
+        alone = model.logits(backbone, Batch(batch.images_BCHW[rows], batch.query_BD[rows], batch.labels_B[rows]))
+        torch.testing.assert_close(alone, together[rows], atol=1e-4, rtol=1e-4)
+        assert torch.equal(alone.argmax(1), together[rows].argmax(1))
+
+
+def test_vote_does_depend_on_neighbours(backbone: Backbone) -> None:
+    """The compatibility mode is labelled for this reason; if it did not, the test above would prove nothing."""
+    model = make(backbone, vote="batch", vote_size=4, top_k=1, pool_size=4)
+    shake(model)
+    queries = model.pool.keys_MD.detach()[[0, 1, 1, 2]]
+    assert model.select(queries)[0].flatten().tolist() == [1, 1, 1, 1]
+    assert model.select(queries[:1])[0].flatten().tolist() == [0]
+    assert model.group == 4
+
+
+def test_vote_group_is_independent_of_the_batch_size(backbone: Backbone) -> None:
+    model = make(backbone, vote="batch", vote_size=4)
+    shake(model)
+    queries = torch.randn(16, backbone.width)
+    whole = model.select(queries)[0]
+    parts = torch.cat([model.select(part)[0] for part in queries.split(8)])
+    assert torch.equal(whole, parts)
+
+
+def test_selections_are_counted(backbone: Backbone) -> None:
+    model = make(backbone, top_k=2)
+    model.select(torch.randn(7, backbone.width))
+    counts = model.pop_selections()
+    assert sum(counts) == 14
+    assert model.pop_selections() == [0] * 10
+
+
+def test_learning_rate_of_the_release() -> None:
+    assert effective_lr(TrainConfig(lr=0.03, lr_batch=256, batch_size=128)) == pytest.approx(0.015)
+    assert effective_lr(TrainConfig(lr=0.03, lr_batch=256, batch_size=16)) == pytest.approx(0.001875)
+    assert effective_lr(TrainConfig(lr=0.03, batch_size=16)) == 0.03
+
+
+def test_more_prompts_selected_than_there_are_is_refused() -> None:
+    with pytest.raises(ValidationError, match="top_k=5 is more than pool_size=3"):
+        Options(pool_size=3)

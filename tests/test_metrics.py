@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from promptcl import metrics
+
+MATRIX = [
+    [90.0, None, None],
+    [70.0, 80.0, None],
+    [60.0, 85.0, 95.0],
+]
+
+
+def test_values_by_hand() -> None:
+    assert metrics.average_accuracy(MATRIX) == pytest.approx(80.0)
+    assert metrics.forgetting(MATRIX) == pytest.approx(((90 - 60) + (80 - 85)) / 2)
+    assert metrics.learning_accuracy(MATRIX) == pytest.approx((90 + 80 + 95) / 3)
+    assert metrics.average_incremental_accuracy(MATRIX) == pytest.approx((90 + 75 + 80) / 3)
+    assert metrics.backward_transfer(MATRIX) == pytest.approx(((60 - 90) + (85 - 80)) / 2)
+
+
+def test_forgetting_takes_the_best_earlier_value() -> None:
+    matrix = [[50.0, None, None], [80.0, 70.0, None], [60.0, 70.0, 90.0]]
+    assert metrics.forgetting(matrix) == pytest.approx((20 + 0) / 2)
+
+
+def test_one_task_has_no_history() -> None:
+    assert metrics.forgetting([[50.0]]) is None
+    assert metrics.backward_transfer([[50.0]]) is None
+    assert metrics.average_accuracy([[50.0]]) == 50.0
+
+
+def test_a_hole_in_the_matrix_is_an_error() -> None:
+    with pytest.raises(ValueError, match="task 0 after task 1"):
+        metrics.average_accuracy([[50.0, None], [None, 60.0]])
