@@ -98,8 +98,8 @@ def test_prompts_and_their_position_reach_the_feature(backbone: Backbone, positi
     assert batch.images_BCHW is not None
     added = backbone.class_position_D if position == "class" else torch.zeros(backbone.width)
     tokens: Tensor = model.pool.take(index) + added
-    x = backbone.model._pos_embed(backbone.model.patch_embed(batch.images_BCHW))
-    x = backbone.model.norm(backbone.model.blocks(backbone.model.norm_pre(torch.cat([tokens, x], 1))))
+    x = backbone.vit._pos_embed(backbone.vit.patch_embed(batch.images_BCHW))
+    x = backbone.vit.norm(backbone.vit.blocks(backbone.vit.norm_pre(torch.cat([tokens, x], 1))))
     expected = x[:, : 5 * 5].mean(1)
     torch.testing.assert_close(model.features(backbone, batch, index), expected, atol=1e-5, rtol=1e-4)
 

@@ -16,7 +16,6 @@ from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.methods._base import Batch
-from promptcl.runtime import autocast
 
 
 class Batches:
@@ -33,11 +32,6 @@ class Batches:
         view = eval_view(images.images(indices), size, self.config.data.eval_crop)
         return self.backbone.normalise(view.to(self.device))
 
-    def query(self, images_BCHW: Tensor) -> Tensor:
-        """Frozen class tokens [B, D] of normalised images, in the run's precision, returned as float32."""
-        with autocast(self.device, self.config.precision):
-            return self.backbone.query(images_BCHW).float()
-
     def queries(self, images: ImageSet) -> Tensor:
         """Queries [N, D] of the evaluation view of a whole set; computed once, least recently used sets dropped."""
         if id(images) in self._queries:
@@ -45,7 +39,7 @@ class Batches:
             return self._queries[id(images)][1]
         size = self.config.eval.batch_size
         spans = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
-        queries_ND = torch.cat([self.query(self._eval_images(images, span)) for span in spans])
+        queries_ND = torch.cat([self.backbone.query(self._eval_images(images, span)) for span in spans])
         # The set is kept beside its queries so that its id() cannot be taken by another one.
         self._queries[id(images)] = (images, queries_ND)
         while len(self._queries) > 1 and sum(q.nbytes for _, q in self._queries.values()) > self.cache_bytes:
@@ -83,7 +77,7 @@ class Batches:
                 query_BD = queries_ND[index_B]
             else:
                 assert pixels is not None
-                query_BD = self.query(pixels)
+                query_BD = self.backbone.query(pixels)
             yield Batch(pixels, query_BD, labels_N[index_B])
 
     def steps_per_epoch(self, count: int) -> int:

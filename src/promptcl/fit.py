@@ -12,7 +12,6 @@ from promptcl.config import Config, TrainConfig
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
 from promptcl.methods._base import Method
-from promptcl.runtime import autocast
 
 
 def effective_lr(train: TrainConfig) -> float:
@@ -55,8 +54,7 @@ def fit(
     for epoch in range(train.epochs):
         running = torch.zeros((), device=labels_N.device)
         for batch in batches.training(images, labels_N, method.needs_images, generator):
-            with autocast(labels_N.device, config.precision):
-                loss = method.loss(batches.backbone, batch, present_K)
+            loss = method.loss(batches.backbone, batch, present_K)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             if train.clip_norm is not None:

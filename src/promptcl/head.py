@@ -61,3 +61,54 @@ class ClassMeans(nn.Module):
     def forward(self, features_BD: Tensor) -> Tensor:
         """Cosine [B, K] to each class mean."""
         return cosine(features_BD, self.sum_KD / self.count_K.clamp_min(1)[:, None])
+
+
+class RidgeHead(nn.Module):
+    """Ridge regression from running sums, so that it never forgets: adding tasks one by one equals adding all at once.
+
+    Keeps sum of x x^T, of x, of x per class, and counts (float64); no image, no feature of one image.
+    """
+
+    scatter_DD: Tensor
+    sum_KD: Tensor
+    count_K: Tensor
+    weight_KD: Tensor
+    bias_K: Tensor
+
+    def __init__(self, width: int, strength: float) -> None:
+        """`strength`: penalty relative to each feature's own variance, so that it means the same for any backbone."""
+        super().__init__()
+        self.strength = strength
+        self.register_buffer("scatter_DD", torch.zeros(width, width, dtype=torch.float64))
+        for name in ("sum_KD", "weight_KD"):
+            self.register_buffer(name, torch.zeros(0, width, dtype=torch.float64))
+        for name in ("count_K", "bias_K"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
+
+    def grow(self, classes: int) -> None:
+        """Append `classes` classes with no image seen yet."""
+        for name in ("sum_KD", "weight_KD", "count_K", "bias_K"):
+            old: Tensor = getattr(self, name)
+            setattr(self, name, torch.cat([old, old.new_zeros(classes, *old.shape[1:])]))
+
+    def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
+        """Count images [B, D] with class ids [B] in."""
+        x_BD = features_BD.double()
+        self.scatter_DD += x_BD.T @ x_BD
+        self.sum_KD.index_add_(0, labels_B, x_BD)
+        self.count_K.index_add_(0, labels_B, torch.ones_like(x_BD[:, 0]))
+
+    def solve(self) -> None:
+        """Weights of the centred ridge regression onto one-hot labels."""
+        n, mean_D = self.count_K.sum(), self.sum_KD.sum(0) / self.count_K.sum()
+        centred_DD = self.scatter_DD - n * torch.outer(mean_D, mean_D)
+        variance_D = centred_DD.diagonal()
+        # A feature that never varies would make the system singular; it gets weight 0 instead.
+        system_DD = centred_DD + torch.diag(self.strength * variance_D + torch.where(variance_D > 0, 0.0, 1.0))
+        target_KD = self.sum_KD - torch.outer(self.count_K, mean_D)
+        self.weight_KD = torch.linalg.solve(system_DD, target_KD.T).T.contiguous()
+        self.bias_K = self.count_K / n - self.weight_KD @ mean_D
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]: estimated one-hot labels."""
+        return (features_BD.double() @ self.weight_KD.T + self.bias_K).float()

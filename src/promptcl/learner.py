@@ -16,7 +16,7 @@ from promptcl.data import ImageSet
 from promptcl.errors import UserError
 from promptcl.fit import fit
 from promptcl.methods._base import load_method
-from promptcl.runtime import autocast, pick_device, task_generator
+from promptcl.runtime import pick_device, task_generator
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Learner:
         selections = method.pop_selections()
         method.eval()
         if method.finishes:
-            with torch.inference_mode(), autocast(self.device, config.precision):
+            with torch.inference_mode():
                 method.finish(self.backbone, self.batches.evaluation(images, labels_N, method.needs_images, method.group))
         self.tasks_learned += 1
         seen = len(images) * (config.train.epochs if method.trained else 1)
@@ -109,7 +109,7 @@ class Learner:
     def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
         """Logits [N, K] of a whole set, in its order."""
         method, parts = self.method, []
-        with torch.inference_mode(), autocast(self.device, self.config.precision):
+        with torch.inference_mode():
             for batch in self.batches.evaluation(images, labels_N, method.needs_images, method.group):
                 parts.append(method.logits(self.backbone, batch).float())
         return torch.cat(parts)
