@@ -1,16 +1,30 @@
-"""Configuration: pydantic models, YAML plus key=value, name -> file. Imports no torch."""
+"""Configuration: the pydantic models of every setting, and their YAML form. Imports no torch.
+
+`promptcl.recipes` fills them from a recipe and key=value.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic would read `train.epochs=true` as 1.
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and {int, float} & set(get_args(annotation) or (annotation,)):
+            raise PydanticCustomError("bool_for_number", "a number was expected")
+        return value
 
 
 class BackboneConfig(Section):
@@ -19,11 +33,16 @@ class BackboneConfig(Section):
     name: str = "vit_base_patch16_224.augreg_in21k"
     """timm model name, with or without its pre-training tag."""
     weights: str = "hub"
-    """`hub` (timm's own), `random`, `embedded` (the demo ViT in this package), or a file: .safetensors, .pth/.bin, JAX .npz."""
+    """`hub` (timm's own), `random`, `embedded` (the demo ViT in this package), or a file.
+
+    Files: .safetensors, .pth/.bin, JAX .npz.
+    """
     image_size: int | None = Field(default=None, gt=0)
     """Side of the square input in pixels; None takes the model's own."""
     input_range: Literal["weights", "unit", "symmetric"] = "weights"
     """`weights`: mean and std of the pre-training; `unit`: [0,1] as in the official runs; `symmetric`: [-1,1]."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the frozen ViT; `bf16` is autocast. Keys, prompts and heads are always fp32."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm.create_model (depth, embed_dim, ...)."""
 
@@ -48,6 +67,15 @@ class DataConfig(Section):
     """Side of the central square kept in evaluation, as a share of the resized image (224/256 in the official runs)."""
     cache_mb: int = Field(default=2048, ge=0)
     """Memory for decoded images; beyond it images are decoded again each time."""
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ordered(cls, pair: tuple[float, float], info: ValidationInfo) -> tuple[float, float]:
+        low, high = pair
+        top = 1.0 if info.field_name == "crop_scale" else float("inf")
+        if not 0 < low <= high <= top:
+            raise ValueError(f"expected 0 < low <= high{' <= 1' if top == 1 else ''}")
+        return pair
 
 
 class TrainConfig(Section):
@@ -82,10 +110,14 @@ class Config(Section):
     seed: int = Field(default=42, ge=0)
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-    precision: Literal["fp32", "bf16"] = "fp32"
     backbone: BackboneConfig = BackboneConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "l2p"})
     """`name` plus the options of that method (class Options in methods/<name>.py)."""
+
+
+def dump_config(config: Config) -> str:
+    """YAML text of every setting; `promptcl train FILE.yaml` with it repeats the run."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,5 @@
+"""`python -m promptcl`."""
+
+from promptcl.cli import main
+
+main()

@@ -1,0 +1,163 @@
+"""The command `promptcl`: parse, call, print; no logic. Heavy imports wait inside the functions."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from promptcl.errors import UserError
+
+app = typer.Typer(
+    name="promptcl",
+    help="Prompt-based continual learning with a frozen pre-trained vision transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the `promptcl` script."""
+    app()
+
+
+def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn bad input and a full disk into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
+
+    @functools.wraps(command)
+    def wrapper(*args: object, **kwargs: object) -> None:
+        try:
+            command(*args, **kwargs)
+        except UserError as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise  # the reader of our output went away; typer ends quietly
+        except OSError as error:
+            fail(explain(error))
+
+    return wrapper
+
+
+def fail(sentence: str) -> None:
+    """Print `error: sentence` on stderr and exit with code 2."""
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def explain(error: OSError) -> str:
+    """One sentence for an operating-system error."""
+    where = error.filename or "the output folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}: no disk space left; free some, or write elsewhere with --out DIR"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}: no permission ({error.strerror}); write elsewhere with --out DIR"
+    return f"{where}: {error.strerror}" if error.strerror else str(error)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    """Options of the command itself."""
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"promptcl {installed('promptcl')}")
+        raise typer.Exit
+
+
+@app.command()
+@one_sentence
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE|PATH.yaml] [KEY=VALUE]...",
+            help="A recipe of `promptcl list recipes` (default: demo) or a YAML file, then settings to change, "
+            "such as train.epochs=1 seed=7.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the results.", show_default="runs/RECIPE-seedSEED")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="One plain line a task, for logs.")] = False,
+) -> None:
+    """Learn a recipe's tasks one after the other, evaluate after each, write results.json."""
+    recipe, overrides = split_arguments(arguments or [])
+    if out is not None:
+        check_out(out)
+    from promptcl.recipes import load_config
+
+    config = load_config(recipe, overrides)
+    folder = out or free_folder(recipe, config.seed)
+    from promptcl import experiment
+    from promptcl.ui import QuietUi, RichUi
+
+    ui = QuietUi(folder) if quiet else RichUi(folder)
+    try:
+        experiment.run(config, folder, ui)
+    finally:
+        ui.close()
+
+
+@app.command("list")
+@one_sentence
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[recipes|methods|datasets]", help="What to list; default: all.")
+    ] = None,
+) -> None:
+    """Show the recipes, methods and data sets that exist."""
+    from promptcl.recipes import available
+
+    for title in [kind] if kind else ["recipes", "methods", "datasets"]:
+        found = available(title)
+        if kind is None:
+            print(f"{title}:")
+        width = max(map(len, found), default=0)
+        for name, line in found.items():
+            print(f"{'' if kind else '  '}{name:<{width}}  {line}")
+
+
+def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
+    """Recipe (or path) and key=value settings; without a recipe, `demo`. Raises UserError for a stray word."""
+    recipe, settings = "demo", arguments
+    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
+        recipe, settings = arguments[0], arguments[1:]
+    for text in settings:
+        if "=" not in text:
+            raise UserError(
+                f"{text}: expected one recipe and then key=value settings; write e.g. promptcl train {recipe} seed=7"
+            )
+    return recipe, settings
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError if `out` cannot be the folder of a new run."""
+    if (out / "results.json").exists():
+        raise UserError(f"--out {out}: it already holds results.json; write another folder, or delete that file first")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: it is a file; write the path of a folder")
+
+
+def free_folder(recipe: str, seed: int) -> Path:
+    """runs/<recipe>-seed<seed>, with -2, -3, ... if that exists."""
+    path = Path(recipe)
+    # A run is repeated from its own config.yaml: its folder has the telling name.
+    name = path.resolve().parent.name if path.name == "config.yaml" else path.stem
+    name = re.sub(r"-seed\d+(-\d+)?$", "", name)
+    folder = first = Path("runs") / f"{name}-seed{seed}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder
