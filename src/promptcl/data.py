@@ -1,0 +1,268 @@
+"""Images with class names: decoded on demand, cached under a budget, cut to n per class, checked."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import pkgutil
+import threading
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from promptcl import datasets
+from promptcl.config import DataConfig
+from promptcl.errors import UserError
+
+Indices = Sequence[int] | npt.NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Where an ImageSet gets its pixels from."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def read(self, row: int) -> Tensor:
+        """Image `row` as uint8 (3, H, W), RGB."""
+
+    def name(self, row: int) -> str:
+        """What an error message calls image `row`."""
+
+
+class ArraySource:
+    """Images in one array, which is not copied."""
+
+    def __init__(self, images: npt.NDArray[np.uint8], name: str) -> None:
+        """images: uint8, (N, H, W) grey or (N, H, W, 3) RGB; name: what error messages call the array."""
+        self._images = torch.from_numpy(images)
+        self._name = name
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
+    def read(self, row: int) -> Tensor:
+        """Image `row` as uint8 (3, H, W); grey is repeated. Not to be written to."""
+        image = self._images[row]
+        return image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
+
+    def name(self, row: int) -> str:
+        """Array and row."""
+        return f"{self._name}[{row}]"
+
+
+class FileSource:
+    """Encoded images (png, jpg, webp, bmp), decoded on demand."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        fetch: Callable[[str], bytes],
+        where: str = "",
+        cache_mb: int = 2048,
+        max_side: int = 512,
+    ) -> None:
+        """fetch: path -> bytes of the file; where: the folder or archive, for error messages.
+
+        Decoded images stay in memory up to `cache_mb` MiB; once that is full, further ones are decoded each time.
+        Images whose short side exceeds `max_side` pixels are reduced to it.
+        """
+        self._paths, self._fetch, self._where, self._max_side = paths, fetch, where, max_side
+        self._cache: dict[int, Tensor] = {}
+        self._room = cache_mb * 2**20
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._paths)
+
+    def name(self, row: int) -> str:
+        """Folder or archive, and the path in it."""
+        return f"{self._where}/{self._paths[row]}" if self._where else self._paths[row]
+
+    def read(self, row: int) -> Tensor:
+        """Image `row` as uint8 (3, H, W); not to be written to. Raises UserError when it does not decode."""
+        cached = self._cache.get(row)
+        if cached is not None:
+            return cached
+        try:
+            image = decode(self._fetch(self._paths[row]), self._max_side)
+        except Exception as error:  # Pillow's decoders raise about anything on damaged files, and bombs
+            raise UserError(
+                f"{self.name(row)} does not decode as an image ({error}); replace it by a png, jpg, webp or bmp, "
+                "or remove it"
+            ) from error
+        with self._lock:
+            if image.nbytes <= self._room and row not in self._cache:
+                self._cache[row] = image
+                self._room -= image.nbytes
+        return image
+
+
+def decode(data: bytes, max_side: int) -> Tensor:
+    """Encoded image -> uint8 (3, H, W), RGB, upright by its EXIF tag, short side at most `max_side` (aspect kept).
+
+    Transparent pixels become white, 16-bit values keep their upper byte. Raises whatever Pillow raises.
+    """
+    with Image.open(io.BytesIO(data)) as file:
+        file.draft(None, (max_side, max_side))  # a JPEG is decoded at 1/2, 1/4 or 1/8, never below max_side
+        image = _rgb(ImageOps.exif_transpose(file))
+    short = min(image.size)
+    if short > max_side:
+        width, height = (max(1, round(side * max_side / short)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255 in some versions
+        pixels = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
+        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+class ImageSet:
+    """Images, the names of their classes, and one label per image.
+
+    Views made by `select` and `of_classes` share the images and their cache.
+    """
+
+    def __init__(
+        self, source: Source, classes: Sequence[str], labels: npt.ArrayLike, rows: npt.ArrayLike | None = None
+    ) -> None:
+        """labels: int64 (N,), indices into `classes`; rows: where in `source` the N images are (None: all of it)."""
+        self._source = source
+        self._rows = np.arange(len(source)) if rows is None else np.asarray(rows, dtype=np.int64)
+        self.classes = tuple(classes)
+        self.labels: npt.NDArray[np.int64] = np.asarray(labels, dtype=np.int64).reshape(-1)
+        if len(self.labels) != len(self._rows):
+            raise ValueError(f"{len(self._rows)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._rows)
+
+    def image(self, i: int) -> Tensor:
+        """Image `i` as uint8 (3, H, W), RGB; not to be written to. Raises UserError when it does not decode."""
+        return self._source.read(int(self._rows[i]))
+
+    def images(self, indices: Indices) -> list[Tensor]:
+        """The images at `indices`; their sizes may differ."""
+        return [self.image(int(i)) for i in indices]
+
+    def name(self, i: int) -> str:
+        """What an error message calls image `i`: its file, or its row in the array."""
+        return self._source.name(int(self._rows[i]))
+
+    def select(self, indices: Indices) -> ImageSet:
+        """The images at `indices`, in that order; same classes."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ImageSet(self._source, self.classes, self.labels[chosen], self._rows[chosen])
+
+    def of_classes(self, names: Sequence[str]) -> ImageSet:
+        """The images of the classes `names`, in their present order; labels are indices into `names`.
+
+        Raises UserError for a name that is not among `classes`.
+        """
+        numbers = {name: k for k, name in enumerate(self.classes)}
+        unknown = [name for name in names if name not in numbers]
+        if unknown:
+            raise UserError(f"class '{unknown[0]}' is not in the data; its classes are {', '.join(self.classes)}")
+        renumbered = np.full(len(self.classes), -1, dtype=np.int64)
+        renumbered[[numbers[name] for name in names]] = np.arange(len(names))
+        labels = renumbered[self.labels]
+        chosen = np.flatnonzero(labels >= 0)
+        return ImageSet(self._source, names, labels[chosen], self._rows[chosen])
+
+
+class Split(NamedTuple):
+    """Training and test images over the same classes."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+def load_split(config: DataConfig) -> Split:
+    """Read the data set `config.name`, cut it to n per class, and check it.
+
+    train_per_class and test_per_class keep the first n of each class (sorted file order, or array order), or all
+    where there are fewer. With validation_per_class = n the test set is made of training images, the n that follow
+    the first train_per_class of each class, or the last n (taken out of training) where train_per_class is not set;
+    test_per_class then has no effect, and the test split is not read.
+    Raises UserError: unknown data set, nothing there, a class without images or known to one split only.
+    """
+    known = [module.name for module in pkgutil.iter_modules(datasets.__path__)]
+    if config.name not in known:
+        near = difflib.get_close_matches(config.name, known, n=1, cutoff=0)[0]
+        raise UserError(f"data.name={config.name} is not known; did you mean {near} (known: {', '.join(known)})?")
+    split: Split = importlib.import_module(f"{datasets.__name__}.{config.name}").load(config)
+    _check_classes(split.train, "training")
+    if config.validation_per_class is not None:
+        return _validation(split.train, config.train_per_class, config.validation_per_class)
+    _check_same_classes(split)
+    return Split(_first(split.train, config.train_per_class), _first(split.test, config.test_per_class))
+
+
+def _check_classes(images: ImageSet, kind: str) -> None:
+    if not len(images):
+        raise UserError(f"there are no {kind} images; expected at least one for each class")
+    if len(set(images.classes)) < len(images.classes):
+        twice = next(name for name in images.classes if images.classes.count(name) > 1)
+        raise UserError(f"the class name '{twice}' occurs twice; give each class its own name")
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    if not counts.all():
+        raise UserError(
+            f"class '{images.classes[int(counts.argmin())]}' has no {kind} images; "
+            "add a readable png, jpg, webp or bmp, or remove the class"
+        )
+
+
+def _check_same_classes(split: Split) -> None:
+    extra = sorted(set(split.test.classes) - set(split.train.classes))
+    if extra:
+        raise UserError(f"class '{extra[0]}' is in test but not in train; add training images or remove it from test")
+    missing = sorted(set(split.train.classes) - set(split.test.classes))
+    if missing:
+        raise UserError(f"class '{missing[0]}' has no test images; add some or remove it from train")
+    if split.train.classes != split.test.classes:
+        raise ValueError(f"the loader gives the same classes in two orders: {split.train.classes[:3]} ...")
+    _check_classes(split.test, "test")
+
+
+def _rank(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+    """How many earlier images of the same class each image has."""
+    counts = np.bincount(labels, minlength=classes)
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[np.argsort(labels, kind="stable")] = np.arange(len(labels)) - np.repeat(counts.cumsum() - counts, counts)
+    return rank
+
+
+def _first(images: ImageSet, n: int | None) -> ImageSet:
+    if n is None:
+        return images
+    return images.select(np.flatnonzero(_rank(images.labels, len(images.classes)) < n))
+
+
+def _validation(images: ImageSet, train_per_class: int | None, n: int) -> Split:
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    needed = (train_per_class or 1) + n
+    if counts.min() < needed:
+        raise UserError(
+            f"class '{images.classes[int(counts.argmin())]}' has {counts.min()} training images but "
+            f"data.validation_per_class={n} needs {needed}; write a smaller number"
+        )
+    rank = _rank(images.labels, len(images.classes))
+    start = counts[images.labels] - n if train_per_class is None else train_per_class
+    held_out = (rank >= start) & (rank < start + n)
+    return Split(images.select(np.flatnonzero(rank < start)), images.select(np.flatnonzero(held_out)))
