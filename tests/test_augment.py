@@ -140,7 +140,7 @@ def test_boxes_are_whole_pixels_inside_the_image(
     assert ((top + height <= limits[:, 0]) & (left + width <= limits[:, 1])).all()
 
 
-@pytest.mark.parametrize("shape", [(10, 500), (500, 10), (33, 32)])
+@pytest.mark.parametrize("shape", [(10, 500), (500, 10), (40, 32)])
 def test_box_without_a_fit_is_torchvisions_central_one(shape: tuple[int, int]) -> None:
     # all of the area in an aspect that the image does not have: all ten tries fail
     scale, ratio = (1.0, 1.0), (0.999999, 1.000001)

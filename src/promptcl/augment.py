@@ -25,7 +25,8 @@ def eval_view(images: Sequence[Tensor], size: int, crop: float, device: torch.de
     """The central square of each image, uint8 (3, H, W) -> float32 (B, 3, size, size) in [0, 1].
 
     The same as a bilinear, antialiased resize to a square of side size / crop (the aspect is not kept, as in the
-    official runs: 256 for 224) followed by a central crop. `device` does the work and gets the result; None: the device of the images.
+    official runs: 256 for 224) followed by a central crop. `device` does the work and gets the result; None: the
+    device of the images.
     """
     boxes_B4 = _whole(images) * torch.tensor([(1 - crop) / 2, (1 - crop) / 2, crop, crop], dtype=torch.float64)
     return _resample(images, boxes_B4, torch.zeros(len(images), dtype=torch.bool), size, False, device)
