@@ -114,10 +114,11 @@ def test_hflip_off_keeps_the_orientation() -> None:
 
 
 def test_values_stay_in_range_and_empty_batches_are_empty() -> None:
-    white = torch.full((3, 37, 23), 255, dtype=torch.uint8)
-    views = train_view([white] * 8, 50, DataConfig(), torch.Generator().manual_seed(0))
-    assert views.max() <= 1
-    torch.testing.assert_close(views, torch.ones_like(views), atol=1e-6, rtol=0)
+    for side in (20, 37, 100, 300):  # sums of weights are 1 only up to rounding
+        white = torch.full((3, side, side), 255, dtype=torch.uint8)
+        views = train_view([white] * 8, 50, DataConfig(), torch.Generator().manual_seed(0))
+        assert views.max() <= 1
+        torch.testing.assert_close(views, torch.ones_like(views), atol=1e-6, rtol=0)
     assert eval_view([], 24, 0.9).shape == train_view([], 24, DataConfig(), torch.Generator()).shape == (0, 3, 24, 24)
 
 
@@ -147,6 +148,13 @@ def test_box_without_a_fit_is_torchvisions_central_one(shape: tuple[int, int]) -
     expected = RandomResizedCrop.get_params(torch.empty(3, *shape), list(scale), list(ratio))
     boxes = random_boxes(torch.tensor([shape]), scale, ratio, torch.Generator().manual_seed(0))
     assert tuple(boxes[0].int().tolist()) == expected
+
+
+def test_boxes_reach_every_border() -> None:
+    boxes = random_boxes(torch.tensor([(6, 6)] * 500), (0.1, 0.9), (1.0, 1.0001), torch.Generator().manual_seed(0))
+    top, left, height, width = boxes[boxes[:, 2] == 5].unbind(1)
+    assert set(top.tolist()) == set(left.tolist()) == {0, 1}  # a box of 5 in 6 has two places
+    assert set(height.tolist()) == set(width.tolist()) == {5}
 
 
 def test_boxes_are_distributed_as_torchvisions() -> None:
