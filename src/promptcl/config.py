@@ -120,4 +120,5 @@ class Config(Section):
 
 def dump_config(config: Config) -> str:
     """YAML text of every setting; `promptcl train FILE.yaml` with it repeats the run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    # Not allow_unicode: PyYAML would then write a few characters that it reads back differently.
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -49,7 +49,7 @@ def load_config(recipe_or_path: str, overrides: Sequence[str] = ()) -> Config:
         for key, text in changes:
             if key.split(".")[0] != "method":
                 _assign(data, Config, key, text)
-        config = _validate(Config, data)
+        config: Config = _validate(Config, data)
         check_name("datasets", config.data.name, "data.name")
         options = _options(method["name"])
         values = {key: value for key, value in method.items() if key != "name"}

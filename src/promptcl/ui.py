@@ -105,7 +105,7 @@ class RichUi:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._bar = self._progress.add_task("", left="", total=None)
+        self._bar = self._progress.add_task("", left="", total=None, visible=False)
         self._left = TimeLeft(clock)
         self._total = 0
 
@@ -113,7 +113,8 @@ class RichUi:
         """Say what runs, print the head of the table, start the bar."""
         self._total = total_tasks
         self._left.tasks = total_tasks
-        self._print(_headline(total_tasks, config))
+        for part in _headline(total_tasks, config).split(" on frozen "):
+            self._print(part)
         self._print(f"{'':28}{'images/s':>19}")
         self._print(f"{self._HEAD}accuracy of each task so far")
         self._progress.start()
@@ -122,7 +123,8 @@ class RichUi:
         """Start the bar of a task."""
         self._left.task(index, steps)
         description = f"task {index + 1}/{self._total}: learning"
-        self._progress.reset(self._bar, description=description, total=steps or None, left=self._left.text())
+        left = self._left.text()
+        self._progress.reset(self._bar, description=description, total=steps or None, visible=True, left=left)
 
     def step(self) -> None:
         """Move the bar."""
@@ -213,7 +215,7 @@ class TimeLeft:
 def _headline(total_tasks: int, config: Config) -> str:
     tasks = "1 task" if total_tasks == 1 else f"{total_tasks} tasks"
     backbone = f"{config.backbone.name} ({Path(config.backbone.weights).name} weights)"
-    return f"{config.method['name']} on {config.data.name}: {tasks}, {backbone}, seed {config.seed}"
+    return f"{config.method['name']}, {config.data.name}, {tasks}, seed {config.seed} on frozen {backbone}"
 
 
 def _rows(left: str, cells: Sequence[str], width: int) -> list[str]:

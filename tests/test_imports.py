@@ -1,0 +1,69 @@
+"""Imports point one way, and the command starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import promptcl
+
+PACKAGE = Path(promptcl.__file__).parent
+# A module may import those of its own floor and of the floors above it in this list.
+FLOORS = [
+    {"__init__", "errors"},
+    {"config"},
+    {"runtime", "hints", "archive"},
+    {"weights", "augment"},
+    {"backbone", "data", "datasets"},
+    {"prompts", "head", "stream", "metrics", "ui"},
+    {"methods"},
+    {"recipes", "batches", "fit"},
+    {"learner"},
+    {"experiment"},
+    {"cli"},
+    {"__main__"},
+]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def floor(room: str) -> int:
+    return next(level for level, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms (top-level modules or packages of promptcl) that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            module = node.module or ""
+            names |= {f"promptcl.{alias.name}" for alias in node.names} if module == "promptcl" else {module}
+    return {name.split(".")[1] for name in names if name.startswith("promptcl.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for other in imported_rooms(path):
+        assert floor(other) <= floor(room), f"{room} imports {other}"
+
+
+def test_no_file_grows_too_long() -> None:
+    long = {path.name: n for path in MODULES if (n := len(path.read_text(encoding="utf-8").splitlines())) >= 300}
+    assert not long
+
+
+def test_the_command_starts_without_torch() -> None:
+    code = (
+        "import sys, promptcl.cli, promptcl.config, promptcl.recipes, promptcl.ui\n"
+        "promptcl.recipes.available('methods'), promptcl.recipes.available('datasets')\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
