@@ -1,6 +1,6 @@
 """Set up and go, with nothing but Python and git: `python3 dev.py demo` or `python3 dev.py test`.
 
-The first call makes .venv and installs the package with its test tools (2 to 7 GB, nearly all of it torch).
+The first call makes .venv and installs the package with its test tools (about 6 GB on Linux, nearly all of it torch).
 """
 
 from __future__ import annotations
