@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from promptcl import weights
 from promptcl.config import BackboneConfig
 from promptcl.errors import UserError
+from promptcl.runtime import autocast
 
 _RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only"}
 _RESERVED |= {"num_classes", "in_chans", "device", "dtype"}
@@ -70,11 +71,13 @@ class Backbone(nn.Module):
     class_position_D: Tensor
     """Position vector of the class token; zeros where the model adds none to it."""
 
-    def __init__(self, vit: Any, identity: Identity, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, vit: Any, identity: Identity, mean: Sequence[float], std: Sequence[float], precision: str = "fp32"
+    ) -> None:
         """Freeze a checked model; `Backbone.create` is the way to get one."""
         super().__init__()
         self.vit = vit.requires_grad_(False)
-        self.identity = identity
+        self.identity, self.precision = identity, precision
         self.name, self.tag, self.sha256 = identity.name, identity.tag, identity.sha256
         self.width = int(vit.embed_dim)
         self.image_size = int(vit.patch_embed.img_size[0])
@@ -112,7 +115,7 @@ class Backbone(nn.Module):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         elif config.input_range == "symmetric":
             mean, std = _HALF, _HALF
-        return cls(vit, identity, mean, std)
+        return cls(vit, identity, mean, std, config.precision)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: a frozen model has no other."""
@@ -126,8 +129,9 @@ class Backbone(nn.Module):
 
     def tokens(self, images_BCHW: Tensor, prompts: Sequence[Prompt] = ()) -> Tensor:
         """All tokens [B, P+N, D] after the final norm; without prompts bit for bit timm's `forward_features`."""
-        x_BND = self._enter_last(images_BCHW, prompts)
-        out: Tensor = self.vit.norm(self.vit.blocks[-1](x_BND))
+        with autocast(images_BCHW.device, self.precision):
+            x_BND = self._enter_last(images_BCHW, prompts)
+            out: Tensor = self.vit.norm(self.vit.blocks[-1](x_BND))
         return out.float()
 
     @torch.no_grad()
@@ -140,10 +144,11 @@ class Backbone(nn.Module):
 
         Raises UserError for a prompt at a layer that the model does not have.
         """
-        x_BND = self._enter_last(images_BCHW, prompts)
         # prompts are always in front, so the rows that are read are the first ones and the class token follows
         rows = 1 + sum(prompt.tokens_BLD.shape[1] for prompt in prompts)
-        out = self.vit.norm(_last_block(self.vit.blocks[-1], x_BND, rows)).float()
+        with autocast(images_BCHW.device, self.precision):
+            x_BND = self._enter_last(images_BCHW, prompts)
+            out = self.vit.norm(_last_block(self.vit.blocks[-1], x_BND, rows)).float()
         return Features(out[:, -1], out[:, :-1])
 
     def _enter_last(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -154,8 +159,11 @@ class Backbone(nn.Module):
                 raise UserError(
                     f"a prompt at layer {prompt.layer} was asked for, {self.name} has layers 0 to {len(vit.blocks) - 1}"
                 )
+        # The fused bfloat16 attention of PyTorch's CPU build has a backward pass slower than all the rest together.
+        fused = self.precision == "fp32" or images_BCHW.device.type != "cpu"
         x_BND: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images_BCHW))))
         for layer, block in enumerate(vit.blocks):
+            block.attn.fused_attn = fused
             here = [prompt.tokens_BLD for prompt in prompts if prompt.layer == layer]
             if here:
                 x_BND = torch.cat([*here, x_BND], dim=1)
@@ -170,6 +178,7 @@ class Backbone(nn.Module):
             "image_size": self.image_size,
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
+            "precision": self.precision,
             "parameters": sum(p.numel() for p in self.vit.parameters()),
         }
 

@@ -28,9 +28,8 @@ class Batches:
         self._queries: OrderedDict[int, tuple[ImageSet, Tensor]] = OrderedDict()
 
     def _eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
-        size = self.backbone.image_size
-        view = eval_view(images.images(indices), size, self.config.data.eval_crop)
-        return self.backbone.normalise(view.to(self.device))
+        crop = self.config.data.eval_crop
+        return self.backbone.normalise(eval_view(images.images(indices), self.backbone.image_size, crop, self.device))
 
     def queries(self, images: ImageSet) -> Tensor:
         """Queries [N, D] of the evaluation view of a whole set; computed once, least recently used sets dropped."""
@@ -70,8 +69,8 @@ class Batches:
             if data.augment == "none":
                 pixels = self._eval_images(images, chosen) if needs_images else None
             elif needs_images or queries_ND is None:
-                view = train_view(images.images(chosen), self.backbone.image_size, data, generator)
-                pixels = self.backbone.normalise(view.to(self.device))
+                size = self.backbone.image_size
+                pixels = self.backbone.normalise(train_view(images.images(chosen), size, data, generator, self.device))
             index_B = index_B.to(self.device, non_blocking=True)
             if queries_ND is not None:
                 query_BD = queries_ND[index_B]
