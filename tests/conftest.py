@@ -16,5 +16,7 @@ def assets() -> Path:
     """Folder with data/ and weights/ (real images, real weights); tests that need it skip where it is absent."""
     root = Path(os.environ.get("PROMPTCL_TEST_ASSETS", Path(__file__).parents[2] / "shared"))
     if not (root / "weights").is_dir():
-        pytest.skip(f"real data and weights not found in {root}; set PROMPTCL_TEST_ASSETS to a folder with data/ and weights/")
+        pytest.skip(
+            f"real data and weights not found in {root}; set PROMPTCL_TEST_ASSETS to a folder with data/ and weights/"
+        )
     return root

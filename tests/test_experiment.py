@@ -18,6 +18,8 @@ from promptcl.learner import Learner
 from promptcl.stream import class_incremental
 from promptcl.ui import QuietUi
 
+SILENT = QuietUi(Path("."), write=lambda line: None)
+
 
 def make_config(**changes: Any) -> Config:
     settings: dict[str, Any] = {
@@ -58,7 +60,7 @@ def timeless(results: Any) -> Any:
 
 def test_results_say_what_they_promise_and_repeat_to_the_last_digit(tmp_path: Path) -> None:
     config = make_config(tasks=5)
-    first = run(config, tmp_path / "a", QuietUi(Path("."), write=lambda line: None))
+    first = run(config, tmp_path / "a", SILENT)
     written = json.loads((tmp_path / "a" / "results.json").read_text())
     assert written == first
     matrix = written["accuracy_matrix"]
@@ -74,9 +76,9 @@ def test_results_say_what_they_promise_and_repeat_to_the_last_digit(tmp_path: Pa
     for record in written["tasks"]:
         assert record["train_images_per_second"] > 0
         assert record["eval_seconds"] > 0
-    again = run(config, tmp_path / "b", QuietUi(Path("."), write=lambda line: None))
+    again = run(config, tmp_path / "b", SILENT)
     assert timeless(again) == timeless(first)
-    other = run(make_config(tasks=5, seed=2), tmp_path / "c", QuietUi(Path("."), write=lambda line: None))
+    other = run(make_config(tasks=5, seed=2), tmp_path / "c", SILENT)
     assert timeless(other)["accuracy_matrix"] != timeless(first)["accuracy_matrix"] or (
         other["prompt_selections"] != first["prompt_selections"]
     )
@@ -87,7 +89,7 @@ def test_results_say_what_they_promise_and_repeat_to_the_last_digit(tmp_path: Pa
     [({"name": "ncm"}, {}), ({"name": "linear"}, {}), ({"name": "linear"}, {"mask": False}), ({"name": "joint"}, {})],
 )
 def test_baselines(tmp_path: Path, method: dict[str, Any], train: dict[str, Any]) -> None:
-    results = run(make_config(method=method, train=train, data={"augment": "none"}), tmp_path, QuietUi(Path("."), write=lambda line: None))
+    results = run(make_config(method=method, train=train, data={"augment": "none"}), tmp_path, SILENT)
     assert 0 <= results["average_accuracy"] <= 100
     assert results["prompt_selections"] is None
     assert (results["forgetting"] is None) == (method["name"] == "joint")
@@ -164,7 +166,7 @@ def test_an_unknown_class_in_evaluation_is_named(backbone: Backbone, digits: lis
 def test_a_loss_that_explodes_is_an_error_and_leaves_no_results(tmp_path: Path) -> None:
     config = make_config(train={"lr": 1e30, "optimizer": "sgd", "clip_norm": None, "epochs": 3})
     with pytest.raises(UserError, match=r"loss became .* lower the learning rate"):
-        run(config, tmp_path / "out", QuietUi(Path("."), write=lambda line: None))
+        run(config, tmp_path / "out", SILENT)
     assert not (tmp_path / "out" / "results.json").exists()
 
 

@@ -13,7 +13,7 @@ from promptcl.backbone import Backbone
 from promptcl.config import BackboneConfig, TrainConfig
 from promptcl.fit import effective_lr
 from promptcl.methods._base import Batch
-from promptcl.methods.l2p import Model, Options
+from promptcl.methods.l2p import L2POptions, Model
 from promptcl.runtime import task_generator
 
 
@@ -23,7 +23,7 @@ def backbone() -> Backbone:
 
 
 def make(backbone: Backbone, classes: int = 6, **options: object) -> Model:
-    model = Model(Options.model_validate(options), backbone.width, task_generator(0, 0, "test"))
+    model = Model(L2POptions.model_validate(options), backbone.width, task_generator(0, 0, "test"))
     model.grow(classes, task_generator(0, 0, "grow"))
     return model
 
@@ -49,7 +49,7 @@ def test_at_initialisation(backbone: Backbone) -> None:
     index, similarity = model.select(batch.query_BD)
     pull = similarity.gather(1, index).sum(1).mean()
     assert loss.item() == pytest.approx(math.log(3) - 0.5 * pull.item(), abs=1e-5)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     prompts, keys, head = model.pool.prompts_MLD.grad, model.pool.keys_MD.grad, model.head.weight_KD.grad
     assert prompts is not None
     assert keys is not None
@@ -74,7 +74,7 @@ def test_gradient_flow_is_separated(backbone: Backbone) -> None:
     """Keys learn from the pull term alone; prompts and head from the cross-entropy alone (spec 1.8)."""
     model, batch = make(backbone, pull=0.0), make_batch(backbone)
     shake(model)
-    model.loss(backbone, batch, None).backward()  # type: ignore[no-untyped-call]
+    model.loss(backbone, batch, None).backward()
     assert model.pool.keys_MD.grad is not None
     assert not model.pool.keys_MD.grad.any()
     assert model.pool.prompts_MLD.grad is not None
@@ -150,4 +150,4 @@ def test_learning_rate_of_the_release() -> None:
 
 def test_more_prompts_selected_than_there_are_is_refused() -> None:
     with pytest.raises(ValidationError, match="top_k=5 is more than pool_size=3"):
-        Options(pool_size=3)
+        L2POptions(pool_size=3)

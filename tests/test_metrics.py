@@ -4,7 +4,7 @@ import pytest
 
 from promptcl import metrics
 
-MATRIX = [
+MATRIX: list[list[float | None]] = [
     [90.0, None, None],
     [70.0, 80.0, None],
     [60.0, 85.0, 95.0],
@@ -20,7 +20,7 @@ def test_values_by_hand() -> None:
 
 
 def test_forgetting_takes_the_best_earlier_value() -> None:
-    matrix = [[50.0, None, None], [80.0, 70.0, None], [60.0, 70.0, 90.0]]
+    matrix: list[list[float | None]] = [[50.0, None, None], [80.0, 70.0, None], [60.0, 70.0, 90.0]]
     assert metrics.forgetting(matrix) == pytest.approx((20 + 0) / 2)
 
 

@@ -54,7 +54,8 @@ def run(config: Config, out: Path, ui: Ui) -> dict[str, Any]:
             evaluations.append(learner.evaluate(seen.test))
         row: list[float | None] = [e.accuracy for e in evaluations]
         if joint:
-            matrix = [[None] * len(tasks) for _ in tasks[1:]] + [row]
+            blank: list[float | None] = [None] * len(tasks)
+            matrix = [*(blank[:] for _ in tasks[1:]), row]
         else:
             matrix.append(row + [None] * (len(tasks) - t - 1))
         selections["train"].append(learned.selections)
@@ -69,7 +70,9 @@ def run(config: Config, out: Path, ui: Ui) -> dict[str, Any]:
     return results
 
 
-def _record(t: int, task: Task, learner: Learner, learned: LearnRecord, evaluations: list[Evaluation]) -> dict[str, Any]:
+def _record(
+    t: int, task: Task, learner: Learner, learned: LearnRecord, evaluations: list[Evaluation]
+) -> dict[str, Any]:
     seconds, images = sum(e.seconds for e in evaluations), sum(e.images for e in evaluations)
     return {
         "task": t,

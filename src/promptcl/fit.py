@@ -56,7 +56,7 @@ def fit(
         for batch in batches.training(images, labels_N, method.needs_images, generator):
             loss = method.loss(batches.backbone, batch, present_K)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if train.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, train.clip_norm)
             optimizer.step()

@@ -71,7 +71,9 @@ class Learner:
         position = {name: k for k, name in enumerate(self.classes)}
         unknown = [name for name in images.classes if name not in position]
         if unknown:
-            raise UserError(f"class {unknown[0]!r} was never learned: expected one of the {len(position)} learned classes")
+            raise UserError(
+                f"class {unknown[0]!r} was never learned: expected one of the {len(position)} learned classes"
+            )
         ids_C = torch.tensor([position[name] for name in images.classes])
         return ids_C[torch.as_tensor(images.labels)].to(self.device)
 
@@ -99,9 +101,8 @@ class Learner:
             fit(method, self.batches, images, labels_N, present_K, config, task_generator(seed, task, "training"), step)
         selections = method.pop_selections()
         method.eval()
-        if method.finishes:
-            with torch.inference_mode():
-                method.finish(self.backbone, self.batches.evaluation(images, labels_N, method.needs_images, method.group))
+        with torch.inference_mode():
+            method.finish(self.backbone, self.batches.evaluation(images, labels_N, method.needs_images, method.group))
         self.tasks_learned += 1
         seen = len(images) * (config.train.epochs if method.trained else 1)
         return LearnRecord(seen, time.perf_counter() - start, selections)

@@ -19,7 +19,7 @@ def _value(matrix: Sequence[Row], t: int, i: int) -> float:
 
 
 def average_accuracy(matrix: Sequence[Row]) -> float:
-    """Mean over tasks of the accuracy after the last task: A_T = 1/T sum_i a[T-1][i] (Lopez-Paz & Ranzato 2017; L2P sec. 5)."""
+    """Mean over tasks of the accuracy after the last: A_T = 1/T sum_i a[T-1][i] (Lopez-Paz & Ranzato 2017)."""
     last = len(matrix) - 1
     return sum(_value(matrix, last, i) for i in range(len(matrix[last]))) / len(matrix[last])
 

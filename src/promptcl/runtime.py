@@ -26,7 +26,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} is not usable here: expected cpu, cuda, cuda:N or mps; write device=auto") from error
+        raise UserError(
+            f"device={name} is not usable here: expected cpu, cuda, cuda:N or mps; write device=auto"
+        ) from error
     return device
 
 

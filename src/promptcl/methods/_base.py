@@ -26,13 +26,11 @@ class Batch(NamedTuple):
 class Method(nn.Module, ABC):
     """A learner of classes on top of a frozen backbone.
 
-    `state_dict()` is exactly what was learned; the backbone is an argument, never a member. A subclass is called Model,
-    lives in methods/<name>.py and has its settings in `Options`.
+    `state_dict()` is exactly what was learned; the backbone is an argument, never a member. A subclass is called
+    Model, lives in methods/<name>.py and has its settings in `Options`.
     """
 
     Options: ClassVar[type[Section]] = Section
-    trained: ClassVar[bool] = True
-    """False: no gradient steps, `finish` does all."""
     needs_images: ClassVar[bool] = True
     """False: the query feature is all it reads, so cached queries save the whole forward pass."""
     joint: ClassVar[bool] = False
@@ -40,10 +38,10 @@ class Method(nn.Module, ABC):
     use_mask: ClassVar[bool] = True
     """False: train.mask does not apply."""
     group: int = 1
-    """Images whose predictions depend on each other (more than 1 only for vote: batch); evaluation keeps groups whole."""
+    """Images whose predictions depend on each other (above 1 only for vote: batch); evaluation keeps groups whole."""
 
     def __init__(self, options: Any, width: int, generator: torch.Generator) -> None:
-        """Start with no class. `options` is an instance of Options, `width` the backbone's, `generator` draws initial values."""
+        """Start with no class: `options` of type Options, the backbone's `width`, `generator` for initial values."""
         super().__init__()
         self.options = options
 
@@ -59,11 +57,13 @@ class Method(nn.Module, ABC):
         """Scalar training loss; here cross-entropy over the classes marked in present_K (None: all)."""
         return masked_cross_entropy(self.logits(backbone, batch), batch.labels_B, present_K)
 
-    def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:  # noqa: B027 - optional by design
-        """After a task: one pass over its training images in the evaluation view (class means, freezing)."""
+    def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
+        """After a task: its training images, evaluation view (class means, freezing); made only if iterated."""
 
-    finishes: ClassVar[bool] = False
-    """True if `finish` reads its batches."""
+    @property
+    def trained(self) -> bool:
+        """False: the next task takes no gradient steps, `finish` does all."""
+        return True
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Parameters to train and their learning rates."""
@@ -75,7 +75,7 @@ class Method(nn.Module, ABC):
 
 
 def masked_cross_entropy(logits_BK: Tensor, labels_B: Tensor, present_K: Tensor | None) -> Tensor:
-    """Mean cross-entropy; logits of classes not in present_K are set to -inf, so their head rows get no gradient (spec 1.9)."""
+    """Mean cross-entropy; logits outside present_K become -inf, so their head rows get no gradient (spec 1.9)."""
     if present_K is not None:
         logits_BK = logits_BK.masked_fill(~present_K, float("-inf"))
     return F.cross_entropy(logits_BK, labels_B)

@@ -5,8 +5,6 @@ The upper bound of any other method is the same command with tasks=1.
 
 from promptcl.methods import linear
 
-Options = linear.Options
-
 
 class Model(linear.Model):
     """Linear head, all classes together."""

@@ -14,14 +14,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Prompt
+from promptcl.backbone import Backbone, Features, Prompt
 from promptcl.config import Section
 from promptcl.head import GrowingLinear
 from promptcl.methods._base import Batch, Method, masked_cross_entropy
 from promptcl.prompts import Init, PromptPool, initialise, top_n, vote
 
 
-class Options(Section):
+class L2POptions(Section):
     """Settings of L2P; symbols of the paper in brackets."""
 
     pool_size: int = Field(default=10, gt=0)
@@ -33,8 +33,8 @@ class Options(Section):
     pull: float = Field(default=0.5, ge=0)
     """Weight of the pull term [lambda]."""
     vote: Literal["image", "batch"] = "image"
-    """`image`: every image takes its own prompts (paper). `batch`: majority vote within a group, as the public code does;
-    a prediction then depends on its neighbours, and test batches from one task leak the task."""
+    """`image`: every image takes its own prompts (paper). `batch`: majority vote within a group, as the public code
+    does; a prediction then depends on its neighbours, and test batches from one task leak the task."""
     vote_size: int = Field(default=16, gt=0)
     """Images that vote together with `vote: batch`; independent of the batch size."""
     prompt_init: Init = "uniform"
@@ -52,7 +52,7 @@ class Options(Section):
     """Learning rate of the prompts; None takes the one of everything else."""
 
     @model_validator(mode="after")
-    def _pool_holds_selection(self) -> Options:
+    def _pool_holds_selection(self) -> L2POptions:
         if self.top_k > self.pool_size:
             raise ValueError(f"top_k={self.top_k} is more than pool_size={self.pool_size}")
         return self
@@ -61,11 +61,11 @@ class Options(Section):
 class Model(Method):
     """Prompt pool, keys and a growing linear head."""
 
-    Options = Options
-    options: Options
+    Options = L2POptions
+    options: L2POptions
     counts_M: Tensor
 
-    def __init__(self, options: Options, width: int, generator: torch.Generator) -> None:
+    def __init__(self, options: L2POptions, width: int, generator: torch.Generator) -> None:
         """Draw prompts [M, L, D] and keys [M, D]."""
         super().__init__(options, width, generator)
         o = options
@@ -95,12 +95,13 @@ class Model(Method):
         tokens_BPD = self.pool.take(index_BN)
         if self.options.position == "class":
             tokens_BPD = tokens_BPD + backbone.class_position_D
-        out = backbone(batch.images_BCHW, [Prompt(0, tokens_BPD)])
+        out: Features = backbone(batch.images_BCHW, [Prompt(0, tokens_BPD)])
         return out.pooled_BD if self.options.pooling == "class" else out.prompts_BPD.mean(1)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K]."""
-        return self.head(self.features(backbone, batch, self.select(batch.query_BD)[0]))
+        logits_BK: Tensor = self.head(self.features(backbone, batch, self.select(batch.query_BD)[0]))
+        return logits_BK
 
     def loss(self, backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
         """Cross-entropy minus lambda times the cosines to the selected keys, summed over N, averaged over B (eq. 5)."""

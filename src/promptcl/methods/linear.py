@@ -1,4 +1,4 @@
-"""Linear: a linear head on the frozen features, trained task by task, no prompts (baseline; train.mask=false unmasks it)."""
+"""Linear: a linear head on the frozen features, trained task by task, masked or not (baseline)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from promptcl.head import GrowingLinear
 from promptcl.methods._base import Batch, Method
 
 
-class Options(Section):
+class LinearOptions(Section):
     """Settings."""
 
     head_init: Literal["zero", "uniform"] = "zero"
@@ -22,10 +22,10 @@ class Options(Section):
 class Model(Method):
     """A growing linear head."""
 
-    Options = Options
+    Options = LinearOptions
     needs_images = False
 
-    def __init__(self, options: Options, width: int, generator: torch.Generator) -> None:
+    def __init__(self, options: LinearOptions, width: int, generator: torch.Generator) -> None:
         """Start with no class."""
         super().__init__(options, width, generator)
         self.head = GrowingLinear(width, options.head_init)
@@ -36,4 +36,5 @@ class Model(Method):
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K]."""
-        return self.head(batch.query_BD)
+        logits_BK: Tensor = self.head(batch.query_BD)
+        return logits_BK

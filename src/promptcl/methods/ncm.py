@@ -1,4 +1,4 @@
-"""NCM: nearest class mean (cosine) of the frozen features; nothing is trained (baseline: Janson et al., arXiv 2210.04428)."""
+"""NCM: nearest class mean (cosine) of the frozen features, nothing trained (Janson et al., arXiv 2210.04428)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,17 @@ from promptcl.head import ClassMeans
 from promptcl.methods._base import Batch, Method
 
 
-class Options(Section):
+class NCMOptions(Section):
     """No settings."""
 
 
 class Model(Method):
     """One mean feature a class."""
 
-    Options = Options
-    trained = False
+    Options = NCMOptions
     needs_images = False
-    finishes = True
 
-    def __init__(self, options: Options, width: int, generator: torch.Generator) -> None:
+    def __init__(self, options: NCMOptions, width: int, generator: torch.Generator) -> None:
         """Start with no class."""
         super().__init__(options, width, generator)
         self.means = ClassMeans(width)
@@ -41,4 +39,10 @@ class Model(Method):
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cosine [B, K] of the frozen feature with each class mean."""
-        return self.means(batch.query_BD)
+        logits_BK: Tensor = self.means(batch.query_BD)
+        return logits_BK
+
+    @property
+    def trained(self) -> bool:
+        """Means take no gradient steps."""
+        return False
