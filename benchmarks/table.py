@@ -1,0 +1,129 @@
+"""Write the README's tables from measured results: `python benchmarks/table.py`, or `--check` to compare only.
+
+A table NAME stands between `<!-- table: NAME -->` and `<!-- end -->`. Its rows, in order, are the entries of
+benchmarks/results/NAME/rows.yaml (row, label, command and, if wanted, note); the numbers of a row come from
+benchmarks/results/NAME/ROW/*.json, each the results.json of one seed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = re.compile(r"(?P<begin><!-- table: (?P<name>[\w.-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+HEAD = (
+    "| | accuracy % | forgetting | learning accuracy % | seeds | trained parameters | images/s (learning, testing) |\n"
+    "|:--|--:|--:|--:|--:|--:|--:|\n"
+)
+Results = dict[str, Any]
+
+
+class TableError(Exception):
+    """Results or rows.yaml that do not make a table; one sentence."""
+
+
+def main(arguments: list[str]) -> int:
+    """Bring README.md up to date, or with `--check` say (exit code 1) that it is not."""
+    if arguments not in ([], ["--check"]):
+        print("usage: python benchmarks/table.py [--check]", file=sys.stderr)
+        return 2
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    try:
+        new = fill(old, ROOT / "benchmarks" / "results")
+    except TableError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if new == old:
+        return 0
+    if arguments:
+        print("README.md differs from benchmarks/results; run: python benchmarks/table.py", file=sys.stderr)
+        return 1
+    readme.write_text(new, encoding="utf-8")
+    return 0
+
+
+def fill(text: str, results: Path) -> str:
+    """`text` with every marked table replaced by the one of the folder `results`/NAME.
+
+    Raises:
+        TableError: a table without markers or markers without a table; see `table`.
+    """
+    marked = [match["name"] for match in TABLE.finditer(text)]
+    folders = sorted(path.parent.name for path in results.glob("*/rows.yaml"))
+    if sorted(marked) != folders:
+        raise TableError(f"tables marked in the text: {sorted(marked)}; folders with rows.yaml in {results}: {folders}")
+    return TABLE.sub(lambda match: f"{match['begin']}{table(results / match['name'])}{match['end']}", text)
+
+
+def table(folder: Path) -> str:
+    """The table, its notes and its commands as Markdown.
+
+    Raises:
+        TableError: rows and folders differ; a row's files differ in more than the seed, or repeat one.
+    """
+    rows = yaml.safe_load((folder / "rows.yaml").read_text(encoding="utf-8"))
+    named, found = [row["row"] for row in rows], sorted(path.name for path in folder.iterdir() if path.is_dir())
+    if sorted(named) != found:
+        raise TableError(f"{folder / 'rows.yaml'} names {sorted(named)}, but the folders are {found}")
+    lines = [f"| {row['label']} | {' | '.join(cells(load_row(folder / row['row'])))} |\n" for row in rows]
+    notes = [f"- {row['label']}: {row['note']}\n" for row in rows if row.get("note")]
+    commands = [f"{row['command']}  # {row['label']}\n" for row in rows]
+    return "".join([HEAD, *lines, "\n", *notes, "\n" if notes else "", "```sh\n", *commands, "```\n"])
+
+
+def load_row(folder: Path) -> list[Results]:
+    """The results of a row's seeds, in the order of the seeds."""
+    seeds: dict[int, Results] = {}
+    settings: set[str] = set()
+    for path in sorted(folder.glob("*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        config = dict(results["config"])
+        seed = config.pop("seed")
+        if seed in seeds:
+            raise TableError(f"{path}: seed {seed} is there twice")
+        seeds[seed] = results
+        settings.add(json.dumps(config, sort_keys=True))
+    if not seeds:
+        raise TableError(f"{folder}: no results; copy the results.json of each seed there, e.g. as seed1.json")
+    if len(settings) > 1:
+        raise TableError(f"{folder}: the runs differ in more than the seed; give each setting a row of its own")
+    return [seeds[seed] for seed in sorted(seeds)]
+
+
+def cells(runs: list[Results]) -> list[str]:
+    """The cells of a row after its label."""
+    devices = sorted({run["device"] for run in runs})
+    speeds = [f"{statistics.mean(speed(run, kind) for run in runs):,.0f}" for kind in ("train", "eval")]
+    return [
+        *(spread([run[key] for run in runs]) for key in ("average_accuracy", "forgetting", "learning_accuracy")),
+        str(len(runs)),
+        f"{max(run['trained_parameters'] for run in runs):,}",
+        f"{', '.join(speeds)} ({', '.join(devices)})",
+    ]
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean ± sample standard deviation; the value alone for one seed; `-` where there is none."""
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    mean = f"{statistics.mean(numbers):.2f}"
+    return f"{mean} ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else mean
+
+
+def speed(results: Results, kind: str) -> float:
+    """Images a second over all tasks; `kind` is train or eval."""
+    tasks = results["tasks"]
+    return float(sum(task[f"{kind}_images"] for task in tasks) / sum(task[f"{kind}_seconds"] for task in tasks))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
