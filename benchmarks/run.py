@@ -1,0 +1,51 @@
+"""Run the rows of a README table and keep their results.json: `python benchmarks/run.py cifar100-lite --seeds 42,1`.
+
+The rows and their commands are in benchmarks/results/TABLE/rows.yaml; `$LITE` and other variables in a command come from
+the environment (README.md says what they hold). A result that is already there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    """Run what is asked for; the exit code is the number of failed runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table")
+    parser.add_argument("--rows", help="names, comma-separated (default: all)")
+    parser.add_argument("--seeds", default="42")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs", help="folder of the runs themselves")
+    arguments = parser.parse_args()
+    folder = ROOT / "benchmarks" / "results" / arguments.table
+    rows = yaml.safe_load((folder / "rows.yaml").read_text(encoding="utf-8"))
+    wanted = arguments.rows.split(",") if arguments.rows else [row["row"] for row in rows]
+    failed = 0
+    for row in (row for row in rows if row["row"] in wanted):
+        for seed in arguments.seeds.split(","):
+            kept = folder / row["row"] / f"{seed}.json"
+            if kept.exists():
+                continue
+            out = arguments.out / arguments.table / f"{row['row']}-seed{seed}"
+            words = shlex.split(os.path.expandvars(row["command"]))
+            command = [sys.executable, "-m", *words, f"seed={seed}", "--out", str(out), "--quiet"]
+            if subprocess.run(command, cwd=ROOT).returncode != 0:
+                failed += 1
+                continue
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copy(out / "results.json", kept)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
