@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,8 @@ def refused(*arguments: str, cwd: Path) -> str:
     return result.stderr
 
 
-def test_help_and_version_are_fast(tmp_path: Path) -> None:
-    promptcl("--help", cwd=tmp_path)  # compiles the byte code, once
-    start = time.perf_counter()
+def test_help_and_version(tmp_path: Path) -> None:
     result = promptcl("--help", cwd=tmp_path)
-    assert time.perf_counter() - start < 1
     assert result.returncode == 0
     assert "train" in result.stdout
     assert "list" in result.stdout
