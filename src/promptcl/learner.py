@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -137,6 +137,5 @@ class Learner:
         ]
 
     def trained_parameters(self) -> int:
-        """Number of parameters that training moves (prompts, keys, head), with the classes so far."""
-        groups: Sequence[dict[str, list[Tensor]]] = self.method.parameter_groups(1.0) if self.method.trained else []
-        return sum(p.numel() for group in groups for p in group["params"])
+        """Number of parameters that gradients move (prompts, keys, head), with the classes so far."""
+        return sum(p.numel() for group in self.method.parameter_groups(1.0) for p in group["params"])
