@@ -209,7 +209,7 @@ def test_time_left_counts_the_steps_and_tests_to_come() -> None:
     for _ in range(5):
         now[0] += 2.0
         left.step()
-    left.task_done(0, 4.0)  # one test set takes 4 s; tasks 2 and 3 will evaluate 2 and 3 of them
+    left.task_done(0, 4.0, 1)  # one test set takes 4 s; tasks 2 and 3 will evaluate 2 and 3 of them
     left.task(1, 10)
     assert left.seconds() == pytest.approx(20 * 2.0 + (2 + 3) * 4.0)
     assert left.text() == "1 min left"

@@ -26,15 +26,15 @@ class Tree:
     read: Callable[[str], bytes]
 
 
-def open_tree(root: Path) -> Tree:
-    """List what is in a folder or an archive.
+def open_tree(root: Path, everything: bool = False) -> Tree:
+    """List what is in a folder or an archive; of a folder only what is below `train` and `test`, or `everything`.
 
     A folder, a .tar and a .zip are read file by file when asked; a .tar.gz, which allows no such access, is read once
     and its files stay in memory as they are. Links in archives are ignored, links in folders are followed.
     Raises UserError: nothing there, no archive, a damaged archive, a member that points outside of the archive.
     """
     if root.is_dir():
-        return _folder(root)
+        return _folder(root, everything)
     if not root.exists():
         raise UserError(f"data.root={root} does not exist; expected a folder or an archive ({' '.join(ARCHIVES)})")
     if not root.name.lower().endswith(ARCHIVES):
@@ -47,11 +47,11 @@ def open_tree(root: Path) -> Tree:
         raise UserError(f"the archive {root} is damaged or cut short ({error}); get it again") from error
 
 
-def _folder(root: Path) -> Tree:
+def _folder(root: Path, everything: bool) -> Tree:
     tops = [root] if (root / "train").is_dir() else [top for top in root.iterdir() if (top / "train").is_dir()]
     paths: list[str] = []
-    for start in (top / split for top in tops for split in ("train", "test")):
-        # only these two are walked: a wrong root may be a home directory
+    # A wrong root may be a home directory: no more is walked than needed.
+    for start in [root] if everything else [top / split for top in tops for split in ("train", "test")]:
         for folder, _, files in os.walk(start, followlinks=True):
             inside = Path(folder).relative_to(root).as_posix()
             paths += [f"{inside}/", *(f"{inside}/{file}" for file in files)]

@@ -58,26 +58,32 @@ class Batches:
         self, images: ImageSet, labels_N: Tensor, needs_images: bool, generator: torch.Generator
     ) -> Iterator[Batch]:
         """Batches of one epoch in random order, augmented; the query sees the same view (spec 1.2) or the clean one."""
-        train, data = self.config.train, self.config.data
-        clean = data.augment == "none" or train.query_view == "clean"
-        queries_ND = self.queries(images) if clean else None
-        order = torch.randperm(len(images), generator=generator)
-        for index_B in order.split(train.batch_size):
+        train = self.config.train
+        order_N = torch.randperm(len(images), generator=generator)
+        for start in range(0, len(images), train.batch_size):
+            index_B = order_N[start : start + train.batch_size]
             if train.drop_last and len(index_B) < train.batch_size <= len(images):
                 return
-            chosen, pixels = index_B.tolist(), None
-            if data.augment == "none":
-                pixels = self._eval_images(images, chosen) if needs_images else None
-            elif needs_images or queries_ND is None:
-                size = self.backbone.image_size
-                pixels = self.backbone.normalise(train_view(images.images(chosen), size, data, generator, self.device))
-            index_B = index_B.to(self.device, non_blocking=True)
-            if queries_ND is not None:
-                query_BD = queries_ND[index_B]
-            else:
-                assert pixels is not None
-                query_BD = self.backbone.query(pixels)
-            yield Batch(pixels, query_BD, labels_N[index_B])
+            yield self.view(images, labels_N, index_B, needs_images, generator)
+
+    def view(
+        self, images: ImageSet, labels_N: Tensor, index_B: Tensor, needs_images: bool, generator: torch.Generator
+    ) -> Batch:
+        """The training view of the images `index_B` as a batch."""
+        data, chosen, pixels = self.config.data, index_B.tolist(), None
+        clean = data.augment == "none" or self.config.train.query_view == "clean"
+        if data.augment == "none":
+            pixels = self._eval_images(images, chosen) if needs_images else None
+        elif needs_images or not clean:
+            size = self.backbone.image_size
+            pixels = self.backbone.normalise(train_view(images.images(chosen), size, data, generator, self.device))
+        index_B = index_B.to(self.device, non_blocking=True)
+        if clean:
+            query_BD = self.queries(images)[index_B]
+        else:
+            assert pixels is not None
+            query_BD = self.backbone.query(pixels)
+        return Batch(pixels, query_BD, labels_N[index_B])
 
     def steps_per_epoch(self, count: int) -> int:
         """Optimiser steps of one epoch over `count` images."""

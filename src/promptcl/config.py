@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 
@@ -58,6 +58,10 @@ class DataConfig(Section):
     validation_per_class: int | None = Field(default=None, gt=0)
     """Tune with this: the next n TRAINING images of each class are the test set; the test split is never read."""
     class_order: Literal["official", "shuffled"] = "official"
+    order: tuple[str, ...] | None = None
+    """Data sets or domains to use, in their order of arrival; None takes all in the order that the data set states."""
+    test_set: Literal["task", "common"] = "task"
+    """Domains: a test set of each domain's own, or `common`: one of all of them, met after every task."""
     augment: Literal["crop", "flip", "none"] = "crop"
     """`crop`: random resized crop and flip; `flip`: flip only; `none`: the evaluation view."""
     crop_scale: tuple[float, float] = (0.05, 1.0)
@@ -91,7 +95,9 @@ class TrainConfig(Section):
     clip_norm: float | None = Field(default=1.0, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     mask: bool = True
-    """Training mask: classes outside the task take no part in the softmax."""
+    """Training mask: classes outside the task take no part in the softmax (never used with scenario=domain)."""
+    mask_classes: Literal["task", "batch"] = "task"
+    """Classes the mask leaves in: those of the task (of the micro-task in a Gaussian stream), or those of the batch."""
     drop_last: bool = False
     query_view: Literal["augmented", "clean"] = "augmented"
     """View that queries the keys in training; `clean` queries are computed once per image."""
@@ -103,10 +109,38 @@ class EvalConfig(Section):
     batch_size: int = Field(default=64, gt=0)
 
 
+class GaussianConfig(Section):
+    """The Gaussian schedule of `scenario: gaussian` (L2P release, spec of arXiv 2105.13327)."""
+
+    micro_tasks: int = Field(default=200, gt=0)
+    steps: int = Field(default=5, gt=0)
+    """Batches of a micro-task; every batch is seen train.epochs times."""
+    sigma: float = Field(default=50.0, gt=0)
+    """Standard deviation of a class around its peak, in batches."""
+    evaluate_every: int = Field(default=10, gt=0)
+    """Micro-tasks between two evaluations on the whole test set."""
+    release_schedule: bool = False
+    """What the release's shipped file does: steps = -1, so a five times wider schedule, and micro-tasks that train on
+    ALL images of their classes; `steps` is then not read."""
+
+
+class MemoryConfig(Section):
+    """Rehearsal: images of earlier tasks, replayed beside the new ones."""
+
+    per_class: int = Field(default=0, ge=0)
+    """Images kept of each class; 0: no rehearsal."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Replayed images of a step, on top of train.batch_size; None: as many as train.batch_size."""
+
+
 class Config(Section):
     """One run."""
 
+    scenario: Literal["class", "domain", "gaussian"] = "class"
+    """`class`: new classes in every task; `domain`: the same classes in a new domain; `gaussian`: no tasks at all."""
     tasks: int = Field(default=10, gt=0)
+    """Tasks of a class-incremental stream. Data that come in parts (data sets, domains) have one task a part, unless
+    this is 1: everything at once. Not read with scenario=gaussian."""
     seed: int = Field(default=42, ge=0)
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
@@ -114,8 +148,18 @@ class Config(Section):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    gaussian: GaussianConfig = GaussianConfig()
+    memory: MemoryConfig = MemoryConfig()
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "l2p"})
     """`name` plus the options of that method (class Options in methods/<name>.py)."""
+
+    @model_validator(mode="after")
+    def _no_task_ends_in_a_gaussian_stream(self) -> Config:
+        if self.scenario == "gaussian" and self.train.schedule == "cosine":
+            raise ValueError(
+                "train.schedule=cosine needs task ends; with scenario=gaussian write train.schedule=constant"
+            )
+        return self
 
 
 def dump_config(config: Config) -> str:

@@ -170,6 +170,10 @@ class ImageSet:
         chosen = np.asarray(indices, dtype=np.int64)
         return ImageSet(self._source, self.classes, self.labels[chosen], self._rows[chosen])
 
+    def renamed(self, classes: Sequence[str]) -> ImageSet:
+        """The same images with other names for the classes, one for each."""
+        return ImageSet(self._source, classes, self.labels, self._rows)
+
     def of_classes(self, names: Sequence[str]) -> ImageSet:
         """The images of the classes `names`, in their present order; labels are indices into `names`.
 
@@ -207,14 +211,15 @@ def load_split(config: DataConfig) -> Split:
         near = difflib.get_close_matches(config.name, known, n=1, cutoff=0)[0]
         raise UserError(f"data.name={config.name} is not known; did you mean {near} (known: {', '.join(known)})?")
     split: Split = importlib.import_module(f"{datasets.__name__}.{config.name}").load(config)
-    _check_classes(split.train, "training")
+    check_classes(split.train, "training")
     if config.validation_per_class is not None:
-        return _validation(split.train, config.train_per_class, config.validation_per_class)
-    _check_same_classes(split)
-    return Split(_first(split.train, config.train_per_class), _first(split.test, config.test_per_class))
+        return validation(split.train, config.train_per_class, config.validation_per_class)
+    check_same_classes(split)
+    return Split(first(split.train, config.train_per_class), first(split.test, config.test_per_class))
 
 
-def _check_classes(images: ImageSet, kind: str) -> None:
+def check_classes(images: ImageSet, kind: str) -> None:
+    """Raise UserError unless every class has images and a name of its own; `kind`: training or test."""
     if not len(images):
         raise UserError(f"there are no {kind} images; expected at least one for each class")
     if len(set(images.classes)) < len(images.classes):
@@ -228,7 +233,8 @@ def _check_classes(images: ImageSet, kind: str) -> None:
         )
 
 
-def _check_same_classes(split: Split) -> None:
+def check_same_classes(split: Split) -> None:
+    """Raise UserError unless both sets have images of the same classes."""
     extra = sorted(set(split.test.classes) - set(split.train.classes))
     if extra:
         raise UserError(f"class '{extra[0]}' is in test but not in train; add training images or remove it from test")
@@ -237,10 +243,10 @@ def _check_same_classes(split: Split) -> None:
         raise UserError(f"class '{missing[0]}' has no test images; add some or remove it from train")
     if split.train.classes != split.test.classes:
         raise ValueError(f"the loader gives the same classes in two orders: {split.train.classes[:3]} ...")
-    _check_classes(split.test, "test")
+    check_classes(split.test, "test")
 
 
-def _rank(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
+def ranks(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
     """How many earlier images of the same class each image has."""
     counts = np.bincount(labels, minlength=classes)
     rank = np.empty(len(labels), dtype=np.int64)
@@ -248,13 +254,15 @@ def _rank(labels: npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
     return rank
 
 
-def _first(images: ImageSet, n: int | None) -> ImageSet:
+def first(images: ImageSet, n: int | None) -> ImageSet:
+    """The first n images of each class, or all."""
     if n is None:
         return images
-    return images.select(np.flatnonzero(_rank(images.labels, len(images.classes)) < n))
+    return images.select(np.flatnonzero(ranks(images.labels, len(images.classes)) < n))
 
 
-def _validation(images: ImageSet, train_per_class: int | None, n: int) -> Split:
+def validation(images: ImageSet, train_per_class: int | None, n: int) -> Split:
+    """Training images and the n of each class held out, as load_split says. Raises UserError when there are too few."""
     counts = np.bincount(images.labels, minlength=len(images.classes))
     needed = (train_per_class or 1) + n
     if counts.min() < needed:
@@ -262,7 +270,7 @@ def _validation(images: ImageSet, train_per_class: int | None, n: int) -> Split:
             f"class '{images.classes[int(counts.argmin())]}' has {counts.min()} training images but "
             f"data.validation_per_class={n} needs {needed}; write a smaller number"
         )
-    rank = _rank(images.labels, len(images.classes))
+    rank = ranks(images.labels, len(images.classes))
     start = counts[images.labels] - n if train_per_class is None else train_per_class
     held_out = (rank >= start) & (rank < start + n)
     return Split(images.select(np.flatnonzero(rank < start)), images.select(np.flatnonzero(held_out)))

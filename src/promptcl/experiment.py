@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from promptcl import metrics
 from promptcl.config import Config, dump_config
-from promptcl.data import load_split
-from promptcl.learner import Evaluation, Learner, LearnRecord
+from promptcl.learner import Learner
+from promptcl.parts import load_parts
 from promptcl.runtime import git_commit, versions
-from promptcl.stream import Task, class_incremental
+from promptcl.stream import Stream, Task, make_stream
 from promptcl.ui import Ui
 
 Matrix = list[list[float | None]]
 
 
 def run(config: Config, out: Path, ui: Ui) -> dict[str, Any]:
-    """Learn the tasks of `config` one after the other, evaluate after each, write `out`/results.json and config.yaml.
+    """Learn the stream of `config`, evaluate on the way, write `out`/results.json and config.yaml.
 
     Nothing is written before data, weights and settings have been loaded and checked.
 
@@ -29,89 +31,159 @@ def run(config: Config, out: Path, ui: Ui) -> dict[str, Any]:
         OSError: `out` cannot be written.
     """
     start = time.perf_counter()
-    split = load_split(config.data)
-    tasks = class_incremental(split, config.tasks, config.data.class_order, config.seed)
+    stream = make_stream(load_parts(config.data), config)
     learner = Learner(config)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "config.yaml", dump_config(config))
-    records: list[dict[str, Any]] = []
-    matrix: Matrix = []
-    selections: dict[str, list[list[int] | None]] = {"train": [], "test": []}
-    joint = learner.method.joint
-    ui.start(1 if joint else len(tasks), config)
-    if joint:
-        classes = [name for task in tasks for name in task.classes]
-        stream = [Task("all tasks", tuple(classes), split.train.of_classes(classes), split.test)]
-    else:
-        stream = tasks
-    for t, task in enumerate(stream):
+    tasks = [stream.everything] if learner.method.joint else stream.tasks
+    ui.start(len(tasks), config)
+    done = nothing_done()
+    for t, task in enumerate(tasks):
         steps = config.train.epochs * learner.batches.steps_per_epoch(len(task.train)) if learner.method.trained else 0
         ui.task(t, task.name, steps)
         learned = learner.learn(task.train, ui.step)
-        evaluations = []
-        for seen in tasks if joint else tasks[: t + 1]:
-            ui.evaluating(seen.name)
-            evaluations.append(learner.evaluate(seen.test))
-        row: list[float | None] = [e.accuracy for e in evaluations]
-        if joint:
-            blank: list[float | None] = [None] * len(tasks)
-            matrix = [*(blank[:] for _ in tasks[1:]), row]
-        else:
-            matrix.append(row + [None] * (len(tasks) - t - 1))
-        selections["train"].append(learned.selections)
-        selections["test"] = [e.selections for e in evaluations]
-        record = _record(t, task, learner, learned, evaluations)
-        record["forgetting"] = None if joint else metrics.forgetting([r[: t + 1] for r in matrix])
-        records.append(record)
-        ui.task_done(record)
-    results = _results(config, learner, matrix, records, selections, time.perf_counter() - start)
+        done["learned"].append(asdict(learned))
+        if learned.warning is not None:
+            _warn(done, learned.warning, ui)
+        if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
+            _evaluate(t, task, stream, learner, done, ui)
+    done["seconds"] = time.perf_counter() - start
+    results = _results(config, learner, stream, done)
     write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
     ui.finished(results)
     return results
 
 
+def nothing_done() -> dict[str, Any]:
+    """What a run has measured before its first task: plain data, all that a run needs beside its learner to go on."""
+    return {
+        "records": [],
+        "matrix": [],
+        "pool": {"train": [], "test": []},
+        "collapsed": None,
+        "warnings": [],
+        "images": 0,
+        "learned": [],  # what learning took since the last evaluation
+        "seconds": 0.0,
+    }
+
+
+def _warn(done: dict[str, Any], text: str, ui: Ui) -> None:
+    """Tell the user now, and whoever reads the results."""
+    done["warnings"].append(text)
+    ui.warn(text)
+
+
+def _several_tests(stream: Stream, learner: Learner) -> bool:
+    """Whether there is a history of several test sets, without which forgetting means nothing."""
+    return not (stream.one_test or learner.method.joint)
+
+
+def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[str, Any], ui: Ui) -> None:
+    """Evaluate after task `t` and write what it took and gave into `done`."""
+    joint, tasks = learner.method.joint, stream.tasks
+    matrix: Matrix = done["matrix"]
+    tests = [task] if stream.one_test else tasks if joint else tasks[: t + 1]
+    evaluations = []
+    for seen in tests:
+        ui.evaluating(seen.name)
+        # With one test set for all, classes that have not come yet are in it.
+        evaluations.append(asdict(learner.evaluate(seen.test, unseen=stream.one_test)))
+    row: list[float | None] = [e["accuracy"] for e in evaluations]
+    width = 1 if stream.one_test else len(tasks)
+    if joint:
+        matrix += [[None] * width for _ in range(width - 1)]  # no history: only the last row is known
+    matrix.append(row + [None] * (width - len(row)))
+    done["images"] += sum(learned["images"] for learned in done["learned"])
+    done["pool"]["train"].append(_selected(done["learned"]))
+    done["pool"]["test"] = [_selected([e]) for e in evaluations]
+    record = _record(t, task, learner, done["learned"], evaluations)
+    record["images_so_far"] = done["images"]
+    several = _several_tests(stream, learner)
+    record["forgetting"] = metrics.forgetting([r[: t + 1] for r in matrix]) if several else None
+    done["records"].append(record)
+    _watch_pool(done, ui)
+    done["learned"] = []
+    ui.task_done(record)
+
+
+def _watch_pool(done: dict[str, Any], ui: Ui) -> None:
+    """Warn, once, if no more than N prompts have served all tasks so far (l2p issues 18, 24, 25)."""
+    counts = [entry["counts"] for entry in done["pool"]["train"] if entry is not None]
+    images = sum(learned["images"] for learned in done["learned"])
+    if len(counts) < 2:
+        return
+    total = [sum(column) for column in zip(*counts, strict=True)]
+    selected, used = round(sum(counts[-1]) / images), metrics.used_prompts(total)  # an image selects N
+    collapsed = used <= selected < len(total)
+    if collapsed and not done["collapsed"]:
+        _warn(
+            done,
+            f"the pool has collapsed: {used} of its {len(total)} prompts serve all tasks so far; compare with "
+            f"method.pool_size={used}, or with method.diversify",
+            ui,
+        )
+    done["collapsed"] = collapsed
+
+
+def _selected(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Histogram of the selected prompts, its entropy in bits, and the mean cosine between queries and selected keys."""
+    rows = [record for record in records if record["selections"] is not None and sum(record["selections"])]
+    if not rows:
+        return None
+    counts = [sum(column) for column in zip(*(row["selections"] for row in rows), strict=True)]
+    return {
+        "counts": counts,
+        "entropy": metrics.selection_entropy(counts),
+        "used": metrics.used_prompts(counts),
+        "cosine": sum(sum(row["selections"]) * row["match"] for row in rows) / sum(counts),
+    }
+
+
 def _record(
-    t: int, task: Task, learner: Learner, learned: LearnRecord, evaluations: list[Evaluation]
+    t: int, task: Task, learner: Learner, learned: list[dict[str, Any]], evaluations: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    seconds, images = sum(e.seconds for e in evaluations), sum(e.images for e in evaluations)
+    seconds, images = sum(e["seconds"] for e in evaluations), sum(e["images"] for e in evaluations)
+    train_seconds, train_images = sum(r["seconds"] for r in learned), sum(r["images"] for r in learned)
     return {
         "task": t,
         "name": task.name,
         "class_names": list(task.classes),
         "classes": len(learner.classes),
-        "accuracies": [e.accuracy for e in evaluations],
-        "average_accuracy": sum(e.accuracy for e in evaluations) / len(evaluations),
-        "train_images": learned.images,
-        "train_seconds": learned.seconds,
-        "train_images_per_second": learned.images / learned.seconds,
+        "accuracies": [e["accuracy"] for e in evaluations],
+        "average_accuracy": sum(e["accuracy"] for e in evaluations) / len(evaluations),
+        "train_images": train_images,
+        "train_seconds": train_seconds,
+        "train_images_per_second": train_images / train_seconds,
         "eval_images": images,
         "eval_seconds": seconds,
         "eval_images_per_second": images / seconds,
     }
 
 
-def _results(
-    config: Config,
-    learner: Learner,
-    matrix: Matrix,
-    records: list[dict[str, Any]],
-    selections: dict[str, list[list[int] | None]],
-    seconds: float,
-) -> dict[str, Any]:
-    """Everything a reader needs to trust the number; a joint run has no history, so its history metrics are null."""
-    whole = not learner.method.joint
-    pool = learner.method.pop_selections() is not None
+def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, Any]) -> dict[str, Any]:
+    """Everything a reader needs to trust the number; metrics that mean nothing in this scenario are null."""
+    matrix: Matrix = done["matrix"]
+    several = _several_tests(stream, learner)
+    pool = done["pool"] if any(done["pool"]["test"]) else {}
     return {
+        "scenario": config.scenario,
         "average_accuracy": metrics.average_accuracy(matrix),
-        "forgetting": metrics.forgetting(matrix) if whole else None,
-        "learning_accuracy": metrics.learning_accuracy(matrix) if whole else None,
-        "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix) if whole else None,
+        "final_accuracy": matrix[-1][0] if stream.one_test else None,
+        "accuracy_curve": [[r["task"] + 1, r["images_so_far"], r["average_accuracy"]] for r in done["records"]],
+        "forgetting": metrics.forgetting(matrix) if several else None,
+        "learning_accuracy": metrics.learning_accuracy(matrix) if several else None,
+        "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix) if several else None,
         "accuracy_matrix": matrix,
         "trained_parameters": learner.trained_parameters(),
-        "prompt_selections": selections if pool else None,
+        "memory_images": len(learner.memory),
+        "prompt_selections": {k: [e and e["counts"] for e in rows] for k, rows in pool.items()} or None,
+        "pool": {"collapsed": done["collapsed"], **pool} if pool else None,
+        "warnings": done["warnings"],
+        "schedule": stream.schedule,
         "classes": learner.classes,
-        "tasks": records,
-        "seconds": seconds,
+        "tasks": done["records"],
+        "seconds": done["seconds"],
         "backbone": learner.backbone.describe(),
         "device": str(learner.device),
         "config": config.model_dump(mode="json"),

@@ -11,6 +11,7 @@ from promptcl.batches import Batches
 from promptcl.config import Config, TrainConfig
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
+from promptcl.memory import Replay
 from promptcl.methods._base import Method
 
 
@@ -28,6 +29,18 @@ def make_optimizer(method: Method, train: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=train.weight_decay)
 
 
+def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
+    """Moments and step counts of `old` go on in `new`; rows that parameters have got since start at zero."""
+    for before, after in zip(old.param_groups, new.param_groups, strict=True):
+        for p, q in zip(before["params"], after["params"], strict=True):
+            for name, value in old.state.get(p, {}).items():
+                if isinstance(value, Tensor) and value.shape == p.shape:
+                    new.state[q][name] = torch.zeros_like(q)
+                    new.state[q][name][: len(p)] = value
+                else:
+                    new.state[q][name] = value
+
+
 def fit(
     method: Method,
     batches: Batches,
@@ -37,24 +50,34 @@ def fit(
     config: Config,
     generator: torch.Generator,
     step: Callable[[], None],
-) -> None:
+    replay: Replay | None = None,
+    previous: torch.optim.Optimizer | None = None,
+) -> torch.optim.Optimizer:
     """Train `method` on one task; `step` is called once per optimiser step.
 
     Args: labels_N class ids on the device; present_K marks the classes of the task (None: no training mask);
-    generator decides order and augmentation.
+    generator decides order, augmentation and what is replayed; previous: the optimiser to go on with (None: fresh).
+    Returns: the optimiser, with its moments.
 
     Raises:
         UserError: the loss is not finite (looked at once an epoch, so that a GPU is never made to wait).
     """
     train = config.train
     optimizer = make_optimizer(method, train)
+    if previous is not None:
+        carry_over(previous, optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total = train.epochs * batches.steps_per_epoch(len(images))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total) if train.schedule == "cosine" else None
     for epoch in range(train.epochs):
         running = torch.zeros((), device=labels_N.device)
         for batch in batches.training(images, labels_N, method.needs_images, generator):
-            loss = method.loss(batches.backbone, batch, present_K)
+            mask = present_K
+            if mask is not None and train.mask_classes == "batch":
+                mask = torch.zeros_like(mask).index_fill_(0, batch.labels_B, True)
+            if replay is not None:
+                batch, mask = replay.join(batch, mask, batches, method.needs_images, generator)
+            loss = method.loss(batches.backbone, batch, mask)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if train.clip_norm is not None:
@@ -69,3 +92,4 @@ def fit(
                 f"the loss became {running.item()} in epoch {epoch + 1}: expected a finite number; "
                 f"lower the learning rate, e.g. train.lr={train.lr / 10:g}"
             )
+    return optimizer

@@ -16,6 +16,8 @@ _ALIASES = {
     "model": "backbone.name",
     "checkpoint": "backbone.weights",
     "dataset": "data.name",
+    "domains": "data.order",
+    "buffer_size": "memory.per_class",
     "num_tasks": "tasks",
     "learning_rate": "train.lr",
     "size": "method.pool_size",
@@ -60,6 +62,8 @@ def describe(field: FieldInfo) -> str:
     text = (
         f"one of {', '.join(words)}" if words else next((names[kind] for kind in allowed if kind in names), "a value")
     )
+    if any(get_origin(kind) is tuple for kind in allowed):
+        text = "a list such as [a, b]"
     if get_origin(field.annotation) is tuple:
         text = f"{len(get_args(field.annotation))} numbers"
     if get_origin(field.annotation) is dict:

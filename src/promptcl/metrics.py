@@ -6,6 +6,7 @@ None above the diagonal. T tasks, numbered from 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 Row = Sequence[float | None]
@@ -53,3 +54,14 @@ def backward_transfer(matrix: Sequence[Row]) -> float | None:
     if last < 1:
         return None
     return sum(_value(matrix, last, i) - _value(matrix, i, i) for i in range(last)) / last
+
+
+def selection_entropy(counts: Sequence[int]) -> float:
+    """Entropy in bits of how often each prompt was selected: log2(n) where n prompts share all of it equally."""
+    total = sum(counts)
+    return -sum(n / total * math.log2(n / total) for n in counts if n) + 0.0
+
+
+def used_prompts(counts: Sequence[int], share: float = 0.01) -> int:
+    """Prompts that make up at least `share` of all selections; the first steps of training touch more."""
+    return sum(n > 0 and n >= share * sum(counts) for n in counts)

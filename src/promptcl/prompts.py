@@ -33,6 +33,13 @@ def top_n(similarity_BM: Tensor, n: int) -> Tensor:
     return similarity_BM.sort(dim=1, descending=True, stable=True).indices[:, :n]
 
 
+def rarely_chosen(similarity_BM: Tensor, frequency_M: Tensor, n: int) -> Tensor:
+    """Ids [B, n] with the smallest (1 - cosine) * h_m (L2P eq. 4); equal products, e.g. h_m = 0, go by similarity."""
+    by_similarity_BM = top_n(similarity_BM, similarity_BM.shape[1])
+    weighted_BM = ((1 - similarity_BM) * frequency_M).gather(1, by_similarity_BM)
+    return by_similarity_BM.gather(1, top_n(-weighted_BM, n))
+
+
 def vote(index_BN: Tensor, pool_size: int, group: int) -> Tensor:
     """Majority vote of the L2P release within consecutive groups of `group` images (spec 1.4).
 

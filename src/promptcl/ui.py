@@ -29,6 +29,9 @@ class Ui(Protocol):
     def evaluating(self, name: str) -> None:
         """Evaluation on the test set of task `name` begins."""
 
+    def warn(self, text: str) -> None:
+        """Something the user should know, in one sentence."""
+
     def task_done(self, record: dict[str, Any]) -> None:
         """A task is learned and evaluated; `record` is its entry in results.json."""
 
@@ -63,6 +66,10 @@ class QuietUi:
 
     def evaluating(self, name: str) -> None:
         """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """A line."""
+        self._write(f"warning: {text}")
 
     def task_done(self, record: dict[str, Any]) -> None:
         """The line of the task."""
@@ -137,9 +144,13 @@ class RichUi:
         description = f"evaluating {textwrap.shorten(name, 24, placeholder='…')}"
         self._progress.update(self._bar, description=description, left=self._left.text())
 
+    def warn(self, text: str) -> None:
+        """A line between the rows."""
+        self._print(f"warning: {text}")
+
     def task_done(self, record: dict[str, Any]) -> None:
         """Print the task's row of the table."""
-        self._left.task_done(record["task"], record["eval_seconds"])
+        self._left.task_done(record["task"], record["eval_seconds"], len(record["accuracies"]))
         left = (
             f"{record['task'] + 1:>4}/{self._total:<2} {percent(record['average_accuracy']):>8}"
             f" {percent(record['forgetting']):>11} {record['train_images_per_second']:>9.1f}"
@@ -173,7 +184,7 @@ class RichUi:
 
 
 class TimeLeft:
-    """Seconds left: later tasks take as many steps as this one, and evaluation grows by one test set a task."""
+    """Seconds left: later tasks take as many steps as this one and one test set more, or always the one test set."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` counts seconds."""
@@ -181,6 +192,7 @@ class TimeLeft:
         self._clock = clock
         self._index = self._steps = self._done_steps = self._all_steps = 0
         self._began = self._learning = self._evaluation = 0.0
+        self._single = 0  # tasks between two evaluations on a single test set
 
     def task(self, index: int, steps: int) -> None:
         """A task begins."""
@@ -194,9 +206,11 @@ class TimeLeft:
         self._learning += now - self._began
         self._began = now
 
-    def task_done(self, index: int, eval_seconds: float) -> None:
-        """A task was evaluated on all tasks so far, in `eval_seconds` seconds."""
-        self._evaluation = eval_seconds / (index + 1)
+    def task_done(self, index: int, eval_seconds: float, test_sets: int) -> None:
+        """A task was evaluated on `test_sets` test sets, in `eval_seconds` seconds."""
+        self._evaluation = eval_seconds / test_sets
+        if test_sets == 1 and index > 0 and not self._single:
+            self._single = index + 1
 
     def seconds(self) -> float | None:
         """Estimate; None before the first step."""
@@ -204,6 +218,8 @@ class TimeLeft:
             return None
         steps = self._steps - self._done_steps + self._steps * (self.tasks - self._index - 1)
         tests = sum(range(self._index + 1, self.tasks + 1))
+        if self._single:
+            tests = (self.tasks - self._index - 1) // self._single + 1
         return steps * self._learning / self._all_steps + tests * self._evaluation
 
     def text(self) -> str:

@@ -49,12 +49,24 @@ class Method(nn.Module, ABC):
     def grow(self, classes: int, generator: torch.Generator) -> None:
         """Make room for `classes` more classes; how many follow is never known."""
 
+    @property
+    def needs_tasks(self) -> bool:
+        """True if the method uses the boundaries between tasks, which a Gaussian stream does not have."""
+        return False
+
+    def start(self, task: int) -> str | None:
+        """Training on task `task` (from 0) begins; never called without boundaries. Returns a warning for the user."""
+        return None
+
     @abstractmethod
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K] without any knowledge of tasks."""
 
     def loss(self, backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
-        """Scalar training loss; here cross-entropy over the classes marked in present_K (None: all)."""
+        """Scalar training loss; here cross-entropy over the classes marked in present_K (None: all).
+
+        With rehearsal present_K is [B, K]: a mask for each row.
+        """
         return masked_cross_entropy(self.logits(backbone, batch), batch.labels_B, present_K)
 
     def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
@@ -73,9 +85,16 @@ class Method(nn.Module, ABC):
         """How often each prompt was selected since the last call; None for a method without a pool."""
         return None
 
+    def pop_match(self) -> float | None:
+        """Mean cosine of queries with the keys they selected, since the last call; None without a pool."""
+        return None
+
 
 def masked_cross_entropy(logits_BK: Tensor, labels_B: Tensor, present_K: Tensor | None) -> Tensor:
-    """Mean cross-entropy; logits outside present_K become -inf, so their head rows get no gradient (spec 1.9)."""
+    """Mean cross-entropy; logits outside present_K become -inf, so their head rows get no gradient (spec 1.9).
+
+    present_K is [K], or [B, K] where rows differ (rehearsal).
+    """
     if present_K is not None:
         logits_BK = logits_BK.masked_fill(~present_K, float("-inf"))
     return F.cross_entropy(logits_BK, labels_B)

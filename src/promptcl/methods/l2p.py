@@ -18,7 +18,7 @@ from promptcl.backbone import Backbone, Features, Prompt
 from promptcl.config import Section
 from promptcl.head import GrowingLinear
 from promptcl.methods._base import Batch, Method, masked_cross_entropy
-from promptcl.prompts import Init, PromptPool, initialise, top_n, vote
+from promptcl.prompts import Init, PromptPool, initialise, rarely_chosen, top_n, vote
 
 
 class L2POptions(Section):
@@ -37,6 +37,12 @@ class L2POptions(Section):
     does; a prediction then depends on its neighbours, and test batches from one task leak the task."""
     vote_size: int = Field(default=16, gt=0)
     """Images that vote together with `vote: batch`; independent of the batch size."""
+    diversify: Literal["none", "frequency", "slots"] = "none"
+    """Other prompts for later tasks, in training only. `frequency` (paper, eq. 4): the distance 1 - cosine is
+    multiplied by h_m, the share of prompt m in all selections of earlier tasks' training. `slots` (public code): task
+    t takes prompts t*N .. t*N+N-1 whatever the queries say; beyond the pool it selects freely."""
+    copy_slots: bool = True
+    """With `slots`: a task starts from the prompts of the task before (not the keys), as in the public code."""
     prompt_init: Init = "uniform"
     init_scale: float = Field(default=0.01, gt=0)
     key_init: Init = "uniform"
@@ -64,6 +70,10 @@ class Model(Method):
     Options = L2POptions
     options: L2POptions
     counts_M: Tensor
+    cosine_sum: Tensor
+    chosen_M: Tensor
+    frequency_M: Tensor
+    slots_N: Tensor
 
     def __init__(self, options: L2POptions, width: int, generator: torch.Generator) -> None:
         """Draw prompts [M, L, D] and keys [M, D]."""
@@ -75,6 +85,36 @@ class Model(Method):
         self.head = GrowingLinear(width, o.head_init)
         self.group = o.vote_size if o.vote == "batch" else 1
         self.register_buffer("counts_M", torch.zeros(o.pool_size, dtype=torch.long), persistent=False)
+        self.register_buffer("cosine_sum", torch.zeros(()), persistent=False)
+        # Selections in training so far, and the h of eq. 4, which a task keeps from its start to its end.
+        self.register_buffer("chosen_M", torch.zeros(o.pool_size, dtype=torch.long), o.diversify == "frequency")
+        self.register_buffer("frequency_M", torch.ones(o.pool_size), o.diversify == "frequency")
+        self.register_buffer("slots_N", torch.zeros(0, dtype=torch.long), persistent=False)
+
+    @property
+    def needs_tasks(self) -> bool:
+        """True with diversified selection."""
+        return self.options.diversify != "none"
+
+    def start(self, task: int) -> str | None:
+        """Fix h (eq. 4), or the slots of the task. Warns when the slots are beyond the pool."""
+        o = self.options
+        if o.diversify == "frequency" and self.chosen_M.any():
+            self.frequency_M = self.chosen_M / self.chosen_M.sum()
+        if o.diversify != "slots":
+            return None
+        first, last = task * o.top_k, (task + 1) * o.top_k
+        if last > o.pool_size:
+            self.slots_N = self.slots_N[:0]
+            return (
+                f"task {task + 1} selects freely: its slots {first} to {last - 1} are beyond the pool of "
+                f"{o.pool_size}; method.pool_size={last} would hold them"
+            )
+        self.slots_N = torch.arange(first, last, device=self.slots_N.device)
+        if o.copy_slots and task > 0:
+            with torch.no_grad():
+                self.pool.prompts_MLD[first:last] = self.pool.prompts_MLD[first - o.top_k : first].clone()
+        return None
 
     def grow(self, classes: int, generator: torch.Generator) -> None:
         """Append head rows; the pool never grows."""
@@ -82,11 +122,20 @@ class Model(Method):
 
     def select(self, query_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen ids [B, N] and cosine of every query with every key [B, M] (eq. 3)."""
-        similarity_BM = self.pool.match(query_BD)
-        index_BN = top_n(similarity_BM.detach(), self.options.top_k)
-        if self.options.vote == "batch":
-            index_BN = vote(index_BN, self.options.pool_size, self.options.vote_size)
-        self.counts_M.scatter_add_(0, index_BN.flatten(), torch.ones_like(index_BN).flatten())
+        o, similarity_BM = self.options, self.pool.match(query_BD)
+        if self.training and len(self.slots_N):
+            index_BN = self.slots_N.expand(len(query_BD), -1)
+        elif self.training and o.diversify == "frequency":
+            index_BN = rarely_chosen(similarity_BM.detach(), self.frequency_M, o.top_k)
+        else:
+            index_BN = top_n(similarity_BM.detach(), o.top_k)
+        if o.vote == "batch":
+            index_BN = vote(index_BN, o.pool_size, o.vote_size)
+        ones = torch.ones_like(index_BN).flatten()
+        self.counts_M.scatter_add_(0, index_BN.flatten(), ones)
+        if self.training:
+            self.chosen_M.scatter_add_(0, index_BN.flatten(), ones)
+        self.cosine_sum += similarity_BM.detach().gather(1, index_BN).sum()
         return index_BN, similarity_BM
 
     def features(self, backbone: Backbone, batch: Batch, index_BN: Tensor) -> Tensor:
@@ -117,6 +166,12 @@ class Model(Method):
         if self.pool.prompts_MLD.requires_grad:
             groups.append({"params": [self.pool.prompts_MLD], "lr": self.options.prompt_lr or lr})
         return groups
+
+    def pop_match(self) -> float | None:
+        """Mean cosine of queries with the keys they selected; call before pop_selections, which forgets how many."""
+        selected, total = int(self.counts_M.sum()), float(self.cosine_sum)
+        self.cosine_sum.zero_()
+        return total / selected if selected else None
 
     def pop_selections(self) -> list[int]:
         """Selections of each prompt since the last call."""

@@ -43,6 +43,11 @@ class Model(l2p.Model):
         """True for the first task; then the sums hold images seen through these very prompts."""
         return not self.ridge.count_K.any()
 
+    @property
+    def needs_tasks(self) -> bool:
+        """True: prompts are frozen at the end of a task."""
+        return True
+
     def grow(self, classes: int, generator: torch.Generator) -> None:
         """Append rows to both heads."""
         super().grow(classes, generator)
