@@ -151,3 +151,61 @@ def test_learning_rate_of_the_release() -> None:
 def test_more_prompts_selected_than_there_are_is_refused() -> None:
     with pytest.raises(ValidationError, match="top_k=5 is more than pool_size=3"):
         L2POptions(pool_size=3)
+
+
+def test_equation_4(backbone: Backbone) -> None:
+    """Distance times frequency in training, ties by distance; plain matching at test."""
+    model = make(backbone, pool_size=4, top_k=2, diversify="frequency")
+    shake(model)
+    keys = model.pool.keys_MD.detach()
+    query = (keys[0] / keys[0].norm() + 0.5 * keys[1] / keys[1].norm())[None]
+    order = model.pool.match(query)[0].argsort(descending=True).tolist()
+    assert model.select(query)[0].tolist() == [order[:2]]  # the first task: all h are equal
+    model.start(1)
+    chosen = model.select(query)[0].tolist()[0]
+    assert chosen == order[2:]  # h = 0 for the others, nearest first
+    assert model.frequency_M.sum().item() == pytest.approx(1.0)
+    model.start(2)  # all four were chosen once
+    distance = (1 - model.pool.match(query)[0]) * torch.tensor([0.25] * 4)
+    assert model.select(query)[0].tolist() == [distance.argsort().tolist()[:2]]
+    model.eval()
+    before = model.chosen_M.clone()
+    assert model.select(query)[0].tolist() == [order[:2]]
+    assert torch.equal(model.chosen_M, before)
+    assert {"chosen_M", "frequency_M"} <= set(model.state_dict())
+    assert not {"chosen_M", "frequency_M"} & set(make(backbone).state_dict())
+
+
+def test_slots_are_forced_in_training_and_start_from_the_task_before(backbone: Backbone) -> None:
+    model, batch = make(backbone, pool_size=5, top_k=2, diversify="slots"), make_batch(backbone)
+    shake(model)
+    prompts = model.pool.prompts_MLD.detach().clone()
+    assert model.start(0) is None
+    assert torch.equal(model.pool.prompts_MLD, prompts)
+    assert model.start(1) is None
+    assert torch.equal(model.pool.prompts_MLD[2:4], prompts[:2])
+    model.loss(backbone, batch, None).backward()  # type: ignore[no-untyped-call]
+    assert model.pool.prompts_MLD.grad is not None
+    assert {m for m in range(5) if model.pool.prompts_MLD.grad[m].any()} == {2, 3}
+    assert model.pool.keys_MD.grad is not None
+    assert {m for m in range(5) if model.pool.keys_MD.grad[m].any()} == {2, 3}
+    free = model.eval().select(batch.query_BD)[0]
+    assert torch.equal(free, model.pool.match(batch.query_BD).sort(1, True, True).indices[:, :2])
+    model.train()
+    warning = model.start(2)
+    assert warning is not None
+    assert "slots 4 to 5 are beyond the pool of 5" in warning
+    assert torch.equal(model.select(batch.query_BD)[0], free)
+    copyless = make(backbone, pool_size=4, top_k=2, diversify="slots", copy_slots=False)
+    before = copyless.pool.prompts_MLD.detach().clone()
+    copyless.start(1)
+    assert torch.equal(copyless.pool.prompts_MLD, before)
+
+
+def test_mean_match_of_the_selected_keys(backbone: Backbone) -> None:
+    model = make(backbone, top_k=3)
+    queries = torch.randn(7, backbone.width)
+    index, similarity = model.select(queries)
+    assert model.pop_match() == pytest.approx(similarity.gather(1, index).mean().item(), abs=1e-6)
+    model.pop_selections()
+    assert model.pop_match() is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from promptcl import metrics
+from promptcl.metrics import selection_entropy, used_prompts
 
 MATRIX: list[list[float | None]] = [
     [90.0, None, None],
@@ -33,3 +34,11 @@ def test_one_task_has_no_history() -> None:
 def test_a_hole_in_the_matrix_is_an_error() -> None:
     with pytest.raises(ValueError, match="task 0 after task 1"):
         metrics.average_accuracy([[50.0, None], [None, 60.0]])
+
+
+def test_selection_entropy_and_use() -> None:
+    assert selection_entropy([5, 5, 0, 5, 5]) == pytest.approx(2.0)
+    assert selection_entropy([0, 7]) == 0
+    assert selection_entropy([0, 0]) == 0
+    assert used_prompts([500, 496, 4, 0]) == 2
+    assert used_prompts([0, 0]) == 0

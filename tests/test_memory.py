@@ -1,0 +1,87 @@
+"""The rehearsal memory: balanced, uniform, reproducible; and the mask of each row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from promptcl.data import ArraySource, ImageSet
+from promptcl.memory import Memory
+from promptcl.parts import concat
+from promptcl.runtime import task_generator
+
+
+def digits(name: str, classes: list[str], per_class: int) -> ImageSet:
+    labels = np.tile(np.arange(len(classes)), per_class)
+    pixels = np.arange(len(labels), dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
+    return ImageSet(ArraySource(pixels, name), classes, labels)
+
+
+def held(memory: Memory) -> list[tuple[str, str]]:
+    assert memory.images is not None
+    return [(memory.images.classes[k], memory.images.name(i)) for i, k in enumerate(memory.images.labels)]
+
+
+def test_n_of_each_class_and_images_that_stay_what_they_were() -> None:
+    memory = Memory(3)
+    first, second = digits("first", ["a", "b"], 10), digits("second", ["c"], 10)
+    memory.add(first, task_generator(0, 0, "memory"))
+    before = held(memory)
+    memory.add(second, task_generator(0, 1, "memory"))
+    assert sorted(name for name, _ in held(memory)) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+    assert set(before) < set(held(memory))
+    assert memory.images is not None
+    for i in range(len(memory)):
+        source, row = memory.images.name(i).rstrip("]").split("[")
+        assert int(memory.images.image(i)[0, 0, 0]) == int(row)
+        assert (source == "second") == (memory.images.classes[memory.images.labels[i]] == "c")
+
+
+def test_reproducible_by_seed_and_task() -> None:
+    def fill(seed: int) -> list[tuple[str, str]]:
+        memory = Memory(2)
+        for task in range(3):
+            memory.add(digits(f"task {task}", ["a", "b"], 20), task_generator(seed, task, "memory"))
+        return held(memory)
+
+    assert fill(1) == fill(1)
+    assert fill(1) != fill(2)
+
+
+def test_classes_that_come_again_are_sampled_uniformly_over_all_tasks() -> None:
+    shares = np.zeros(3)
+    for seed in range(150):
+        memory = Memory(4)
+        for task in range(3):
+            memory.add(digits(f"{task}", ["a"], 10), task_generator(seed, task, "memory"))
+        for _, name in held(memory):
+            shares[int(name[0])] += 1
+    assert shares.sum() == 600
+    assert shares / 600 == pytest.approx(np.full(3, 1 / 3), abs=0.07)
+
+
+def test_an_image_is_held_once() -> None:
+    memory, images = Memory(50), digits("set", ["a", "b"], 5)
+    for task in range(3):
+        memory.add(images.select([0, 1, 2, 3, 4 + task]), task_generator(0, task, "memory"))
+    names = [name for _, name in held(memory)]
+    assert sorted(names) == [f"set[{i}]" for i in range(7)]
+
+
+def test_a_memory_larger_than_the_data_holds_them_all() -> None:
+    memory = Memory(1000)
+    memory.add(digits("set", ["a", "b"], 5), task_generator(0, 0, "memory"))
+    assert len(memory) == 10
+
+
+def test_joining_sets_again_and_again_builds_no_tower() -> None:
+    whole = digits("0", ["a"], 3)
+    for task in range(1, 60):
+        whole = concat([whole, digits(f"{task}", ["a", f"b{task}"], 2)]).select(range(3))
+    assert whole.name(0) == "0[0]"
+    merged = concat([whole, digits("x", ["z", "a"], 1)])
+    assert merged.classes[:1] == ("a",)
+    assert merged.classes[merged.labels[-1]] == "a"
+    assert merged.classes[merged.labels[-2]] == "z"
+    assert torch.equal(merged.image(4), digits("x", ["z", "a"], 1).image(1))

@@ -1,0 +1,225 @@
+"""Every scenario end to end on real digits with a small ViT: what is masked, replayed, kept and reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from promptcl.backbone import Backbone
+from promptcl.config import Config
+from promptcl.data import ImageSet, load_split
+from promptcl.errors import UserError
+from promptcl.experiment import run
+from promptcl.fit import carry_over, make_optimizer
+from promptcl.learner import Learner
+from promptcl.methods._base import Batch
+from promptcl.parts import concat
+from promptcl.stream import class_incremental
+from promptcl.ui import QuietUi
+
+
+def make_config(**changes: Any) -> Config:
+    settings: dict[str, Any] = {
+        "tasks": 5,
+        "seed": 1,
+        "backbone": {"name": "test_vit", "weights": "random", "image_size": 32},
+        "data": {"name": "mnist5k", "train_per_class": 6, "test_per_class": 3, "augment": "none"},
+        "train": {"epochs": 1, "batch_size": 8, "lr": 0.01},
+        "method": {"name": "l2p", "pool_size": 6, "top_k": 2, "prompt_length": 2},
+    }
+    for key, value in changes.items():
+        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
+    return Config.model_validate(settings)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone.create(make_config().backbone)
+
+
+@pytest.fixture(scope="module")
+def digits() -> list[ImageSet]:
+    return [task.train for task in class_incremental(load_split(make_config().data), 5)]
+
+
+def run_quietly(config: Config, out: Path) -> tuple[dict[str, Any], list[str]]:
+    lines: list[str] = []
+    results = run(config, out, QuietUi(out, write=lines.append))
+    assert json.loads((out / "results.json").read_text()) == results
+    assert results["scenario"] == config.scenario
+    return results, lines
+
+
+class Seen:
+    """Records what a learner's method is given to train on."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.masks: list[Tensor | None] = []
+        self.labels: list[list[int]] = []
+        loss = learner.method.loss
+
+        def record(backbone: Backbone, batch: Batch, present: Tensor | None) -> Tensor:
+            self.masks.append(present)
+            self.labels.append(batch.labels_B.tolist())
+            return loss(backbone, batch, present)
+
+        learner.method.loss = record  # type: ignore[method-assign]
+
+
+def test_domains_one_after_the_other(assets: Path, tmp_path: Path) -> None:
+    data = {"name": "domains", "root": str(assets / "data" / "five_datasets"), "order": ["mnist", "svhn"]}
+    results, _ = run_quietly(make_config(scenario="domain", data=data), tmp_path / "own")
+    assert [len(row) for row in results["accuracy_matrix"]] == [2, 2]
+    assert results["forgetting"] is not None
+    assert results["final_accuracy"] is None
+    assert [record["classes"] for record in results["tasks"]] == [10, 10]
+    common = make_config(scenario="domain", data={**data, "test_set": "common"}, memory={"per_class": 2})
+    results, lines = run_quietly(common, tmp_path / "common")
+    assert [len(row) for row in results["accuracy_matrix"]] == [1, 1]
+    assert results["tasks"][0]["eval_images"] == 60
+    assert results["final_accuracy"] == results["average_accuracy"] == results["accuracy_curve"][-1][2]
+    assert results["forgetting"] is results["learning_accuracy"] is None
+    assert results["memory_images"] == 20
+    assert "forgetting -" in lines[-1]
+
+
+def test_no_mask_with_domains(backbone: Backbone, digits: list[ImageSet]) -> None:
+    learner = Learner(make_config(scenario="domain"), backbone)
+    seen = Seen(learner)
+    learner.learn(digits[0])
+    assert seen.masks
+    assert all(mask is None for mask in seen.masks)
+
+
+@pytest.mark.parametrize("diversify", ["slots", "frequency"])
+def test_five_datasets(assets: Path, tmp_path: Path, diversify: str) -> None:
+    data = {"name": "five_datasets", "root": str(assets / "data" / "five_datasets"), "train_per_class": 3}
+    method = {"diversify": diversify, "pool_size": 8}
+    results, lines = run_quietly(make_config(data=data, method=method), tmp_path)
+    assert [record["name"] for record in results["tasks"]] == ["cifar10", "mnist", "svhn", "notmnist", "fashion_mnist"]
+    assert len(results["classes"]) == 50
+    assert results["forgetting"] is not None
+    chosen = [{m for m, n in enumerate(row) if n} for row in results["prompt_selections"]["train"]]
+    if diversify == "slots":
+        assert chosen[:4] == [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
+        assert [
+            w for w in results["warnings"] if "task 5 selects freely: its slots 8 to 9 are beyond the pool of 8" in w
+        ]
+        assert any(line.startswith("warning: task 5") for line in lines)
+        assert sum(map(sum, results["prompt_selections"]["test"])) == 5 * 30 * 2  # free at test, counted
+    else:
+        assert not chosen[0] & chosen[1]  # never chosen before: distance times zero
+        assert len(set.union(*chosen)) == 8
+
+
+def test_a_stream_without_tasks(tmp_path: Path) -> None:
+    gaussian = {"micro_tasks": 10, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
+    config = make_config(
+        scenario="gaussian", gaussian=gaussian, train={"mask_classes": "batch"}, memory={"per_class": 1}
+    )
+    results, lines = run_quietly(config, tmp_path / "a")
+    assert [record["task"] for record in results["tasks"]] == [3, 7, 9]
+    assert sum(line.startswith("task") for line in lines) == 3
+    assert results["schedule"]["peaks"] == list(range(1, 20, 2))
+    assert len(results["schedule"]["included"]) == 10
+    assert [point[0] for point in results["accuracy_curve"]] == [4, 8, 10]
+    assert all(record["eval_images"] == 30 for record in results["tasks"])  # classes to come are in the test set too
+    assert results["tasks"][0]["classes"] < 10
+    assert results["forgetting"] is None
+    again, _ = run_quietly(config, tmp_path / "b")
+    assert again["accuracy_curve"] == results["accuracy_curve"]
+    assert again["prompt_selections"] == results["prompt_selections"]
+
+
+def test_a_stream_without_tasks_says_nothing_of_tasks(backbone: Backbone, digits: list[ImageSet]) -> None:
+    config = make_config(scenario="gaussian", train={"mask_classes": "batch"})
+    learner = Learner(config, backbone)
+    started: list[int] = []
+    learner.method.start = lambda task: started.append(task)  # type: ignore[method-assign, assignment]
+    seen, together = Seen(learner), concat([digits[0], digits[1]])
+    learner.learn(together)
+    first = learner._optimizer
+    for mask, labels in zip(seen.masks, seen.labels, strict=True):
+        assert mask is not None
+        assert {k for k, on in enumerate(mask.tolist()) if on} == set(labels)
+    learner.learn(digits[2])
+    assert not started
+    assert first is not None
+    assert learner._optimizer is not None
+    steps = [int(state["step"]) for state in learner._optimizer.state.values()]
+    assert set(steps) == {3 + 2}  # 24 images, then 12, in batches of 8: the moments were kept
+    with pytest.raises(UserError, match=r"needs to know where tasks end.*diversify=none"):
+        Learner(make_config(scenario="gaussian", method={"diversify": "slots"}), backbone)
+
+
+def test_carried_moments_keep_their_rows(backbone: Backbone, digits: list[ImageSet]) -> None:
+    config = make_config(scenario="gaussian")
+    learner = Learner(config, backbone)
+    learner.learn(digits[0])
+    old = learner._optimizer
+    assert old is not None
+    before = {id(p): old.state[p]["exp_avg"].clone() for p in learner.method.parameters()}
+    head = learner.method.get_parameter("head.weight_KD")
+    learner.method.grow(2, torch.Generator())
+    new = make_optimizer(learner.method, config.train)
+    carry_over(old, new)
+    moment = new.state[learner.method.get_parameter("head.weight_KD")]["exp_avg"]
+    assert torch.equal(moment[:2], before[id(head)])
+    assert before[id(head)].any()
+    assert not moment[2:].any()
+
+
+@pytest.mark.parametrize("method", [{"name": "l2p"}, {"name": "linear"}])
+def test_replayed_rows_are_not_masked_and_new_ones_are(
+    backbone: Backbone, digits: list[ImageSet], method: dict[str, Any]
+) -> None:
+    config = make_config(memory={"per_class": 2, "batch_size": 3})
+    config = config.model_copy(update={"method": method})
+    learner = Learner(config, backbone)
+    learner.learn(digits[0])
+    seen = Seen(learner)
+    record = learner.learn(digits[1])
+    assert record.images == 12 + 2 * 3
+    assert [len(labels) for labels in seen.labels] == [8 + 3, 4 + 3]
+    for mask, labels in zip(seen.masks, seen.labels, strict=True):
+        assert mask is not None
+        new = [[False, False, True, True]] * (len(labels) - 3)
+        assert mask.tolist() == new + [[True] * 4] * 3
+        assert set(labels[:-3]) <= {2, 3}
+        assert set(labels[-3:]) <= {0, 1}
+    assert len(learner.memory) == 8
+
+
+def test_rehearsal_moves_what_the_mask_protects(backbone: Backbone, digits: list[ImageSet]) -> None:
+    rows = []
+    for per_class in (0, 2):
+        learner = Learner(make_config(memory={"per_class": per_class}), backbone)
+        learner.learn(digits[0])
+        before = learner.method.get_parameter("head.weight_KD").detach().clone()
+        learner.learn(digits[1])
+        rows.append(torch.equal(learner.method.get_parameter("head.weight_KD")[:2], before))
+    assert rows == [True, False]
+
+
+def test_a_memory_larger_than_the_data(tmp_path: Path) -> None:
+    results, _ = run_quietly(make_config(memory={"per_class": 1000}), tmp_path)
+    assert results["memory_images"] == 60
+
+
+def test_a_collapsed_pool_is_said(tmp_path: Path) -> None:
+    """Keys that never move keep their first winners; with a pool as large as the selection nothing can collapse."""
+    results, lines = run_quietly(make_config(method={"pull": 5.0}, train={"lr": 0.05, "epochs": 2}), tmp_path / "a")
+    used = {m for row in results["prompt_selections"]["train"] for m, n in enumerate(row) if n}
+    assert results["pool"]["collapsed"] == (len(used) == 2)
+    assert results["pool"]["collapsed"] == any("the pool has collapsed: 2 of its 6" in line for line in lines)
+    assert results["pool"]["train"][-1]["entropy"] >= 0
+    assert -1 <= results["pool"]["train"][-1]["cosine"] <= 1
+    results, lines = run_quietly(make_config(method={"pool_size": 2}, tasks=2), tmp_path / "b")
+    assert results["pool"]["collapsed"] is False
+    assert results["pool"]["test"][0]["entropy"] == pytest.approx(1.0)
+    assert not any("collapsed" in line for line in lines)
