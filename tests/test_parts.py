@@ -126,7 +126,7 @@ def test_a_domain_that_is_only_tested_needs_a_common_test_set(tmp_path: Path) ->
 
 
 def test_what_is_wrong_with_domains_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="needs data.root"):
+    with pytest.raises(UserError, match=r"needs data.root"):
         load_parts(DataConfig(name="domains"))
     write(tmp_path, [f"{place}/{kind}/{i}.png" for place in ("a", "b b") for kind in ("x", "y") for i in range(5)])
     with pytest.raises(UserError, match="at least two domains to learn but the data has 1"):
@@ -136,10 +136,10 @@ def test_what_is_wrong_with_domains_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="each once"):
         domains(tmp_path, order=("a", "a"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="domain 'empty' in .* has no images"):
+    with pytest.raises(UserError, match=r"domain 'empty' in .* has no images"):
         domains(tmp_path)
     (tmp_path / "empty" / "x").mkdir()
-    with pytest.raises(UserError, match="domain 'empty' in .* has no images"):
+    with pytest.raises(UserError, match=r"domain 'empty' in .* has no images"):
         domains(tmp_path)
     write(tmp_path, [f"empty/{kind}/{i}.png" for kind in ("x", "z") for i in range(5)])
     with pytest.raises(UserError, match="'a': class 'z' has no training images"):
