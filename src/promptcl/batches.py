@@ -67,9 +67,15 @@ class Batches:
             yield self.view(images, labels_N, index_B, needs_images, generator)
 
     def view(
-        self, images: ImageSet, labels_N: Tensor, index_B: Tensor, needs_images: bool, generator: torch.Generator
+        self,
+        images: ImageSet,
+        labels_N: Tensor,
+        index_B: Tensor,
+        needs_images: bool,
+        generator: torch.Generator,
+        cached: bool = True,
     ) -> Batch:
-        """The training view of the images `index_B` as a batch."""
+        """The training view of the images `index_B` as a batch; without `cached`, queries of these images only."""
         data, chosen, pixels = self.config.data, index_B.tolist(), None
         clean = data.augment == "none" or self.config.train.query_view == "clean"
         if data.augment == "none":
@@ -78,8 +84,10 @@ class Batches:
             size = self.backbone.image_size
             pixels = self.backbone.normalise(train_view(images.images(chosen), size, data, generator, self.device))
         index_B = index_B.to(self.device, non_blocking=True)
-        if clean:
+        if clean and cached:
             query_BD = self.queries(images)[index_B]
+        elif clean:
+            query_BD = self.backbone.query(self._eval_images(images, chosen))
         else:
             assert pixels is not None
             query_BD = self.backbone.query(pixels)

@@ -15,10 +15,11 @@ from promptcl.parts import concat
 
 
 class Memory:
-    """At most `per_class` images of each class, a uniform sample of all different images of it that were ever added.
+    """At most `per_class` images of each class, a uniform sample of all that were ever added.
 
     Every image gets a random number when it is added and each class keeps the images with the smallest ones, which is
-    reservoir sampling. With fewer images than `per_class` all are kept. Refers to the images; copies none.
+    reservoir sampling (an image that comes again after it was dropped counts as new). With fewer images than
+    `per_class` all are kept. Refers to the images; copies none.
     """
 
     def __init__(self, per_class: int) -> None:
@@ -72,7 +73,8 @@ class Replay:
             index_R = torch.randperm(n, generator=generator)[: self.rows]
         else:
             index_R = torch.randint(n, (self.rows,), generator=generator)
-        old = batches.view(self.images, self.labels_N, index_R, needs_images, generator)
+        # The memory changes with every (micro-)task: the queries of all of it would rarely be used.
+        old = batches.view(self.images, self.labels_N, index_R, needs_images, generator, cached=False)
         pixels = None
         if batch.images_BCHW is not None and old.images_BCHW is not None:
             pixels = torch.cat([batch.images_BCHW, old.images_BCHW])
