@@ -53,8 +53,8 @@ def _folder(root: Path, everything: bool) -> Tree:
     # A wrong root may be a home directory: no more is walked than needed.
     for start in [root] if everything else [top / split for top in tops for split in ("train", "test")]:
         for folder, _, files in os.walk(start, followlinks=True):
-            inside = Path(folder).relative_to(root).as_posix()
-            paths += [f"{inside}/", *(f"{inside}/{file}" for file in files)]
+            inside = Path(folder).relative_to(root).as_posix() + "/"
+            paths += [inside, *(f"{inside}{file}".removeprefix("./") for file in files)]
     return Tree(root, paths, lambda path: (root / path).read_bytes())
 
 

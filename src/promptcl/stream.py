@@ -47,7 +47,7 @@ def make_stream(parts: Sequence[Part], config: Config) -> Stream:
     Raises UserError: data that do not fit the scenario.
     """
     whole, tests = join(parts), {id(part.test) for part in parts}
-    order = class_order(whole.train.classes, config.data.class_order, config.seed)
+    order = ordered_classes(whole.train.classes, config.data.class_order, config.seed)
     if config.scenario == "gaussian":
         from promptcl.gaussian import gaussian_stream  # it needs Stream
 
@@ -68,7 +68,7 @@ def _parts_as_tasks(tasks: list[Task], whole: Split, common: bool, at_once: bool
     return Stream([everything] if at_once else tasks, everything, common)
 
 
-def class_order(names: Sequence[str], order: Order, seed: int) -> tuple[str, ...]:
+def ordered_classes(names: Sequence[str], order: Order, seed: int) -> tuple[str, ...]:
     """`names`, or their permutation by `seed`.
 
     `shuffled` uses numpy's legacy permutation of `seed`: frozen across numpy versions, and the usual order of this
@@ -79,12 +79,12 @@ def class_order(names: Sequence[str], order: Order, seed: int) -> tuple[str, ...
     return tuple(names[k] for k in np.random.RandomState(seed % 2**32).permutation(len(names)))
 
 
-def class_incremental(split: Split, tasks: int, order: Order = "official", seed: int = 0) -> list[Task]:
+def class_incremental(split: Split, tasks: int, class_order: Order = "official", seed: int = 0) -> list[Task]:
     """Cut the classes into `tasks` consecutive groups, as equal as they can be (the first ones get the remainder).
 
     Raises UserError when there are too few classes.
     """
-    names = class_order(split.train.classes, order, seed)
+    names = ordered_classes(split.train.classes, class_order, seed)
     if tasks > len(names):
         raise UserError(f"tasks={tasks} but the data has {len(names)} classes; write tasks={len(names)} or fewer")
     size, larger = divmod(len(names), tasks)
