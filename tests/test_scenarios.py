@@ -14,7 +14,7 @@ from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet, load_split
 from promptcl.errors import UserError
-from promptcl.experiment import run
+from promptcl.experiment import _selected, _watch_pool, nothing_done, run
 from promptcl.fit import carry_over, make_optimizer
 from promptcl.learner import Learner
 from promptcl.methods._base import Batch
@@ -207,19 +207,38 @@ def test_rehearsal_moves_what_the_mask_protects(backbone: Backbone, digits: list
 
 
 def test_a_memory_larger_than_the_data(tmp_path: Path) -> None:
-    results, _ = run_quietly(make_config(memory={"per_class": 1000}), tmp_path)
+    results, _ = run_quietly(make_config(memory={"per_class": 1000}, tasks=2), tmp_path)
     assert results["memory_images"] == 60
 
 
-def test_a_collapsed_pool_is_said(tmp_path: Path) -> None:
-    """Keys that never move keep their first winners; with a pool as large as the selection nothing can collapse."""
-    results, lines = run_quietly(make_config(method={"pull": 5.0}, train={"lr": 0.05, "epochs": 2}), tmp_path / "a")
-    used = {m for row in results["prompt_selections"]["train"] for m, n in enumerate(row) if n}
-    assert results["pool"]["collapsed"] == (len(used) == 2)
-    assert results["pool"]["collapsed"] == any("the pool has collapsed: 2 of its 6" in line for line in lines)
-    assert results["pool"]["train"][-1]["entropy"] >= 0
-    assert -1 <= results["pool"]["train"][-1]["cosine"] <= 1
-    results, lines = run_quietly(make_config(method={"pool_size": 2}, tasks=2), tmp_path / "b")
-    assert results["pool"]["collapsed"] is False
-    assert results["pool"]["test"][0]["entropy"] == pytest.approx(1.0)
-    assert not any("collapsed" in line for line in lines)
+@pytest.mark.parametrize(
+    ("counts", "collapsed"),
+    [
+        ([[9, 7, 0, 0], [8, 8, 0, 0]], True),
+        ([[9, 7, 0, 0], [0, 0, 8, 8]], False),  # each task its own: what diversified selection is for
+        ([[900, 899, 1, 0], [900, 900, 0, 0]], True),  # the first steps touch more
+        ([[8, 8], [8, 8]], False),  # nothing to choose from
+        ([[9, 7, 0, 0]], None),  # one task may have no need of more
+    ],
+)
+def test_a_collapsed_pool_is_said(counts: list[list[int]], collapsed: bool | None) -> None:
+    lines: list[str] = []
+    ui, done = QuietUi(Path("."), write=lines.append), nothing_done()
+    for row in counts:
+        done["learned"] = [{"images": sum(row) // 2, "selections": row, "match": 0.5}]
+        done["pool"]["train"].append(_selected(done["learned"]))
+        _watch_pool(done, ui)
+    assert done["collapsed"] is collapsed
+    said = [f"warning: {text}" for text in done["warnings"]]
+    assert lines == said
+    assert len(said) == bool(collapsed)
+    assert all(f"the pool has collapsed: 2 of its {len(counts[0])} prompts" in line for line in said)
+
+
+def test_the_pool_can_be_seen(tmp_path: Path) -> None:
+    results, _ = run_quietly(make_config(method={"pool_size": 2}, tasks=2), tmp_path)
+    pool = results["pool"]
+    assert pool["collapsed"] is False
+    assert [entry["counts"] for entry in pool["train"]] == results["prompt_selections"]["train"] == [[30, 30]] * 2
+    assert [entry["entropy"] for entry in pool["test"]] == pytest.approx([1.0, 1.0])
+    assert all(-1 <= entry["cosine"] <= 1 for entry in pool["train"] + pool["test"])
