@@ -114,7 +114,14 @@ def test_unknown_key_names_the_nearest(override: str, nearest: str) -> None:
 
 def test_unknown_key_with_nothing_near_lists_what_there_is() -> None:
     assert "expected one of data.name, data.root" in sentence("l2p", "data.zzzz=1")
-    assert "expected one of tasks, seed, device, backbone.*" in sentence("l2p", "xyzzy.plugh=1")
+    assert "expected one of scenario, tasks, seed, device, backbone.*" in sentence("l2p", "xyzzy.plugh=1")
+
+
+def test_lists_of_names() -> None:
+    assert load_config("l2p", ["data.order=[mnist, svhn]"]).data.order == ("mnist", "svhn")
+    assert "did you mean data.order?" in sentence("l2p", "data.domains=[mnist]")
+    assert "expected a list such as [a, b] or null" in sentence("l2p", "data.order=mnist")
+    assert "train.schedule=cosine needs task ends" in sentence("gaussian-cifar100", "train.schedule=cosine")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from promptcl.config import BackboneConfig, TrainConfig
 from promptcl.fit import effective_lr
 from promptcl.methods._base import Batch
 from promptcl.methods.l2p import L2POptions, Model
+from promptcl.prompts import top_n
 from promptcl.runtime import task_generator
 
 
@@ -184,13 +185,13 @@ def test_slots_are_forced_in_training_and_start_from_the_task_before(backbone: B
     assert torch.equal(model.pool.prompts_MLD, prompts)
     assert model.start(1) is None
     assert torch.equal(model.pool.prompts_MLD[2:4], prompts[:2])
-    model.loss(backbone, batch, None).backward()  # type: ignore[no-untyped-call]
+    model.loss(backbone, batch, None).backward()
     assert model.pool.prompts_MLD.grad is not None
     assert {m for m in range(5) if model.pool.prompts_MLD.grad[m].any()} == {2, 3}
     assert model.pool.keys_MD.grad is not None
     assert {m for m in range(5) if model.pool.keys_MD.grad[m].any()} == {2, 3}
     free = model.eval().select(batch.query_BD)[0]
-    assert torch.equal(free, model.pool.match(batch.query_BD).sort(1, True, True).indices[:, :2])
+    assert torch.equal(free, top_n(model.pool.match(batch.query_BD), 2))
     model.train()
     warning = model.start(2)
     assert warning is not None

@@ -63,10 +63,10 @@ class Seen:
         self.labels: list[list[int]] = []
         loss = learner.method.loss
 
-        def record(backbone: Backbone, batch: Batch, present: Tensor | None) -> Tensor:
-            self.masks.append(present)
+        def record(backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
+            self.masks.append(present_K)
             self.labels.append(batch.labels_B.tolist())
-            return loss(backbone, batch, present)
+            return loss(backbone, batch, present_K)
 
         learner.method.loss = record  # type: ignore[method-assign]
 
@@ -140,7 +140,7 @@ def test_a_stream_without_tasks_says_nothing_of_tasks(backbone: Backbone, digits
     config = make_config(scenario="gaussian", train={"mask_classes": "batch"})
     learner = Learner(config, backbone)
     started: list[int] = []
-    learner.method.start = lambda task: started.append(task)  # type: ignore[method-assign, assignment]
+    learner.method.start = lambda task: started.append(task)  # type: ignore[method-assign]
     seen, together = Seen(learner), concat([digits[0], digits[1]])
     learner.learn(together)
     first = learner._optimizer
