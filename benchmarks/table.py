@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from promptcl.metrics import mean_std
+
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = re.compile(r"(?P<begin><!-- table: (?P<name>[\w.-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 HEAD = (
@@ -112,11 +114,10 @@ def cells(runs: list[Results]) -> list[str]:
 
 def spread(values: list[float | None]) -> str:
     """Mean ± sample standard deviation; the value alone for one seed; `-` where there is none."""
-    numbers = [value for value in values if value is not None]
-    if not numbers:
+    found = mean_std(values)
+    if found is None:
         return "-"
-    mean = f"{statistics.mean(numbers):.2f}"
-    return f"{mean} ± {statistics.stdev(numbers):.2f}" if len(numbers) > 1 else mean
+    return f"{found[0]:.2f} ± {found[1]:.2f}" if len(values) > 1 else f"{found[0]:.2f}"
 
 
 def speed(results: Results, kind: str) -> float:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from promptcl.errors import UserError
+
+if TYPE_CHECKING:
+    from promptcl.ui import Ui
 
 app = typer.Typer(
     name="promptcl",
@@ -90,6 +94,11 @@ def train(
         Path | None, typer.Option("--out", help="Folder of the results.", show_default="runs/RECIPE-seedSEED")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="One plain line a task, for logs.")] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="1,2,3", help="A run for each seed, in OUT/seed1, ..., and a summary."),
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False,
 ) -> None:
     """Learn a recipe's tasks one after the other, evaluate after each, write results.json."""
     recipe, overrides = split_arguments(arguments or [])
@@ -97,16 +106,51 @@ def train(
         check_out(out)
     from promptcl.recipes import load_config
 
-    config = load_config(recipe, overrides)
-    folder = out or free_folder(recipe, config.seed)
-    from promptcl import experiment
+    configs = [load_config(recipe, overrides + one) for one in seed_settings(seeds, overrides)]
+    folder = out or free_folder(recipe, None if seeds else configs[0].seed)
     from promptcl.ui import QuietUi, RichUi
 
-    ui = QuietUi(folder) if quiet else RichUi(folder)
+    shown: list[QuietUi | RichUi] = []
+
+    def make_ui(folder: Path) -> Ui:
+        shown.append(QuietUi(folder) if quiet else RichUi(folder))
+        return with_events(shown[-1], folder) if tensorboard else shown[-1]
+
+    if tensorboard:
+        with extra("tensorboard", "tensorboard"):
+            from promptcl.events import with_events
     try:
-        experiment.run(config, folder, ui)
+        if seeds is None:
+            from promptcl import experiment
+
+            experiment.run(configs[0], folder, make_ui(folder))
+        else:
+            from promptcl import seeds as repeat
+
+            print(f"{repeat.describe(repeat.run(configs, folder, make_ui))} summary {folder / 'summary.json'}")
     finally:
-        ui.close()
+        for ui in shown:
+            ui.close()
+
+
+@app.command()
+@one_sentence
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs, or of train --seeds.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE.html", help="The page.", show_default="RUN/report.html; report.html for several"
+        ),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about runs, and its figures as PNGs beside it."""
+    with extra("report", "matplotlib", "jinja2"):
+        from promptcl.report import write
+    page = out or ((runs[0] if runs[0].is_dir() else runs[0].parent) if len(runs) == 1 else Path()) / "report.html"
+    print(f"{page}: {write(runs, page)} figures, also as PNG in {page.with_name(page.stem + '-figures')}")
 
 
 @app.command("list")
@@ -141,6 +185,30 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
     return recipe, settings
 
 
+def seed_settings(seeds: str | None, overrides: list[str]) -> list[list[str]]:
+    """The further settings of each run. Raises UserError for a bad list."""
+    if seeds is None:
+        return [[]]
+    numbers = seeds.split(",")
+    if not all(re.fullmatch(r"[0-9]+", number) for number in numbers) or len(set(map(int, numbers))) < len(numbers):
+        raise UserError(f"--seeds {seeds}: expected different whole numbers with commas; write e.g. --seeds 1,2,3")
+    given = [text for text in overrides if text.split("=")[0].strip() == "seed"]
+    if given:
+        raise UserError(f"{given[0]} and --seeds {seeds}: expected one of the two; leave out {given[0]}")
+    return [[f"seed={int(number)}"] for number in numbers]
+
+
+@contextlib.contextmanager
+def extra(name: str, *packages: str) -> Iterator[None]:
+    """Turn the absence of an optional package into a UserError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in packages:
+            raise
+        raise UserError(f"{error.name} is not installed; write pip install 'promptcl[{name}]'") from None
+
+
 def check_out(out: Path) -> None:
     """Raise UserError if `out` cannot be the folder of a new run."""
     if (out / "results.json").exists():
@@ -149,13 +217,13 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out}: it is a file; write the path of a folder")
 
 
-def free_folder(recipe: str, seed: int) -> Path:
-    """runs/<recipe>-seed<seed>, with -2, -3, ... if that exists."""
+def free_folder(recipe: str, seed: int | None) -> Path:
+    """runs/<recipe>-seed<seed> (-seeds for several), with -2, -3, ... if that exists."""
     path = Path(recipe)
     # A run is repeated from its own config.yaml: its folder has the telling name.
     name = path.resolve().parent.name if path.name == "config.yaml" else path.stem
     name = re.sub(r"-seed\d+(-\d+)?$", "", name)
-    folder = first = Path("runs") / f"{name}-seed{seed}"
+    folder = first = Path("runs") / f"{name}-seed{'s' if seed is None else seed}"
     number = 1
     while folder.exists():
         number += 1

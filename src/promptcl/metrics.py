@@ -7,6 +7,7 @@ None above the diagonal. T tasks, numbered from 0.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 Row = Sequence[float | None]
@@ -65,3 +66,11 @@ def selection_entropy(counts: Sequence[int]) -> float:
 def used_prompts(counts: Sequence[int], share: float = 0.01) -> int:
     """Prompts that make up at least `share` of all selections; the first steps of training touch more."""
     return sum(n > 0 and n >= share * sum(counts) for n in counts)
+
+
+def mean_std(values: Sequence[float | None]) -> tuple[float, float] | None:
+    """Mean and sample standard deviation (0 for a single value) over seeds; None if a value is missing."""
+    numbers = [value for value in values if value is not None]
+    if not numbers or len(numbers) < len(values):
+        return None
+    return statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0

@@ -1,0 +1,217 @@
+"""Finished runs read back from results.json, and grouped by their settings. Imports no torch. T tasks, M prompts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from promptcl.errors import UserError
+
+Array = npt.NDArray[np.float64]
+Counts = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)  # keys that a later version adds are ignored
+
+
+class Record(_Part):
+    """A measurement of a run, after one task."""
+
+    task: int
+    name: str
+    average_accuracy: float
+    forgetting: float | None = None
+
+
+class Selections(_Part):
+    """Selections of each prompt: a list a task."""
+
+    train: list[Counts | None] = []
+    test: list[Counts | None] = []
+
+
+class Match(_Part):
+    """How well the selected keys fit the queries."""
+
+    cosine: float
+
+
+class Pool(_Part):
+    """A list a task, as in Selections."""
+
+    train: list[Match | None] = []
+    test: list[Match | None] = []
+
+
+class Schedule(_Part):
+    """A stream without task boundaries: when each class peaks, and the classes drawn for each micro-task."""
+
+    steps: int
+    sigma: float = Field(gt=0)
+    peaks: list[float] = Field(min_length=1)
+    expected_classes: list[float]
+    included: list[list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Schedule:
+        if len(self.expected_classes) != len(self.included):
+            raise ValueError("expected_classes and included differ in length")
+        if max((k for row in self.included for k in row), default=0) >= len(self.peaks):
+            raise ValueError("included names a class without a peak")
+        return self
+
+    def drawn(self) -> Array:
+        """Probability [micro-task, class] of those classes that were drawn; NaN for the others."""
+        e_E1 = np.arange(len(self.included))[:, None]
+        p_EK: Array = np.exp(-((e_E1 * self.steps - np.array(self.peaks)) ** 2) / (2 * self.sigma**2))
+        drawn_EK: Array = np.full_like(p_EK, np.nan)
+        for e, classes in enumerate(self.included):
+            drawn_EK[e, classes] = p_EK[e, classes]
+        return drawn_EK
+
+
+class Results(_Part):
+    """What is read of results.json."""
+
+    average_accuracy: float
+    forgetting: float | None
+    learning_accuracy: float | None
+    accuracy_matrix: list[list[float | None]] = Field(min_length=1)
+    trained_parameters: int
+    prompt_selections: Selections | None = None
+    pool: Pool | None = None
+    warnings: list[str] = []
+    schedule: Schedule | None = None
+    tasks: list[Record] = Field(min_length=1)
+    seconds: float
+    backbone: dict[str, Any]
+    device: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    git_commit: str | None
+
+    @field_validator("accuracy_matrix")
+    @classmethod
+    def _rectangle(cls, matrix: list[list[float | None]]) -> list[list[float | None]]:
+        if not matrix[0] or len({len(row) for row in matrix}) > 1:
+            raise ValueError("expected rows of one length")
+        return matrix
+
+    @property
+    def seed(self) -> object:
+        """Seed of the run."""
+        return self.config.get("seed")
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every setting but the seed, by dotted key."""
+        return dict(_flat({key: value for key, value in self.config.items() if key != "seed"}))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs whose settings differ in nothing but the seed."""
+
+    letter: str
+    name: str
+    paths: list[Path]
+    """The results.json of each run."""
+    runs: list[Results]
+
+    @property
+    def whole(self) -> bool:
+        """All tasks were learned at once."""
+        return len(self.runs[0].tasks) == 1 and self.runs[0].learning_accuracy is None
+
+    def curve(self, key: str) -> Array:
+        """A value after each task, [seeds, T]; NaN where there is none."""
+        return as_array([[getattr(task, key) for task in run.tasks] for run in self.runs])
+
+    def matrix(self) -> Array:
+        """Accuracy matrix [T, T], the mean over seeds; NaN where there is none."""
+        matrix: Array = np.mean([as_array(run.accuracy_matrix) for run in self.runs], axis=0)
+        return matrix
+
+
+def read(paths: Sequence[Path]) -> list[Group]:
+    """Groups of the runs in `paths`: folders of runs, folders written with --seeds, or results.json files.
+
+    Raises:
+        UserError: a path that is no run, or results that cannot be read.
+    """
+    files = dict.fromkeys(file.resolve() for path in paths for file in _files(path))
+    groups: dict[tuple[object, ...], Group] = {}
+    seeds: dict[tuple[object, ...], list[object]] = {}
+    for file in files:
+        run = _load(file)
+        shape = (len(run.tasks), len(run.accuracy_matrix), len(run.accuracy_matrix[0]))
+        # The same seed again, perhaps with another version, is no further sample: it opens a group of its own.
+        settings, number = json.dumps(run.settings, sort_keys=True), 0
+        while run.seed in seeds.setdefault((settings, shape, number), []):
+            number += 1
+        key = (settings, shape, number)
+        seeds[key].append(run.seed)
+        group = groups.setdefault(key, Group(_letters(len(groups)), _name(file.parent), [], []))
+        group.paths.append(file)
+        group.runs.append(run)
+    return list(groups.values())
+
+
+def as_array(rows: Sequence[Sequence[float | None]]) -> Array:
+    """Rows of one length as an array; None becomes NaN."""
+    return np.array(rows, dtype=np.float64)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        if path.exists():
+            return [path]
+        raise UserError(f"{path}: it does not exist; give the folder of a finished run of promptcl train")
+    if (path / "results.json").exists():
+        return [path / "results.json"]
+    found = sorted(path.glob("seed*/results.json"), key=lambda file: (len(file.parent.name), file.parent.name))
+    if found:
+        return found
+    raise UserError(f"{path}: it holds no results.json; give the folder of a finished run of promptcl train")
+
+
+def _load(path: Path) -> Results:
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise UserError(
+            f"{path}: not the results of a run, or of a version that this one cannot read ({reason}); "
+            "give the folder of a finished run of promptcl train"
+        ) from None
+
+
+def _name(folder: Path) -> str:
+    """What a folder is called without its seed."""
+    name = folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
+    return re.sub(r"-seed\d+(-\d+)?$", "", name) or "run"
+
+
+def _letters(number: int) -> str:
+    """A, B, ..., Z, AA, AB, ..."""
+    head = _letters(number // 26 - 1) if number >= 26 else ""
+    return head + chr(ord("A") + number % 26)
+
+
+def _flat(settings: dict[str, Any], head: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{head}{key}.")
+        else:
+            yield f"{head}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
