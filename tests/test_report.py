@@ -17,6 +17,7 @@ from PIL import Image
 from test_cli import promptcl, refused
 from test_experiment import make_config
 
+from promptcl.errors import UserError
 from promptcl.experiment import run
 from promptcl.report import entropy, write
 from promptcl.runs import read
@@ -71,6 +72,10 @@ class Elements(HTMLParser):
         elif tag in ("td", "th"):
             self.tables[self._table][-1].append("")
 
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._table = ""
+
     def handle_data(self, data: str) -> None:
         if self._table and self.tables[self._table] and self.tables[self._table][-1]:
             self.tables[self._table][-1][-1] += data.strip()
@@ -95,7 +100,7 @@ def test_numbers_are_those_of_the_results(runs: Path, page: Path) -> None:
     values = [one["average_accuracy"] for one in l2p]
     rows = Elements(page.read_text(encoding="utf-8")).tables["results"]
     assert rows[1][:2] == ["A l2p", f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"]
-    assert rows[1][4:6] == ["2", "962"]
+    assert rows[1][4:6] == ["2", f"{4 * 2 * 64 + 4 * 64 + 10 * 65:,}"]
     assert rows[2][0] == "B näh <b> $m$"
     assert rows[2][4:6] == ["1", "0"]
     group = read([runs / "l2p-seed1", runs / "l2p-seed2"])[0]
@@ -179,16 +184,22 @@ def test_command_needs_no_torch_and_says_what_it_wrote(runs: Path, tmp_path: Pat
         (lambda text: re.sub(r'"forgetting": [\d.-]+', '"forgetting": NaN', text), "forgetting"),
     ],
 )
-def test_bad_results_are_one_line(runs: Path, tmp_path: Path, change: Any, expected: str) -> None:
+def test_bad_results_are_refused(runs: Path, tmp_path: Path, change: Any, expected: str) -> None:
     text = (runs / "l2p-seed1" / "results.json").read_text()
     (tmp_path / "results.json").write_text(change(text))
-    assert expected in refused("report", ".", cwd=tmp_path)
+    with pytest.raises(UserError, match=expected):
+        write([tmp_path], tmp_path / "r.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
 
 
-def test_other_bad_input_is_one_line(runs: Path, tmp_path: Path) -> None:
+def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no results\.json"):
+        write([tmp_path], tmp_path / "r.html")
+    with pytest.raises(UserError, match=r"write e\.g\. --out report\.html"):
+        write([runs / "l2p-seed1"], tmp_path / "r.pdf")
+    (tmp_path / "results.json").write_text("{")
+    assert "not the results of a run" in refused("report", ".", cwd=tmp_path)
     assert "does not exist" in refused("report", "absent", cwd=tmp_path)
-    assert "holds no results.json" in refused("report", ".", cwd=tmp_path)
-    assert "write e.g. --out report.html" in refused("report", str(runs / "l2p-seed1"), "--out", "x.pdf", cwd=tmp_path)
 
 
 def test_fields_of_later_versions_are_ignored(runs: Path, tmp_path: Path) -> None:

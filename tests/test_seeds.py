@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from test_cli import promptcl, refused
 
+from promptcl.cli import seed_settings
+from promptcl.errors import UserError
+
 SMALL = (
     "train demo tasks=2 backbone.name=test_vit backbone.weights=random backbone.image_size=32 data.train_per_class=4 "
 )
@@ -43,9 +46,12 @@ def test_seeds_make_a_run_each_and_a_summary_and_events(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seeds", ["", "1,,2", "1,1", "1,01", "-1", "a", "1 2"])
-def test_bad_seeds_are_one_line(seeds: str, tmp_path: Path) -> None:
-    assert "write e.g. --seeds 1,2,3" in refused("train", "demo", f"--seeds={seeds}", cwd=tmp_path)
+def test_bad_seeds_are_refused(seeds: str) -> None:
+    with pytest.raises(UserError, match=r"write e\.g\. --seeds 1,2,3"):
+        seed_settings(seeds, [])
 
 
 def test_seed_and_seeds_are_one_too_many(tmp_path: Path) -> None:
+    assert seed_settings("2,10", ["tasks=2"]) == [["seed=2"], ["seed=10"]]
+    assert seed_settings(None, ["seed=7"]) == [[]]
     assert "leave out seed=7" in refused("train", "demo", "seed=7", "--seeds", "1,2", cwd=tmp_path)

@@ -103,7 +103,7 @@ def heat(axes: Axes, values: Array, top: float, names: Sequence[int] = ()) -> An
     if columns <= MOST_CELLS and rows <= 2 * MOST_CELLS:
         for (i, j), value in np.ndenumerate(values):
             if not np.isnan(value):
-                colour = "white" if value < 0.6 * top else "black"
+                colour = "white" if value < 0.45 * top else "black"
                 axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9)
     return image
 
@@ -166,9 +166,7 @@ def curves(name: str, title: str, alt: str, ylabel: str, lines: Sequence[Curve])
         axes.set(xlabel="tasks learned", ylabel=ylabel)
         axes.set_xlim(0.5, last + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        low, high = axes.get_ylim()
-        if high - low < 2:  # a level line is level, not a scale of its rounding errors
-            axes.set_ylim(low - 1, high + 1)
+        axes.set_ylim(at_least_two(axes.get_ylim()))
         axes.grid(color="#808080", alpha=0.3, lw=0.6)
         if legend:
             figure.legend(loc="outside lower left", frameon=False)
@@ -187,7 +185,7 @@ def finals(name: str, title: str, alt: str, xlabel: str, lines: Sequence[Curve])
             spread = last.std(ddof=1) if len(last) > 1 else 0.0
             axes.errorbar(last.mean(), i, xerr=spread, fmt="|", ms=14, capsize=4, color=colour)
         axes.set_yticks(range(len(lines)), [short(line.label, 24) for line in lines])
-        axes.set(xlabel=xlabel, ylim=(len(lines) - 0.5, -0.5))
+        axes.set(xlabel=xlabel, ylim=(len(lines) - 0.5, -0.5), xlim=at_least_two(axes.get_xlim()))
         axes.grid(axis="x", color="#808080", alpha=0.3, lw=0.6)
 
     return picture(name, title, alt, 1.2 + 0.3 * len(lines), draw)
@@ -214,6 +212,12 @@ def schedule(name: str, title: str, alt: str, drawn: Array, expected: Array) -> 
         lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
     return picture(name, title, alt, 4.6, draw)
+
+
+def at_least_two(limits: tuple[float, float]) -> tuple[float, float]:
+    """Limits of an axis in percent, two points apart or more: a scale of rounding errors would make mountains."""
+    low, high = limits
+    return (low, high) if high - low >= 2 else (low - 1, high + 1)
 
 
 def short(label: str, width: int = 44) -> str:
