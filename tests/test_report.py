@@ -20,7 +20,7 @@ from test_experiment import make_config
 from promptcl.errors import UserError
 from promptcl.experiment import run
 from promptcl.report import entropy, write
-from promptcl.runs import read
+from promptcl.runs import Schedule, read
 from promptcl.ui import QuietUi
 
 FIGURES = {"average-accuracy", "average-accuracy-last", "forgetting", "forgetting-last", "a-accuracy", "b-accuracy"}
@@ -210,25 +210,25 @@ def test_fields_of_later_versions_are_ignored(runs: Path, tmp_path: Path) -> Non
     assert write([tmp_path], tmp_path / "r.html") == 5
 
 
-def test_schedule_and_pool_of_a_stream_without_tasks(runs: Path, tmp_path: Path) -> None:
-    results = json.loads((runs / "l2p-seed1" / "results.json").read_text())
-    results["accuracy_matrix"] = [[10.0], [20.0], [30.0], [40.0], [50.0]]
-    results["forgetting"] = results["learning_accuracy"] = None
-    for i, record in enumerate(results["tasks"]):
-        record |= {"task": 10 * i + 9, "forgetting": None}
-    results["schedule"] = {"steps": 2, "sigma": 4.0, "peaks": [2, 5, 8], "expected_classes": [1.5, 2.0, 2.5]}
-    results["schedule"]["included"] = [[0], [0, 1], [2]]
-    results["pool"] = {"train": [{"cosine": 0.25}, {"cosine": 0.75}], "test": [None]}
-    results["warnings"] = ["the pool has collapsed"]
-    (tmp_path / "results.json").write_text(json.dumps(results))
+def test_stream_without_tasks(tmp_path: Path) -> None:
+    gaussian = {"micro_tasks": 12, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
+    config = make_config(scenario="gaussian", train={"mask_classes": "batch"})
+    config = type(config).model_validate({**config.model_dump(), "gaussian": gaussian})
+    results = run(config, tmp_path, QuietUi(tmp_path, write=lambda line: None))
     assert write([tmp_path], tmp_path / "r.html") == 4
     text = (tmp_path / "r.html").read_text()
     assert set(Elements(text).figures) == {"average-accuracy", "a-schedule", "a-prompts-train", "a-prompts-test"}
-    assert "1.3 on average, 2.0 expected" in text
-    assert "0.25 for the first, 0.75 for the last" in text
-    assert "Warning: the pool has collapsed" in text
-    schedule = read([tmp_path])[0].runs[0].schedule
-    assert schedule is not None
+    drawn = np.mean([len(classes) for classes in results["schedule"]["included"]])
+    assert f"micro-tasks: {drawn:.1f} on average" in text
+    cosines = [entry["cosine"] for entry in results["pool"]["train"]]
+    assert f"{cosines[0]:.2f} for the first, {cosines[-1]:.2f} for the last" in text
+    assert text.count("Warning: ") == len(results["warnings"])
+    group = read([tmp_path])[0]
+    assert [task.task + 1 for task in group.runs[0].tasks] == [4, 8, 12]
+
+
+def test_probability_of_drawn_classes_by_hand() -> None:
+    schedule = Schedule(steps=2, sigma=4.0, peaks=[2, 5, 8], expected_classes=[1, 1], included=[[0], [0, 1]])
     drawn = schedule.drawn()
     assert drawn[1, 0] == 1.0  # e = 1, s = 2: at the peak of class 0
     assert drawn[1, 1] == pytest.approx(np.exp(-9 / 32))

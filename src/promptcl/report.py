@@ -123,7 +123,7 @@ def _means(values: Array) -> list[str]:
 def _section(group: Group) -> list[Shown]:
     """Accuracy matrix (mean over seeds) of a group, and the schedule of its stream."""
     found, prefix, run = [], group.letter.lower(), group.runs[0]
-    if group.matrix().shape[1] > 1 or group.matrix().size == 1:
+    if group.matrix().shape[1] > 1 or not (len(run.tasks) > 1 or group.whole):
         found.append(_matrix(group))
     if run.schedule is not None:
         drawn, expected = run.schedule.drawn(), np.array(run.schedule.expected_classes)
