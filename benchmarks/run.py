@@ -7,9 +7,9 @@ come from the environment (README.md says what they hold). A result that is alre
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,9 +42,18 @@ def main() -> int:
             if subprocess.run(command, cwd=ROOT).returncode != 0:
                 failed += 1
                 continue
-            kept.parent.mkdir(exist_ok=True)
-            shutil.copy(out / "results.json", kept)
+            keep(out / "results.json", kept)
     return failed
+
+
+def keep(results: Path, kept: Path) -> None:
+    """Copy results.json without the folders of this machine: of data.root and backbone.weights the last name stays."""
+    content = json.loads(results.read_text(encoding="utf-8"))
+    for section, key in (("data", "root"), ("backbone", "weights")):
+        value = content["config"][section][key]
+        content["config"][section][key] = value and Path(value).name
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
