@@ -193,11 +193,30 @@ class StoppingUi(QuietUi):
         self.step()
 
 
-@pytest.mark.parametrize("method", [{"name": "l2p", "pool_size": 4, "top_k": 2}, {"name": "ncm"}, {"name": "joint"}])
-def test_a_run_goes_on_to_the_same_results(method: dict[str, Any], tmp_path: Path) -> None:
-    config = make_config(tasks=3, train=TRAIN, method=method)
+GAUSSIAN = {"micro_tasks": 5, "steps": 2, "sigma": 2.0, "evaluate_every": 2}
+FREQUENCY = {"name": "l2p", "pool_size": 4, "top_k": 2, "diversify": "frequency"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "moments"),
+    [
+        ({"method": {"name": "l2p", "pool_size": 4, "top_k": 2}}, (1, 5, 9)),
+        ({"method": {"name": "ncm"}}, (1, 3)),
+        ({"method": {"name": "joint"}}, (1, 3)),
+        ({"method": {"name": "l2p_ridge", "pool_size": 4, "top_k": 2}, "memory": {"per_class": 2}}, (9,)),
+        ({"method": {"name": "linear"}, "memory": {"per_class": 2}}, (9, 16)),
+        ({"method": FREQUENCY}, (9, 14)),
+        ({"scenario": "gaussian", "gaussian": GAUSSIAN}, (7, 12)),
+    ],
+    ids=["l2p", "ncm", "joint", "memory-ridge", "memory", "frequency", "gaussian"],
+)
+def test_a_run_goes_on_to_the_same_results(changes: dict[str, Any], moments: tuple[int, ...], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"tasks": 3, "train": TRAIN, "data": {"train_per_class": 6}, **changes}
+    config = make_config(**{key: value for key, value in settings.items() if key not in ("gaussian", "memory")})
+    sections = {key: value for key, value in settings.items() if key in ("gaussian", "memory")}
+    config = Config.model_validate({**config.model_dump(), **sections})
     whole = run(config, tmp_path / "whole")
-    for number in (1, 5, 9) if method["name"] == "l2p" else (1, 3):
+    for number in moments:
         out = tmp_path / f"stopped{number}"
         with pytest.raises(Stop):
             experiment.run(config, out, StoppingUi(number))
