@@ -55,12 +55,11 @@ class Batches:
             yield Batch(pixels, queries_ND[span.start : span.stop], labels_N[span.start : span.stop])
 
     def training(
-        self, images: ImageSet, labels_N: Tensor, needs_images: bool, generator: torch.Generator
+        self, images: ImageSet, labels_N: Tensor, order_N: Tensor, needs_images: bool, generator: torch.Generator
     ) -> Iterator[Batch]:
-        """Batches of one epoch in random order, augmented; the query sees the same view (spec 1.2) or the clean one."""
+        """Batches of the images `order_N`, augmented; the query sees the same view (spec 1.2) or the clean one."""
         train = self.config.train
-        order_N = torch.randperm(len(images), generator=generator)
-        for start in range(0, len(images), train.batch_size):
+        for start in range(0, len(order_N), train.batch_size):
             index_B = order_N[start : start + train.batch_size]
             if train.drop_last and len(index_B) < train.batch_size <= len(images):
                 return

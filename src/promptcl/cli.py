@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -99,15 +100,21 @@ def train(
         typer.Option("--seeds", metavar="1,2,3", help="A run for each seed, in OUT/seed1, ..., and a summary."),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the interrupted run in DIR, as it began.")
+    ] = None,
 ) -> None:
     """Learn a recipe's tasks one after the other, evaluate after each, write results.json."""
+    if resume is not None:
+        check_resume(resume, [*(arguments or []), *(["--seeds"] if seeds else []), *(["--out"] if out else [])])
+        arguments = [str(resume / "config.yaml")]
     recipe, overrides = split_arguments(arguments or [])
     if out is not None:
         check_out(out)
     from promptcl.recipes import load_config
 
     configs = [load_config(recipe, overrides + one) for one in seed_settings(seeds, overrides)]
-    folder = out or free_folder(recipe, None if seeds else configs[0].seed)
+    folder = resume or out or free_folder(recipe, None if seeds else configs[0].seed)
     from promptcl.ui import QuietUi, RichUi
 
     shown: list[QuietUi | RichUi] = []
@@ -123,11 +130,16 @@ def train(
         if seeds is None:
             from promptcl import experiment
 
-            experiment.run(configs[0], folder, make_ui(folder))
+            experiment.run(configs[0], folder, make_ui(folder), resume is not None)
         else:
             from promptcl import seeds as repeat
 
             print(f"{repeat.describe(repeat.run(configs, folder, make_ui))} summary {folder / 'summary.json'}")
+    except KeyboardInterrupt:
+        if seeds is None and (folder / "config.yaml").exists():
+            shown[-1].close()
+            print(f"go on with: promptcl train --resume {shlex.quote(str(folder))}", file=sys.stderr)
+        raise
     finally:
         for ui in shown:
             ui.close()
@@ -213,8 +225,22 @@ def check_out(out: Path) -> None:
     """Raise UserError if `out` cannot be the folder of a new run."""
     if (out / "results.json").exists():
         raise UserError(f"--out {out}: it already holds results.json; write another folder, or delete that file first")
+    if (out / "learner" / "learner.json").exists():
+        raise UserError(
+            f"--out {out}: a run was interrupted there; write promptcl train --resume {out}, or another folder"
+        )
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: it is a file; write the path of a folder")
+
+
+def check_resume(folder: Path, given: list[str]) -> None:
+    """Raise UserError if there is no run in `folder`, or something is `given` that it cannot take any more."""
+    if given:
+        raise UserError(
+            f"{given[0]}: a run goes on with the settings it began with; write promptcl train --resume {folder}"
+        )
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"--resume {folder}: expected the folder of an interrupted run, there is no config.yaml in it")
 
 
 def free_folder(recipe: str, seed: int | None) -> Path:

@@ -101,6 +101,8 @@ class TrainConfig(Section):
     drop_last: bool = False
     query_view: Literal["augmented", "clean"] = "augmented"
     """View that queries the keys in training; `clean` queries are computed once per image."""
+    checkpoint_steps: int = Field(default=200, gt=0)
+    """Steps between two checkpoints; one is written after every epoch too."""
 
 
 class EvalConfig(Section):

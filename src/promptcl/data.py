@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import io
 import pkgutil
@@ -32,6 +33,9 @@ class Source(Protocol):
     def read(self, row: int) -> Tensor:
         """Image `row` as uint8 (3, H, W), RGB."""
 
+    def content(self, row: int) -> bytes:
+        """What image `row` is made from, to tell whether it is still the same."""
+
     def name(self, row: int) -> str:
         """What an error message calls image `row`."""
 
@@ -52,6 +56,10 @@ class ArraySource:
         """Image `row` as uint8 (3, H, W); grey is repeated. Not to be written to."""
         image = self._images[row]
         return image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
+
+    def content(self, row: int) -> bytes:
+        """The values of image `row`."""
+        return self._images[row].numpy().tobytes()
 
     def name(self, row: int) -> str:
         """Array and row."""
@@ -82,6 +90,13 @@ class FileSource:
     def __len__(self) -> int:
         """Number of images."""
         return len(self._paths)
+
+    def content(self, row: int) -> bytes:
+        """The file of image `row`, as it is. Raises UserError when it cannot be read."""
+        try:
+            return self._fetch(self._paths[row])
+        except Exception as error:  # files, archives and decompression: each has its own
+            raise UserError(f"{self.name(row)} cannot be read ({error}); give it back or remove it") from error
 
     def name(self, row: int) -> str:
         """Folder or archive, and the path in it."""
@@ -164,6 +179,13 @@ class ImageSet:
     def name(self, i: int) -> str:
         """What an error message calls image `i`: its file, or its row in the array."""
         return self._source.name(int(self._rows[i]))
+
+    def sha256(self) -> str:
+        """SHA-256 over the class names, the labels and the stored form of every image, hexadecimal."""
+        digest = hashlib.sha256(repr((self.classes, self.labels.tolist())).encode())
+        for row in self._rows:
+            digest.update(hashlib.sha256(self._source.content(int(row))).digest())
+        return digest.hexdigest()
 
     def select(self, indices: Indices) -> ImageSet:
         """The images at `indices`, in that order; same classes."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from promptcl import metrics
+from promptcl import durable, metrics, store
 from promptcl.config import Config, dump_config
+from promptcl.errors import UserError
 from promptcl.learner import Learner
 from promptcl.parts import load_parts
 from promptcl.runtime import git_commit, versions
@@ -21,37 +21,70 @@ from promptcl.ui import Ui
 Matrix = list[list[float | None]]
 
 
-def run(config: Config, out: Path, ui: Ui) -> dict[str, Any]:
+STORE = "learner"
+"""Folder of the learner inside the folder of a run: a store like any other."""
+
+
+def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, Any]:
     """Learn the stream of `config`, evaluate on the way, write `out`/results.json and config.yaml.
 
-    Nothing is written before data, weights and settings have been loaded and checked.
+    Nothing is written before data, weights and settings have been loaded and checked. What was learned is in the store
+    `out`/learner; with `resume`, a run that was interrupted goes on from there, to the same results bit for bit.
 
     Raises:
-        UserError: bad data, weights or settings; a loss that is not finite.
+        UserError: bad data, weights or settings; a loss that is not finite; `out` holds the learner of another run.
         OSError: `out` cannot be written.
     """
     start = time.perf_counter()
     stream = make_stream(load_parts(config.data), config)
-    learner = Learner(config)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "config.yaml", dump_config(config))
-    tasks = [stream.everything] if learner.method.joint else stream.tasks
-    ui.start(len(tasks), config)
-    done = nothing_done()
-    for t, task in enumerate(tasks):
-        steps = config.train.epochs * learner.batches.steps_per_epoch(len(task.train)) if learner.method.trained else 0
-        ui.task(t, task.name, steps)
-        learned = learner.learn(task.train, ui.step)
-        done["learned"].append(asdict(learned))
-        if learned.warning is not None:
-            _warn(done, learned.warning, ui)
-        if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
-            _evaluate(t, task, stream, learner, done, ui)
-    done["seconds"] = time.perf_counter() - start
-    results = _results(config, learner, stream, done)
-    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    fresh = Learner(config)
+    with store.lock(out / STORE):
+        learner = _begin(fresh, out, resume)
+        done: dict[str, Any] = learner.notes["run"]
+        tasks = [stream.everything] if learner.method.joint else stream.tasks
+        ui.start(len(tasks), config)
+        for record in done["records"]:
+            ui.task(record["task"], record["name"], 0)
+            ui.task_done(record)
+        for t in done["remembered"]:  # the memory's images are in the data, not in the store
+            learner.remember(tasks[t].train, t)
+        before = done["seconds"]
+        for t, task in list(enumerate(tasks))[len(learner.history) :]:
+            _learn(t, task, learner, out / STORE, done, ui)
+            if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
+                _evaluate(t, task, stream, learner, done, ui)
+            done["seconds"] = before + time.perf_counter() - start
+            learner.save(out / STORE)
+        results = _results(config, learner, stream, done)
+        write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
     ui.finished(results)
     return results
+
+
+def _begin(learner: Learner, out: Path, resume: bool) -> Learner:
+    """The learner of the run in `out`, saved there: `learner`, or the one to go on with; its notes keep the results."""
+    folder, config = out / STORE, learner.config
+    if resume and store.checksum(folder) is not None:
+        learner = Learner.load(folder, backbone=learner.backbone)
+        if learner.config != store.movable(config):
+            raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
+        return learner
+    learner.notes["run"] = nothing_done()
+    write_atomically(out / "config.yaml", dump_config(config))
+    learner.save(folder)
+    return learner
+
+
+def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, Any], ui: Ui) -> None:
+    """Learn task `t` and write what it took into `done`."""
+    trained, steps = learner.method.trained, learner.batches.steps_per_epoch(len(task.train))
+    ui.task(t, task.name, learner.config.train.epochs * steps if trained else 0)
+    learned = learner.learn(task.train, ui.step, task.name, folder)
+    done["learned"].append(asdict(learned))
+    if trained:
+        done["remembered"].append(t)
+    if learned.warning is not None:
+        _warn(done, learned.warning, ui)
 
 
 def nothing_done() -> dict[str, Any]:
@@ -63,6 +96,7 @@ def nothing_done() -> dict[str, Any]:
         "collapsed": None,
         "warnings": [],
         "images": 0,
+        "remembered": [],  # tasks that were offered to the memory
         "learned": [],  # what learning took since the last evaluation
         "seconds": 0.0,
     }
@@ -193,13 +227,6 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write the whole file or nothing: temporary file beside it, fsync, rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the whole file or nothing. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    durable.write(path, text.encode())

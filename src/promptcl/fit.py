@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from promptcl.batches import Batches
+from promptcl.checkpoint import Checkpoint, Place
 from promptcl.config import Config, TrainConfig
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
@@ -52,26 +53,37 @@ def fit(
     step: Callable[[], None],
     replay: Replay | None = None,
     previous: torch.optim.Optimizer | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> torch.optim.Optimizer:
     """Train `method` on one task; `step` is called once per optimiser step.
 
     Args: labels_N class ids on the device; present_K marks the classes of the task (None: no training mask);
-    generator decides order, augmentation and what is replayed; previous: the optimiser to go on with (None: fresh).
+    generator decides order, augmentation and what is replayed; previous: the optimiser to go on with (None: fresh);
+    checkpoint keeps where training stands, and where it was interrupted it goes on from there.
     Returns: the optimiser, with its moments.
 
     Raises:
-        UserError: the loss is not finite (looked at once an epoch, so that a GPU is never made to wait).
+        UserError: the loss is not finite (looked at once an epoch, so that a GPU is never made to wait); as Checkpoint.
     """
     train = config.train
     optimizer = make_optimizer(method, train)
     if previous is not None:
         carry_over(previous, optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    total = train.epochs * batches.steps_per_epoch(len(images))
+    steps = batches.steps_per_epoch(len(images))
+    total = train.epochs * steps
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total) if train.schedule == "cosine" else None
-    for epoch in range(train.epochs):
-        running = torch.zeros((), device=labels_N.device)
-        for batch in batches.training(images, labels_N, method.needs_images, generator):
+    at = Place(method, optimizer, schedule, generator, torch.empty(0), torch.zeros((), device=labels_N.device))
+    if checkpoint is not None and checkpoint.restore(at):
+        for _ in range(at.done):
+            step()
+    for epoch in range(at.done // steps, train.epochs):
+        skip = at.done % steps
+        if skip == 0:
+            at.order_N = torch.randperm(len(images), generator=generator)
+            at.loss.zero_()
+        order_N = at.order_N[skip * train.batch_size :]
+        for batch in batches.training(images, labels_N, order_N, method.needs_images, generator):
             mask = present_K
             if mask is not None and train.mask_classes == "batch":
                 mask = torch.zeros_like(mask).index_fill_(0, batch.labels_B, True)
@@ -85,11 +97,16 @@ def fit(
             optimizer.step()
             if schedule is not None:
                 schedule.step()
-            running += loss.detach()
+            at.loss += loss.detach()
+            at.done += 1
             step()
-        if not torch.isfinite(running):
+            if checkpoint is not None and at.done % steps and checkpoint.due(at.done):
+                checkpoint.write(at)
+        if not torch.isfinite(at.loss):
             raise UserError(
-                f"the loss became {running.item()} in epoch {epoch + 1}: expected a finite number; "
+                f"the loss became {at.loss.item()} in epoch {epoch + 1}: expected a finite number; "
                 f"lower the learning rate, e.g. train.lr={train.lr / 10:g}"
             )
+        if checkpoint is not None:
+            checkpoint.write(at)
     return optimizer

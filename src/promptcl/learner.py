@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from promptcl import store
 from promptcl.backbone import Backbone
 from promptcl.batches import Batches
+from promptcl.checkpoint import Checkpoint, moments, named_moments
 from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
-from promptcl.fit import fit
+from promptcl.fit import fit, make_optimizer
 from promptcl.memory import Memory, Replay
 from promptcl.methods._base import load_method
 from promptcl.runtime import pick_device, task_generator
+from promptcl.store import Saved, TaskRecord
+from promptcl.weights import first_line
 
 
 @dataclass(frozen=True)
@@ -62,15 +69,21 @@ class Learner:
         Raises:
             UserError: weights, backbone or device that cannot be used.
         """
-        self.config = config
         self.device = pick_device(config.device)
         self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         model = load_method(config.method["name"])
         options = model.Options(**{k: v for k, v in config.method.items() if k != "name"})
+        complete = {"name": config.method["name"], **options.model_dump(mode="json")}
+        self.config = config = config.model_copy(update={"method": complete})
         self.method = model(options, self.backbone.width, task_generator(config.seed, 0, "initial values"))
         self.method.to(self.device)
         self.classes: list[str] = []
-        self.tasks_learned = 0
+        self.history: list[TaskRecord] = []
+        self.notes: dict[str, Any] = {}
+        """JSON values that are saved with the learner."""
+        self.origin: str | None = None
+        """Checksum of the store that this learner comes from."""
+        self._whole = True
         self.boundaries = config.scenario != "gaussian"
         if not self.boundaries and self.method.needs_tasks:
             raise UserError(
@@ -80,6 +93,78 @@ class Learner:
         self.memory = Memory(config.memory.per_class)
         self._optimizer: torch.optim.Optimizer | None = None
         self.batches = Batches(self.backbone, config, self.device)
+
+    @classmethod
+    def create(cls, config: Config, backbone: Backbone | None = None) -> Learner:
+        """An empty learner: the constructor by another name, beside `load`."""
+        return cls(config, backbone)
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, overrides: Sequence[str] = (), backbone: Backbone | None = None, trust: bool = False
+    ) -> Learner:
+        """The learner in `folder`, as it was saved. Arguments as of `store.load`; backbone as of the constructor.
+
+        Raises:
+            UserError: as `store.load`; weights that are missing or are not those it was learned with.
+        """
+        saved = store.load(Path(folder), overrides, trust)
+        try:
+            learner = cls(saved.config, backbone)
+            learner._restore(saved)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # numbers that no machine can use
+            raise UserError(f"{folder} cannot be built here ({first_line(error)}); check its config") from error
+        return learner
+
+    def save(self, folder: Path | str) -> None:
+        """Write the learner to `folder`, whole or not at all.
+
+        Raises:
+            UserError: as `store.save`, among them: the folder holds a learner that this one does not descend from.
+                Or the last `learn` did not end.
+        """
+        self._check_whole()
+        state = self.method.state_dict()
+        if not self.boundaries and self._optimizer is not None:  # which goes on from micro-task to micro-task
+            state = {**state, **named_moments(self._optimizer)}
+        saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
+        self.origin = store.save(Path(folder), saved, self.origin)
+
+    def _check(self, images: ImageSet) -> None:
+        """Refuse what cannot be learned before anything changes."""
+        self._check_whole()
+        for odd in (name for name in images.classes if any("\ud800" <= letter <= "\udfff" for letter in name)):
+            raise UserError(f"the class name {odd!a} is not text: expected UTF-8, rename its folder")
+        if self.config.memory.per_class and self.history and self.memory.images is None and self.method.trained:
+            raise UserError(
+                f"memory.per_class={self.config.memory.per_class} replays earlier images, which are not in the store: "
+                "give them to Learner.remember, or write memory.per_class=0"
+            )
+
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise UserError("this learner was interrupted while it learned: expected a whole one, load it again")
+
+    def _restore(self, saved: Saved) -> None:
+        store.check_backbone(saved, self.backbone.describe(), self.config.backbone.weights)
+        for record in saved.tasks:
+            self._grow(record.images, len(self.history))
+            self.history.append(record)
+        store.fill(self.method, saved)
+        if not self.boundaries and self.history:
+            self._optimizer = make_optimizer(self.method, self.config.train)
+            groups = self._optimizer.state_dict()["param_groups"]
+            self._optimizer.load_state_dict({"state": moments(saved.state), "param_groups": groups})
+        self.method.eval()
+        self.notes, self.origin = saved.notes, saved.checksum
+
+    def _grow(self, names: Iterable[str], task: int) -> None:
+        """Make room for those `names` that are new, as task number `task` does."""
+        new = [name for name in names if name not in self.classes]
+        self.classes += new
+        self.method.grow(len(new), task_generator(self.config.seed, task, "new classes"))
 
     def _labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
         """Class ids on the device; with `unseen`, -1 for classes never learned."""
@@ -92,46 +177,75 @@ class Learner:
         ids_C = torch.tensor([position.get(name, -1) for name in images.classes])
         return ids_C[torch.as_tensor(images.labels)].to(self.device)
 
-    def learn(self, images: ImageSet, step: Callable[[], None] = _no_step) -> LearnRecord:
+    def learn(
+        self,
+        images: ImageSet,
+        step: Callable[[], None] = _no_step,
+        name: str | None = None,
+        checkpoint: Path | str | None = None,
+    ) -> LearnRecord:
         """Learn the classes of `images`: new names are added, known names get more training.
 
         What happens depends on (seed, number of tasks learned before), the images and the state, on nothing else.
+        Args: name is what the history calls it; checkpoint is the folder that this learner was loaded from or saved to:
+        training leaves checkpoints there, and where it was interrupted with the same images, it goes on.
 
         Raises:
-            UserError: the loss is not finite, an image does not decode.
+            UserError: the loss is not finite, an image does not decode, another `learn` was interrupted before.
         """
-        start, method, config = time.perf_counter(), self.method, self.config
-        seed, task = config.seed, self.tasks_learned
-        new = [name for name in images.classes if name not in self.classes]
-        self.classes += new
-        method.grow(len(new), task_generator(seed, task, "new classes"))
+        start, method, task = time.perf_counter(), self.method, len(self.history)
+        self._check(images)
+        sha256 = images.sha256()
+        keeper = None if checkpoint is None else self._keeper(Path(checkpoint), sha256)
+        self._whole = False
+        self._grow(images.classes, task)
         labels_N = self._labels(images)
-        present_K = None
-        # Every domain has all classes, so there is nothing to mask.
-        if config.train.mask and method.use_mask and config.scenario != "domain":
-            present_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
-            present_K[labels_N] = True
         method.pop_match()
         method.pop_selections()
         warning, replay, trained = None, self._replay(), method.trained
         if trained:
             warning = method.start(task) if self.boundaries else None
-            method.train()
-            generator = task_generator(seed, task, "training")
-            previous = None if self.boundaries else self._optimizer
-            self._optimizer = fit(
-                method, self.batches, images, labels_N, present_K, config, generator, step, replay, previous
-            )
+            self._train(images, labels_N, step, replay, keeper)
             self.remember(images, task)
         match, selections = method.pop_match(), method.pop_selections()
         method.eval()
         with torch.inference_mode():
             method.finish(self.backbone, self.batches.evaluation(images, labels_N, method.needs_images, method.group))
-        self.tasks_learned += 1
-        seen = len(images) * (config.train.epochs if trained else 1)
+        seen = len(images) * (self.config.train.epochs if trained else 1)
         if trained and replay is not None:
-            seen += replay.rows * config.train.epochs * self.batches.steps_per_epoch(len(images))
-        return LearnRecord(seen, time.perf_counter() - start, selections, match, warning)
+            seen += replay.rows * self.config.train.epochs * self.batches.steps_per_epoch(len(images))
+        seconds = time.perf_counter() - start + (keeper.seconds_before if keeper is not None else 0.0)
+        self.history.append(TaskRecord.of(name or f"task {task + 1}", images, seconds, sha256))
+        self._whole = True
+        return LearnRecord(seen, seconds, selections, match, warning)
+
+    def _keeper(self, folder: Path, sha256: str) -> Checkpoint:
+        if self.origin is None:
+            raise UserError(f"checkpoints in {folder} belong to a saved learner: save this one there before it learns")
+        settings = store.movable(self.config).model_dump(mode="json")
+        identity = {"base": self.origin, "images": sha256, "settings": settings}
+        return Checkpoint(folder, identity, self.config.train.checkpoint_steps)
+
+    def _train(
+        self,
+        images: ImageSet,
+        labels_N: Tensor,
+        step: Callable[[], None],
+        replay: Replay | None,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        config, method = self.config, self.method
+        present_K = None
+        # Every domain has all classes, so there is nothing to mask.
+        if config.train.mask and method.use_mask and config.scenario != "domain":
+            present_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
+            present_K[labels_N] = True
+        method.train()
+        generator = task_generator(config.seed, len(self.history), "training")
+        previous = None if self.boundaries else self._optimizer
+        arguments = (method, self.batches, images, labels_N, present_K, config, generator, step, replay, previous)
+        with store.lock(checkpoint.store) if checkpoint is not None else contextlib.nullcontext():
+            self._optimizer = fit(*arguments, checkpoint)
 
     def remember(self, images: ImageSet, task: int) -> None:
         """Offer the images of task `task` to the memory. The memory is a function of the seed and these calls alone."""

@@ -139,6 +139,10 @@ class MixedSource:
         """Image `row` as its source gives it."""
         return self.sources[int(self.which[row])].read(int(self.rows[row]))
 
+    def content(self, row: int) -> bytes:
+        """Image `row` as its source stores it."""
+        return self.sources[int(self.which[row])].content(int(self.rows[row]))
+
     def name(self, row: int) -> str:
         """Image `row` as its source calls it."""
         return self.sources[int(self.which[row])].name(int(self.rows[row]))

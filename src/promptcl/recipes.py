@@ -39,12 +39,18 @@ def load_config(recipe_or_path: str, overrides: Sequence[str] = ()) -> Config:
     Every option of the method is filled in.
     Raises UserError, in one sentence, for an unknown recipe, method, data set or key and for a bad value.
     """
-    data = _read(recipe_or_path)
+    return resolve(_read(recipe_or_path), overrides)
+
+
+def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = False) -> Config:
+    """As `load_config`, from the content of a YAML file; `trust` allows a method outside promptcl (`a.module`)."""
     changes = [_split(text) for text in overrides]
     backbone = data.get("backbone")
     if isinstance(backbone, dict) and dict(changes).get("backbone.name", backbone.get("name")) != backbone.get("name"):
         backbone.pop("kwargs", None)
-    method = _method(data.pop("method", None), [text for key, text in changes if key in ("method", "method.name")])
+    method = _method(
+        data.pop("method", None), [text for key, text in changes if key in ("method", "method.name")], trust
+    )
     try:
         for key, text in changes:
             if key.split(".")[0] != "method":
@@ -115,7 +121,7 @@ def _split(override: str) -> tuple[str, str]:
     return key.strip(), text.strip()
 
 
-def _method(section: Any, named: list[str]) -> dict[str, Any]:
+def _method(section: Any, named: list[str], trust: bool) -> dict[str, Any]:
     """The method section with its name; `named` are the names that the command line gives, the last one counts."""
     method = {"name": section} if isinstance(section, str) else section or {}
     if not isinstance(method, dict):
@@ -125,7 +131,8 @@ def _method(section: Any, named: list[str]) -> dict[str, Any]:
     method = {"name": Config().method["name"], **{str(key): value for key, value in method.items()}}
     if named and named[-1] != method["name"]:
         method = {"name": named[-1]}
-    check_name("methods", str(method["name"]), "method.name")
+    if not (trust and "." in str(method["name"])):
+        check_name("methods", str(method["name"]), "method.name")
     return method
 
 

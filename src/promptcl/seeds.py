@@ -19,8 +19,8 @@ METRICS = ("average_accuracy", "forgetting", "learning_accuracy", "average_incre
 def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> dict[str, Any]:
     """Run each config into `out`/seedSEED and write `out`/summary.json: n, and mean and std of every metric.
 
-    A run that is already there is kept if its settings are the same, so the command can be given again after it was
-    interrupted. A metric that a method does not have is null.
+    A run that is already there is kept if its settings are the same, and one that was interrupted goes on, so the
+    command can be given again after it was interrupted. A metric that a method does not have is null.
 
     Raises:
         UserError: as experiment.run; a finished run with other settings is in the way.
@@ -29,7 +29,7 @@ def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> 
     results = [_finished(config, out / f"seed{config.seed}") for config in configs]
     for i, config in enumerate(configs):
         folder = out / f"seed{config.seed}"
-        results[i] = results[i] or experiment.run(config, folder, make_ui(folder))
+        results[i] = results[i] or experiment.run(config, folder, make_ui(folder), resume=True)
     summary: dict[str, Any] = {"seeds": [config.seed for config in configs], "n": len(configs)}
     for metric in METRICS:
         found = mean_std([one[metric] for one in results if one is not None])

@@ -26,8 +26,9 @@ class Batch(NamedTuple):
 class Method(nn.Module, ABC):
     """A learner of classes on top of a frozen backbone.
 
-    `state_dict()` is exactly what was learned; the backbone is an argument, never a member. A subclass is called
-    Model, lives in methods/<name>.py and has its settings in `Options`.
+    `state_dict()` is exactly what was learned: a new instance, grown as this one was, that loads it is this one again
+    (what training freezes, for one, has to follow from it). The backbone is an argument, never a member. A subclass is
+    called Model, lives in methods/<name>.py and has its settings in `Options`.
     """
 
     Options: ClassVar[type[Section]] = Section
@@ -101,6 +102,9 @@ def masked_cross_entropy(logits_BK: Tensor, labels_B: Tensor, present_K: Tensor 
 
 
 def load_method(name: str) -> type[Method]:
-    """Class Model of methods/<name>.py."""
-    model: type[Method] = importlib.import_module(f"promptcl.methods.{name}").Model
+    """Class Model of methods/<name>.py, or of the module `name` if it is dotted.
+
+    Importing runs code: names from files are checked before (`recipes.resolve`).
+    """
+    model: type[Method] = importlib.import_module(name if "." in name else f"promptcl.methods.{name}").Model
     return model

@@ -1,0 +1,235 @@
+"""Files that are there whole or not at all: a JSON document and the tensors it names, written as one; and the lock.
+
+The pair is a JSON file and `state-<hash>.safetensors`. The tensors are written first, under a name made of their
+content; renaming the new JSON over the old one is the single moment at which the pair changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+from torch import Tensor
+
+from promptcl.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, so two writers are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+_LARGEST_JSON = 2**26
+_PROCESS = uuid.uuid4().hex  # process ids repeat between containers that share a folder
+
+
+class Kind(NamedTuple):
+    """What a pair is, for messages; the newest format known; what to do about a damaged one."""
+
+    name: str
+    newest: int
+    remedy: str
+
+
+class Pair(NamedTuple):
+    """A document, its tensors by name (on the CPU), and the checksum that stands for both."""
+
+    document: dict[str, Any]
+    tensors: dict[str, Tensor]
+    checksum: str
+
+
+class Absent(UserError):
+    """There is no such pair."""
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write the whole file or nothing: temporary file beside it, fsync, rename, fsync of the folder. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Replace the pair whose JSON file is `path`, or leave it as it was; returns the new checksum.
+
+    The caller holds the lock of the folder, which is made if it does not exist.
+    Raises UserError where the folder cannot be written or the disk is full.
+    """
+    data = safetensors.torch.save({name: tensor.detach().cpu().clone() for name, tensor in sorted(tensors.items())})
+    sha256 = hashlib.sha256(data).hexdigest()
+    full = {**document, "state": {"sha256": sha256, "bytes": len(data)}}
+    checksum = _checksum(full)
+    with explained(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep = _state_file(path, sha256)
+        write(keep, data)
+        write(path, (json.dumps({**full, "checksum": checksum}, indent=1) + "\n").encode())
+    with contextlib.suppress(OSError):  # the new pair is in place; what is left over goes the next time
+        for stale in [*path.parent.glob("state-*.safetensors"), *path.parent.glob(".*.tmp")]:
+            if stale != keep:
+                stale.unlink(missing_ok=True)
+    return checksum
+
+
+def read_pair(path: Path, kind: Kind) -> Pair:
+    """Read and check the pair whose JSON file is `path`.
+
+    Raises Absent where there is none, UserError where it is damaged, of a newer format or cannot be read.
+    """
+    for _ in range(20):  # a writer may replace the pair, and remove its tensors, between our two reads
+        document, text = read_json(path, kind)
+        data = _read_state(path, document, kind)
+        if data is not None:
+            break
+        if path.read_bytes() == text:
+            raise _damaged(path, kind, f"its file {_state_file(path, document['state']['sha256']).name} is missing")
+    else:
+        raise UserError(f"{path.parent} is being rewritten all the time; try again when nothing writes to it")
+    checksum = document.pop("checksum")
+    state = document.pop("state")
+    if len(data) != state["bytes"] or hashlib.sha256(data).hexdigest() != state["sha256"]:
+        name = _state_file(path, state["sha256"]).name
+        raise _damaged(path, kind, f"{name} is not what was written: {len(data)} bytes, expected {state['bytes']}")
+    try:
+        return Pair(document, safetensors.torch.load(data), checksum)
+    except Exception as error:  # reachable only with a forged checksum; safetensors raises several types
+        raise _damaged(path, kind, f"its tensors cannot be read: {error}") from error
+
+
+def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
+    """Document (with `state` and `checksum`) and the bytes it was read from; format and checksum are verified."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_JSON + 1)
+    except FileNotFoundError:
+        raise Absent(f"{path.parent} is not a {kind.name}: there is no {path.name} in it") from None
+    except NotADirectoryError:
+        raise Absent(f"{path.parent} is not a {kind.name}: expected a folder with {path.name}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    try:
+        document = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, kind, f"{path.name} is not complete JSON") from error
+    version = document.get("format") if isinstance(document, dict) else None
+    if type(version) is not int or version < 1:
+        raise _damaged(path, kind, f"{path.name} has no format number")
+    if version > kind.newest:
+        raise UserError(
+            f"{path.parent} has format {version}, this promptcl reads up to {kind.newest}: "
+            "install a newer promptcl (pip install -U promptcl)"
+        )
+    given = document.get("checksum")
+    if given != _checksum({key: value for key, value in document.items() if key != "checksum"}):
+        raise _damaged(path, kind, f"{path.name} does not match its checksum")
+    state = document.get("state")
+    right = isinstance(state, dict) and type(state.get("bytes")) is int and isinstance(state.get("sha256"), str)
+    if not right or not re.fullmatch("[0-9a-f]{64}", state["sha256"]):
+        raise _damaged(path, kind, f"{path.name} does not say which tensors belong to it")
+    return document, text
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Be the only writer of `folder` (made if need be); the system releases the lock when the process ends.
+
+    A thread that has the lock may take it again. Raises UserError naming the process that has it.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+    try:
+        with explained(folder):
+            _take(folder, file)
+        yield
+    finally:
+        os.close(file)
+
+
+def _take(folder: Path, file: int) -> None:
+    me = {"process": os.getpid(), "host": socket.gethostname(), "thread": threading.get_ident(), "token": _PROCESS}
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        try:
+            holder = json.loads(os.pread(file, 4096, 0))
+            if {key: holder.get(key) for key in me} == me:
+                return
+            who = f"process {holder['process']} on {holder['host']} since {holder['since']}"
+        except (ValueError, KeyError, AttributeError):  # it has the lock and has not written its name yet
+            who = "another process"
+        raise UserError(f"{folder} is being written by {who}: wait until it is done") from None
+    os.ftruncate(file, 0)
+    os.write(file, json.dumps({**me, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode())
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turn an operating-system error while writing into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        where, unchanged = error.filename or folder, "what was there before is unchanged"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no disk space left, free some and repeat"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = f"no permission ({error.strerror}), expected a folder that can be written"
+        else:
+            reason = error.strerror or str(error)
+        raise UserError(f"{where} could not be written: {reason}; {unchanged}") from error
+
+
+def _read_state(path: Path, document: dict[str, Any], kind: Kind) -> bytes | None:
+    """Bytes of the tensors, None where the file is missing."""
+    file = _state_file(path, document["state"]["sha256"])
+    try:
+        if (size := file.stat().st_size) != document["state"]["bytes"]:
+            raise _damaged(path, kind, f"{file.name} has {size} bytes, expected {document['state']['bytes']}")
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from error
+
+
+def _state_file(path: Path, sha256: str) -> Path:
+    return path.with_name(f"state-{sha256[:16]}.safetensors")
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    # In the order of the file: the order of the classes of a task has a meaning.
+    return hashlib.sha256(json.dumps(document, separators=(",", ":")).encode()).hexdigest()
+
+
+def _damaged(path: Path, kind: Kind, why: str) -> UserError:
+    return UserError(f"{path.parent} is a damaged {kind.name}: {why}; {kind.remedy}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power failure; Windows has no such call."""
+    if os.name != "nt":
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)

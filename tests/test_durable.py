@@ -1,0 +1,305 @@
+"""A pair of files is the old one or the new one: at every kill, at every power failure, on every full disk."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import in_child
+
+from promptcl import durable
+from promptcl.errors import UserError
+
+KIND = durable.Kind("thing", 1, "get another")
+OLD, NEW = {"format": 1, "name": "old"}, {"format": 1, "name": "new"}
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0, 4), "n": torch.tensor(3)}
+
+
+def put(folder: Path, document: dict[str, Any], scale: float) -> str:
+    return durable.write_pair(folder / "thing.json", document, {k: v * scale for k, v in TENSORS.items()})
+
+
+def name_in(folder: Path) -> str:
+    """`old` or `new`, with the tensors that belong to it."""
+    pair = durable.read_pair(folder / "thing.json", KIND)
+    name = str(pair.document["name"])
+    scale = {"old": 1, "new": 2}[name]
+    assert all(torch.equal(pair.tensors[key], value * scale) for key, value in TENSORS.items())
+    return name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    put(tmp_path / "things", OLD, 1)
+    return tmp_path / "things"
+
+
+def test_what_is_written_is_read_and_what_was_there_is_gone(folder: Path) -> None:
+    assert name_in(folder) == "old"
+    (folder / ".thing.json.1.tmp").write_text("left by a process that was killed")
+    checksum = put(folder, NEW, 2)
+    pair = durable.read_pair(folder / "thing.json", KIND)
+    assert pair.checksum == checksum
+    assert pair.document == NEW
+    assert len(list(folder.iterdir())) == 2
+
+
+def after_operation(number: int, act: Callable[[], None]) -> None:
+    """From now on, `act` comes right before the file operation `number` (from 1) of this process."""
+    left = number
+
+    def wrap(function: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                act()
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
+    Path.open, Path.unlink = wrap(Path.open), wrap(Path.unlink)  # type: ignore[method-assign]
+
+
+def test_killed_before_each_operation_of_a_write(folder: Path, tmp_path: Path) -> None:
+    def victim(place: Path, number: int) -> None:
+        after_operation(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        put(place, NEW, 2)
+
+    found = []
+    for number in itertools.count(1):
+        place = tmp_path / f"killed{number}"
+        shutil.copytree(folder, place)
+        if in_child(lambda place=place, number=number: victim(place, number)) == "done":  # type: ignore[misc]
+            break
+        found.append(name_in(place))
+        put(place, NEW, 2)  # the next writer is not disturbed by what is left, and removes it
+        assert name_in(place) == "new"
+        assert len(list(place.iterdir())) == 2
+    assert found == sorted(found, reverse=True)  # old, ..., old, new, ..., new: one moment
+    assert found.count("old") >= 6
+    assert found.count("new") >= 2
+
+
+def test_an_error_at_each_operation_is_a_sentence_and_leaves_one_of_the_two(folder: Path, tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def victim(place: Path, number: int) -> None:
+        after_operation(number, full)
+        put(place, NEW, 2)
+
+    for number in range(1, 7):
+        place = tmp_path / f"full{number}"
+        shutil.copytree(folder, place)
+        said = in_child(lambda place=place, number=number: victim(place, number))  # type: ignore[misc]
+        assert "no disk space left" in said
+        assert name_in(place) == "old"
+
+
+def test_power_failure_at_each_operation_of_a_write(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not synced may or may not be on the disk: contents after their fsync, renames after their folder's."""
+    disk = {path.name: path.read_bytes() for path in folder.iterdir()}
+    contents: dict[str, bytes] = {}
+    pending: list[tuple[str, str]] = []
+    possible: list[dict[str, bytes]] = []
+    sync, replace, unlink = os.fsync, os.replace, Path.unlink
+
+    def outcome(happened: tuple[tuple[str, str], ...]) -> dict[str, bytes]:
+        files = dict(disk)
+        for source, target in happened:
+            if target:
+                files[target] = contents.get(source, b"")
+            else:
+                files.pop(source, None)
+        return files
+
+    def crash() -> None:
+        for size in range(len(pending) + 1):
+            possible.extend(outcome(happened) for happened in itertools.combinations(pending, size))
+
+    def on_sync(file: int) -> None:
+        crash()
+        sync(file)
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        if path.is_dir():
+            disk.update(outcome(tuple(pending)))
+            for source, target in pending:
+                if not target:
+                    disk.pop(source, None)
+            pending.clear()
+        else:
+            contents[path.name] = path.read_bytes()
+        crash()
+
+    def on_replace(source: Path, target: Path) -> None:
+        replace(source, target)
+        pending.append((source.name, target.name))
+        crash()
+
+    def on_unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.exists():
+            pending.append((path.name, ""))
+        unlink(path, missing_ok=missing_ok)
+        crash()
+
+    monkeypatch.setattr(os, "fsync", on_sync)
+    monkeypatch.setattr(os, "replace", on_replace)
+    monkeypatch.setattr(Path, "unlink", on_unlink)
+    put(folder, NEW, 2)
+    monkeypatch.undo()
+    names = []
+    for number, files in enumerate(possible):
+        place = tmp_path / f"disk{number}"
+        place.mkdir()
+        for name, data in files.items():
+            (place / name).write_bytes(data)
+        names.append(name_in(place))
+    assert {"old", "new"} == set(names)
+    assert len(names) > 12
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.name != "posix" or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("this machine does not allow mounts")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_full(small_disk: Path) -> None:
+    folder = small_disk / "things"
+    put(folder, OLD, 1)
+    big = {"a": torch.zeros(1 << 16)}
+    with pytest.raises(UserError, match="no disk space left, free some and repeat; what was there before is unchanged"):
+        durable.write_pair(folder / "thing.json", NEW, big)
+    assert name_in(folder) == "old"
+    assert len(list(folder.iterdir())) == 2
+    put(folder, NEW, 2)
+    assert name_in(folder) == "new"
+
+
+def test_a_disk_mounted_read_only(small_disk: Path) -> None:
+    folder = small_disk / "things"
+    put(folder, OLD, 1)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(UserError, match="no permission"):
+        put(folder, NEW, 2)
+    with pytest.raises(UserError, match="no permission"), durable.lock(folder):
+        pass
+    assert name_in(folder) == "old"
+
+
+def test_a_limit_on_the_size_of_files(folder: Path) -> None:
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        durable.write_pair(folder / "thing.json", NEW, {"a": torch.zeros(1 << 16)})
+
+    assert "could not be written: File too large" in in_child(limited)
+    assert name_in(folder) == "old"
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_folder_that_may_not_be_written() -> None:
+    place = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    try:
+        put(place / "things", OLD, 1)
+        place.chmod(0o755)
+        (place / "things").chmod(0o555)
+
+        def stranger() -> None:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            assert name_in(place / "things") == "old"
+            put(place / "things", NEW, 2)
+
+        assert "no permission (Permission denied), expected a folder that can be written" in in_child(stranger)
+        assert name_in(place / "things") == "old"
+    finally:
+        (place / "things").chmod(0o755)
+        shutil.rmtree(place)
+
+
+def test_the_second_writer_is_told_who_is_the_first(folder: Path) -> None:
+    command = [sys.executable, "-c", "import sys; from promptcl import durable; from pathlib import Path"]
+    command[-1] += "\nwith durable.lock(Path(sys.argv[1])): print('have it', flush=True); sys.stdin.read()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(durable.__file__).parents[1])}
+    first = subprocess.Popen(
+        [*command, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert first.stdout is not None
+    assert first.stdout.readline() == "have it\n"
+    with pytest.raises(UserError, match=f"being written by process {first.pid} on .* since 2"), durable.lock(folder):
+        pass
+    assert name_in(folder) == "old"  # reading needs no lock
+    first.kill()
+    first.communicate()
+    with durable.lock(folder):  # its death released the lock
+        holder = json.loads((folder / ".lock").read_text())
+        assert holder["process"] == os.getpid()
+
+
+def test_a_thread_may_lock_twice_and_another_may_not(folder: Path) -> None:
+    def other() -> None:
+        try:
+            with durable.lock(folder):
+                said.append("got it")
+        except UserError as error:
+            said.append(str(error))
+
+    said: list[str] = []
+    with durable.lock(folder), durable.lock(folder):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert "being written by process" in in_child(lambda: durable.lock(folder).__enter__())
+    assert f"process {os.getpid()}" in said[0]
+    with durable.lock(folder):
+        pass
+
+
+def test_a_lock_taken_twice_is_held_until_the_outer_one_ends(folder: Path) -> None:
+    with durable.lock(folder):
+        with durable.lock(folder):
+            pass
+        assert "being written by process" in in_child(lambda: durable.lock(folder).__enter__())
+
+
+def test_a_reader_meets_a_writer(folder: Path) -> None:
+    """Many reads while another process replaces the pair all the time: each is whole."""
+
+    def writer() -> None:
+        while True:
+            put(folder, NEW, 2)
+            put(folder, OLD, 1)
+
+    child = os.fork()
+    if child == 0:
+        writer()
+    try:
+        seen = {name_in(folder) for _ in range(300)}
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert seen <= {"old", "new"}
