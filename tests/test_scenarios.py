@@ -191,7 +191,9 @@ def test_replayed_rows_are_not_masked_and_new_ones_are(
         new = [[False, False, True, True]] * (len(labels) - 3)
         assert mask.tolist() == new + [[True] * 4] * 3
         assert set(labels[:-3]) <= {2, 3}
-        assert set(labels[-3:]) <= {0, 1}
+    replayed = {label for labels in seen.labels for label in labels[-3:]}
+    assert replayed & {0, 1}
+    assert replayed & {2, 3}  # or nothing would ever raise a new class above an old one
     assert len(learner.memory) == 8
 
 

@@ -202,11 +202,17 @@ class Learner:
         labels_N = self._labels(images)
         method.pop_match()
         method.pop_selections()
-        warning, replay, trained = None, self._replay(), method.trained
+        warning, replay, trained = None, None, method.trained
         if trained:
             warning = method.start(task) if self.boundaries else None
-            self._train(images, labels_N, step, replay, keeper)
-            self.remember(images, task)
+            if self.memory.images is None or not self._masked:
+                replay = self._replay()
+                self._train(images, labels_N, step, replay, keeper)
+                self.remember(images, task)
+            else:  # new rows are masked: only replayed rows compare new classes with old ones, so they hold both
+                self.remember(images, task)
+                replay = self._replay()
+                self._train(images, labels_N, step, replay, keeper)
         match, selections = method.pop_match(), method.pop_selections()
         method.eval()
         with torch.inference_mode():
@@ -236,16 +242,20 @@ class Learner:
     ) -> None:
         config, method = self.config, self.method
         present_K = None
-        # Every domain has all classes, so there is nothing to mask.
-        if config.train.mask and method.use_mask and config.scenario != "domain":
+        if self._masked:
             present_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
             present_K[labels_N] = True
         method.train()
         generator = task_generator(config.seed, len(self.history), "training")
         previous = None if self.boundaries else self._optimizer
-        arguments = (method, self.batches, images, labels_N, present_K, config, generator, step, replay, previous)
+        args = (method, self.batches, images, labels_N, present_K, config, generator, step, replay, previous)
         with store.lock(checkpoint.store) if checkpoint is not None else contextlib.nullcontext():
-            self._optimizer = fit(*arguments, checkpoint)
+            self._optimizer = fit(*args, checkpoint)
+
+    @property
+    def _masked(self) -> bool:
+        # Every domain has all classes, so there is nothing to mask.
+        return self.config.train.mask and self.method.use_mask and self.config.scenario != "domain"
 
     def remember(self, images: ImageSet, task: int) -> None:
         """Offer the images of task `task` to the memory. The memory is a function of the seed and these calls alone."""
