@@ -171,6 +171,32 @@ def test_a_loss_that_explodes_is_an_error_and_leaves_no_results(tmp_path: Path) 
 
 
 def test_steps_of_the_release() -> None:
-    """5,000 images, batch 128, remainder dropped, 5 epochs: 195 steps (spec 2.2)."""
+    """5,000 images, batch 128, remainder dropped, 5 epochs: 195 steps (as in the release)."""
     config = make_config(train={"batch_size": 128, "epochs": 5, "drop_last": True})
     assert 5 * Learner(config).batches.steps_per_epoch(5000) == 195
+
+
+def test_pretrained_features_and_the_mask_matter(tmp_path: Path) -> None:
+    """Real digits, the ViT of this package: a learner at chance would not pass."""
+    settings: dict[str, Any] = {
+        "tasks": 5,
+        "backbone": {
+            "weights": "embedded",
+            "name": "vit_tiny_patch16_224",
+            "kwargs": {"patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3},
+        },
+        "data": {"train_per_class": 20, "test_per_class": 10, "augment": "none"},
+        "train": {"epochs": 10},
+    }
+    frozen = Backbone.create(make_config(**settings).backbone)
+    accuracy = {}
+    for name, mask in (("ncm", True), ("ridge", True), ("linear", False)):
+        changes = {**settings, "method": {"name": name}, "train": {"epochs": 10, "mask": mask}}
+        learner = Learner(make_config(**changes), frozen)
+        tasks = class_incremental(load_split(learner.config.data), 5)
+        for task in tasks:
+            learner.learn(task.train)
+        accuracy[name] = sum(learner.evaluate(task.test).accuracy for task in tasks) / 5
+    assert accuracy["ncm"] > 40
+    assert accuracy["ridge"] > 50
+    assert accuracy["linear"] < 35  # without the mask only the last task is left

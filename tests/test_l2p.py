@@ -72,7 +72,7 @@ def test_pull_is_n_when_every_selected_key_is_parallel_to_every_query(backbone: 
 
 
 def test_gradient_flow_is_separated(backbone: Backbone) -> None:
-    """Keys learn from the pull term alone; prompts and head from the cross-entropy alone (spec 1.8)."""
+    """Keys learn from the pull term alone; prompts and head from the cross-entropy alone (as in the release)."""
     model, batch = make(backbone, pull=0.0), make_batch(backbone)
     shake(model)
     model.loss(backbone, batch, None).backward()

@@ -57,7 +57,7 @@ class Batches:
     def training(
         self, images: ImageSet, labels_N: Tensor, order_N: Tensor, needs_images: bool, generator: torch.Generator
     ) -> Iterator[Batch]:
-        """Batches of the images `order_N`, augmented; the query sees the same view (spec 1.2) or the clean one."""
+        """Batches of the images `order_N`, augmented; the query sees the same view or the clean one."""
         train = self.config.train
         for start in range(0, len(order_N), train.batch_size):
             index_B = order_N[start : start + train.batch_size]

@@ -65,7 +65,7 @@ class Replay:
     ) -> tuple[Batch, Tensor | None]:
         """`batch` with R rows of the memory behind its own, and the mask of each row [B + R, K].
 
-        Rows are drawn uniformly, without replacement where the memory is large enough (release, spec 4). New rows keep
+        Rows are drawn uniformly, without replacement where the memory is large enough. New rows keep
         their mask `present` [K]; replayed rows have none, since they are what compares classes of different tasks.
         """
         n = len(self.images)

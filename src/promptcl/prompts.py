@@ -20,7 +20,7 @@ def initialise(shape: tuple[int, ...], kind: Init, scale: float, generator: torc
 
 
 def cosine(a_BD: Tensor, b_MD: Tensor) -> Tensor:
-    """Cosine similarity [B, M]; vectors are divided by sqrt(max(|v|^2, 1e-12)) as in the L2P release (spec 1.3)."""
+    """Cosine similarity [B, M]; vectors are divided by sqrt(max(|v|^2, 1e-12)) as in the L2P release."""
     return _unit(a_BD) @ _unit(b_MD).T
 
 
@@ -41,7 +41,7 @@ def rarely_chosen(similarity_BM: Tensor, frequency_M: Tensor, n: int) -> Tensor:
 
 
 def vote(index_BN: Tensor, pool_size: int, group: int) -> Tensor:
-    """Majority vote of the L2P release within consecutive groups of `group` images (spec 1.4).
+    """Majority vote of the L2P release within consecutive groups of `group` images (as in the release).
 
     Each image casts N equal votes; the N ids with most votes, ties to the lower id, serve the whole group.
     Args: index_BN ids chosen per image; pool_size M; group images a vote (the last group may be smaller).

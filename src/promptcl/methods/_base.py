@@ -92,7 +92,7 @@ class Method(nn.Module, ABC):
 
 
 def masked_cross_entropy(logits_BK: Tensor, labels_B: Tensor, present_K: Tensor | None) -> Tensor:
-    """Mean cross-entropy; logits outside present_K become -inf, so their head rows get no gradient (spec 1.9).
+    """Mean cross-entropy; logits outside present_K become -inf, so their head rows get no gradient (as in the release).
 
     present_K is [K], or [B, K] where rows differ (rehearsal).
     """

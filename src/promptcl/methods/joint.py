@@ -1,4 +1,4 @@
-"""Joint: the linear baseline shown all tasks at once, without a mask: the upper bound of frozen features.
+"""Joint: the linear baseline shown all tasks at once, without a mask (same head, same budget).
 
 The upper bound of any other method is the same command with tasks=1.
 """
