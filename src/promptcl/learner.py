@@ -114,7 +114,7 @@ class Learner:
             learner._restore(saved)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
-        except (RuntimeError, ValueError, TypeError, MemoryError) as error:  # numbers that no machine can use
+        except Exception as error:  # numbers that no machine can use: torch, timm and Python each have their errors
             raise UserError(f"{folder} cannot be built here ({first_line(error)}); check its config") from error
         return learner
 
