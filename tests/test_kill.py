@@ -14,7 +14,7 @@ import promptcl
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "kill.py"
     environment = {**os.environ, "PYTHONPATH": str(Path(promptcl.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, script, "--kills", "12", "--seed", "1", "--out", tmp_path / "kill.json"]
+    command = [sys.executable, str(script), "--kills", "12", "--seed", "1", "--out", str(tmp_path / "kill.json")]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((tmp_path / "kill.json").read_text())

@@ -162,7 +162,13 @@ def test_a_damaged_checkpoint_says_what_to_do(interrupted: Path, backbone: Backb
         path.write_bytes(whole)
     pair = durable.read_pair(interrupted / "checkpoint" / "checkpoint.json", durable.Kind("", 1, ""))
     path = interrupted / "checkpoint" / "checkpoint.json"
-    for odd in ({"groups": []}, {"done": "x"}, {"schedule": 3, "done": None}, {"seconds": []}):
+    oddities: tuple[dict[str, object], ...] = (
+        {"groups": []},
+        {"done": "x"},
+        {"schedule": 3, "done": None},
+        {"seconds": []},
+    )
+    for odd in oddities:
         durable.write_pair(path, {**pair.document, **odd}, pair.tensors)
         with pytest.raises(UserError):
             Learner.load(interrupted, backbone=backbone).learn(digits[0], checkpoint=interrupted)
@@ -257,8 +263,8 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "write promptcl train --resume" in refused.stderr
     for words, expected in (
-        (["seed=1", "--resume", tmp_path / "my run"], "goes on with the settings it began with"),
-        (["--resume", tmp_path], "there is no config.yaml in it"),
+        (["seed=1", "--resume", str(tmp_path / "my run")], "goes on with the settings it began with"),
+        (["--resume", str(tmp_path)], "there is no config.yaml in it"),
     ):
         refused = subprocess.run(command(*words), capture_output=True, text=True)
         assert refused.returncode == 2
