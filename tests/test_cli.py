@@ -24,7 +24,7 @@ from promptcl.ui import QuietUi, RichUi, TimeLeft
 def promptcl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "promptcl", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, timeout=600)
 
 
 def refused(*arguments: str, cwd: Path) -> str:

@@ -156,7 +156,7 @@ def test_browser_draws_every_figure(page: Path, tmp_path: Path) -> None:
 
 
 def browse(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
 def test_command_needs_no_torch_and_says_what_it_wrote(runs: Path, tmp_path: Path) -> None:
