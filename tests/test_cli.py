@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import re
@@ -89,7 +90,9 @@ def test_ctrl_c_exits_130_without_a_traceback(tmp_path: Path) -> None:
     pipe = tmp_path / "waits.yaml"
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "promptcl", "train", str(pipe)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    # A background job of a shell ignores Ctrl-C, and so would its children.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     writer = os.open(pipe, os.O_WRONLY)  # returns when the command has opened the pipe
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1].strip() == "interrupted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -241,6 +242,10 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
         run(make_config(), tmp_path)
 
 
+# A background job of a shell ignores Ctrl-C, and so would its children.
+HEED = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+
+
 def command(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "promptcl", "train", *map(str, words)]
 
@@ -249,7 +254,10 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path: Path) -> None:
     settings = ["data.train_per_class=30", "data.test_per_class=5", "train.epochs=40", "tasks=2"]
     settings += ["backbone.name=test_vit", "backbone.weights=random", "backbone.kwargs={}", "train.checkpoint_steps=2"]
     process = subprocess.Popen(
-        command("demo", *settings, "--out", tmp_path / "my run", "--quiet"), stderr=subprocess.PIPE, text=True
+        command("demo", *settings, "--out", tmp_path / "my run", "--quiet"),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=HEED,
     )
     while process.poll() is None and not list(tmp_path.glob("*/learner/checkpoint/checkpoint.json")):
         time.sleep(0.05)

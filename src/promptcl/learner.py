@@ -54,10 +54,6 @@ class Evaluation:
     """Mean cosine of the queries with the keys they selected."""
 
 
-def _no_step() -> None:
-    pass
-
-
 class Learner:
     """A frozen backbone, a method, and the class names in the order they were learned."""
 
@@ -171,16 +167,14 @@ class Learner:
         position = {name: k for k, name in enumerate(self.classes)}
         unknown = [name for name in images.classes if name not in position]
         if unknown and not unseen:
-            raise UserError(
-                f"class {unknown[0]!r} was never learned: expected one of the {len(position)} learned classes"
-            )
+            raise UserError(f"class {unknown[0]!r} was never learned: expected one of the {len(position)} learned")
         ids_C = torch.tensor([position.get(name, -1) for name in images.classes])
         return ids_C[torch.as_tensor(images.labels)].to(self.device)
 
     def learn(
         self,
         images: ImageSet,
-        step: Callable[[], None] = _no_step,
+        step: Callable[[], None] = lambda: None,
         name: str | None = None,
         checkpoint: Path | str | None = None,
     ) -> LearnRecord:
