@@ -183,7 +183,7 @@ class Learn(Victim):
         return {"old": "old", "whole": "new"}[names[0]] if names else "mixture"
 
     def same(self, folder: Path) -> bool:
-        """As learned in one go. A kill between the commit and the clean-up leaves the old state file to the next write."""
+        """As learned in one go; a kill between commit and clean-up leaves the old state file to the next write."""
         return same_store(folder, self.whole) and len(list(folder.glob("state-*"))) <= 2
 
 
