@@ -255,7 +255,7 @@ def same_store(a: Path, b: Path) -> bool:
 def timeless(value: Any) -> Any:
     """JSON values without what a clock says."""
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if "second" not in k and k != "when"}
+        return {k: timeless(v) for k, v in value.items() if "second" not in k and k not in ("when", "git_commit")}
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
