@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from promptcl.cli import explain, free_folder, split_arguments
+from promptcl.cli import free_folder, split_arguments
 from promptcl.config import Config
 from promptcl.errors import UserError
+from promptcl.shell import explain
 from promptcl.ui import QuietUi, RichUi, TimeLeft
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from promptcl.config import DataConfig
-from promptcl.data import ArraySource, FileSource, ImageSet, decode, load_split
+from promptcl.data import ArraySource, FileSource, ImageSet, load_split
+from promptcl.decode import decode
 from promptcl.errors import UserError
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)

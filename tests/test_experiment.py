@@ -142,14 +142,14 @@ def test_predictions_do_not_depend_on_the_evaluation_batch_size(backbone: Backbo
         for size in (1, 3, 16):
             learner = Learner(make_config(method=method, eval={"batch_size": size}), backbone)
             learner.learn(digits[0])
-            found.append([[name for name, _ in row] for row in learner.predict(digits[0], top=2)])
+            found.append([[name for name, _ in row.top] for row in learner.predict(digits[0], top=2)])
         assert found[0] == found[1] == found[2]
 
 
 def test_probabilities_are_sorted_and_sum_to_one(backbone: Backbone, digits: list[ImageSet]) -> None:
     learner = Learner(make_config(), backbone)
     learner.learn(digits[0])
-    for row in learner.predict(digits[0], top=9):
+    for row in (prediction.top for prediction in learner.predict(digits[0], top=9)):
         values = [p for _, p in row]
         assert len(values) == 2
         assert values == sorted(values, reverse=True)

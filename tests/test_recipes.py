@@ -23,7 +23,7 @@ def test_recipe_loads_and_its_header_is_complete(name: str) -> None:
     ]
     for field in (
         "Source:",
-        "Command: promptcl train",
+        "Command: promptcl ",
         "Expected:",
         "Time:",
         "Hardware:",

@@ -235,7 +235,7 @@ def test_a_method_of_ones_own_needs_trust(folder: Path, tmp_path: Path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     config = store.load(folder).config.model_dump(mode="json")
     rewrite(folder, config={**config, "method": {**config["method"], "name": "mine.own"}})
-    with pytest.raises(UserError, match=r"method\.name=mine\.own: not one of the methods"):
+    with pytest.raises(UserError, match=r"method\.name=mine\.own is code outside promptcl"):
         Learner.load(folder)
     assert not (tmp_path / "mine" / "ran").exists()
     assert Learner.load(folder, trust=True).classes == ["0", "1"]

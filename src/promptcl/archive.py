@@ -7,7 +7,6 @@ import os
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,9 @@ from pathlib import Path, PurePosixPath
 from promptcl.errors import UserError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
+MAX_FILE = 2**28  # bytes of one unpacked file
+MAX_UNPACKED = 2**32  # bytes that a .tar.gz, whose files stay in memory, may unpack to
+MAX_RATIO = 100  # unpacked by packed bytes; pictures are packed already, a bomb reaches 1000
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,22 @@ def open_tree(root: Path, everything: bool = False) -> Tree:
 
     A folder, a .tar and a .zip are read file by file when asked; a .tar.gz, which allows no such access, is read once
     and its files stay in memory as they are. Links in archives are ignored, links in folders are followed.
-    Raises UserError: nothing there, no archive, a damaged archive, a member that points outside of the archive.
+    Raises UserError: nothing there, no archive, a damaged archive, a member that points outside of the archive or is
+    larger than MAX_FILE, a .tar.gz that unpacks to more than MAX_RATIO times its size or MAX_UNPACKED.
     """
     if root.is_dir():
         return _folder(root, everything)
     if not root.exists():
-        raise UserError(f"data.root={root} does not exist; expected a folder or an archive ({' '.join(ARCHIVES)})")
+        raise UserError(f"{root} does not exist; expected a folder or an archive ({' '.join(ARCHIVES)})")
     if not root.name.lower().endswith(ARCHIVES):
-        raise UserError(f"data.root={root} is neither a folder nor an archive ({' '.join(ARCHIVES)})")
+        raise UserError(f"{root} is neither a folder nor an archive ({' '.join(ARCHIVES)})")
     try:
         if root.suffix.lower() == ".zip":
             return _zip(root)
         return _tar(root) if root.suffix.lower() == ".tar" else _tar_gz(root)
-    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+    except UserError:
+        raise
+    except Exception as error:  # tarfile and zipfile raise about anything on damaged archives, MemoryError included
         raise UserError(f"the archive {root} is damaged or cut short ({error}); get it again") from error
 
 
@@ -66,33 +71,64 @@ def _member(archive: Path, name: str, folder: bool) -> str:
     return f"{path}/" if folder else str(path)
 
 
+def _check_size(archive: Path, name: str, size: int) -> None:
+    if size > MAX_FILE:
+        raise UserError(
+            f"'{name}' in {archive} unpacks to {size >> 20:,} MiB; at most {MAX_FILE >> 20} are read, take it out"
+        )
+
+
+class _Bounded:
+    """The unpacked stream of a .tar.gz, which ends with a UserError where it grows beyond all reason."""
+
+    def __init__(self, stream: gzip.GzipFile, archive: Path) -> None:
+        self._stream, self._archive, self._seen = stream, archive, 0
+        packed = archive.stat().st_size
+        self._limit = min(MAX_UNPACKED, max(2**26, MAX_RATIO * packed))
+
+    def read(self, count: int = 2**20) -> bytes:
+        # One MiB at a time: a header may ask for terabytes.
+        pieces, left = [], count
+        while left > 0 and (piece := self._stream.read(min(left, 2**20))):
+            pieces.append(piece)
+            left -= len(piece)
+            self._seen += len(piece)
+            if self._seen > self._limit:
+                raise UserError(
+                    f"the archive {self._archive} unpacks to more than {self._limit >> 20:,} MiB; "
+                    "unpack it and give the folder"
+                )
+        return b"".join(pieces)
+
+
 def _tar_gz(archive: Path) -> Tree:
     contents: dict[str, bytes] = {}
-    with gzip.open(archive) as stream:
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
+    with gzip.open(archive) as packed:
+        stream = _Bounded(packed, archive)
+        with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]  # any object with read
             for info in tar:
-                file = tar.extractfile(info) if info.isreg() else None
+                wanted = info.isreg() and not info.issparse()  # the holes of a sparse file cost nothing to claim
+                if wanted:
+                    _check_size(archive, info.name, info.size)
+                file = tar.extractfile(info) if wanted else None
                 if file or info.isdir():
                     contents[_member(archive, info.name, info.isdir())] = file.read() if file else b""
-        _drain(stream)
+        while stream.read():  # gzip compares lengths and checksums only at the end
+            pass
     return Tree(archive, list(contents), contents.__getitem__)
-
-
-def _drain(stream: gzip.GzipFile) -> None:
-    """Read to the end: gzip compares lengths and checksums only there."""
-    while stream.read(2**20):
-        pass
 
 
 def _tar(archive: Path) -> Tree:
     places: dict[str, tuple[int, int]] = {}
+    size = archive.stat().st_size
     with tarfile.open(archive, "r:") as tar:
         end = 0
         for info in tar:
             end = tar.offset
-            if info.isreg() or info.isdir():
+            if (info.isreg() and not info.issparse()) or info.isdir():
+                _check_size(archive, info.name, info.size)
                 places[_member(archive, info.name, info.isdir())] = (info.offset_data, info.size)
-    if archive.stat().st_size < end + 1024:  # tarfile takes a missing end mark for the end
+    if size < end + 1024:  # tarfile takes a missing end mark for the end
         raise EOFError("unexpected end of the file")
 
     def read(path: str) -> bytes:
@@ -110,4 +146,12 @@ def _zip(archive: Path) -> Tree:
         for info in file.infolist()
         if not stat.S_ISLNK(info.external_attr >> 16)
     }
-    return Tree(archive, list(members), lambda path: file.read(members[path]))
+
+    def read(path: str) -> bytes:
+        _check_size(archive, path, members[path].file_size)
+        try:
+            return file.read(members[path])
+        except Exception as error:  # zipfile and its three decompressors raise about anything
+            raise UserError(f"'{path}' in {archive} is damaged ({error}); get the archive again") from error
+
+    return Tree(archive, list(members), read)

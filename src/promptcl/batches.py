@@ -5,6 +5,7 @@ B images, C channels, H W pixels, N images of a set, D width.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -25,7 +26,7 @@ class Batches:
         """Cache at most `cache_bytes` of query features."""
         self.backbone, self.config, self.device = backbone, config, device
         self.cache_bytes = cache_bytes
-        self._queries: OrderedDict[int, tuple[ImageSet, Tensor]] = OrderedDict()
+        self._queries: OrderedDict[int, tuple[weakref.ref[ImageSet], Tensor]] = OrderedDict()
 
     def _eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
         crop = self.config.data.eval_crop
@@ -39,8 +40,9 @@ class Batches:
         size = self.config.eval.batch_size
         spans = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
         queries_ND = torch.cat([self.backbone.query(self._eval_images(images, span)) for span in spans])
-        # The set is kept beside its queries so that its id() cannot be taken by another one.
-        self._queries[id(images)] = (images, queries_ND)
+        # A set that nobody else holds goes, with its decoded images and its queries; only then is its id() free again.
+        key = id(images)
+        self._queries[key] = (weakref.ref(images, lambda _: self._queries.pop(key, None)), queries_ND)
         while len(self._queries) > 1 and sum(q.nbytes for _, q in self._queries.values()) > self.cache_bytes:
             self._queries.popitem(last=False)
         return queries_ND
@@ -91,6 +93,24 @@ class Batches:
             assert pixels is not None
             query_BD = self.backbone.query(pixels)
         return Batch(pixels, query_BD, labels_N[index_B])
+
+    def order(self, images: ImageSet, generator: torch.Generator) -> Tensor:
+        """Rows of `images` in the order of one epoch."""
+        if not self.config.train.balance:
+            return torch.randperm(len(images), generator=generator)
+        labels_N = torch.as_tensor(images.labels)
+        weights_N = 1 / torch.bincount(labels_N)[labels_N].double()
+        return torch.multinomial(weights_N, len(images), replacement=True, generator=generator)
+
+    def epochs(self, count: int) -> int:
+        """Epochs over `count` images."""
+        train = self.config.train
+        wanted = -(-(train.min_steps or 0) // self.steps_per_epoch(count))
+        return max(train.epochs, min(wanted, 8 * train.epochs))
+
+    def steps(self, count: int) -> int:
+        """Optimiser steps that learning `count` images takes."""
+        return self.epochs(count) * self.steps_per_epoch(count)
 
     def steps_per_epoch(self, count: int) -> int:
         """Optimiser steps of one epoch over `count` images."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from promptcl import verbs
 from promptcl.errors import UserError
+from promptcl.shell import one_sentence
 
 if TYPE_CHECKING:
     from promptcl.ui import Ui
@@ -33,40 +33,7 @@ def main() -> None:
     app()
 
 
-def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn bad input and a full disk into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
-
-    @functools.wraps(command)
-    def wrapper(*args: object, **kwargs: object) -> None:
-        try:
-            command(*args, **kwargs)
-        except UserError as error:
-            fail(str(error))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            raise  # the reader of our output went away; typer ends quietly
-        except OSError as error:
-            fail(explain(error))
-
-    return wrapper
-
-
-def fail(sentence: str) -> None:
-    """Print `error: sentence` on stderr and exit with code 2."""
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    raise typer.Exit(2)
-
-
-def explain(error: OSError) -> str:
-    """One sentence for an operating-system error."""
-    where = error.filename or "the output folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}: no disk space left; free some, or write elsewhere with --out DIR"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where}: no permission ({error.strerror}); write elsewhere with --out DIR"
-    return f"{where}: {error.strerror}" if error.strerror else str(error)
+app.add_typer(verbs.app)
 
 
 @app.callback(invoke_without_command=True)

@@ -86,7 +86,13 @@ class TrainConfig(Section):
     """Optimisation of one task."""
 
     epochs: int = Field(default=5, gt=0)
+    min_steps: int | None = Field(default=None, gt=0)
+    """Small tasks get more epochs until they take this many optimiser steps, but at most eight times `epochs`."""
     batch_size: int = Field(default=128, gt=0)
+    balance: bool = False
+    """Draw training images so that each class comes equally often, however many images it has."""
+    holdout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each class kept out of training to calibrate probabilities and the `unknown` answer (0: neither)."""
     lr: float = Field(default=0.03, gt=0)
     lr_batch: int | None = Field(default=None, gt=0)
     """Batch size that `lr` is meant for: the effective rate is lr * batch_size / lr_batch. None: `lr` as it is."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
-import io
 import pkgutil
 import threading
 from collections.abc import Callable, Sequence
@@ -14,11 +13,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from promptcl import datasets
 from promptcl.config import DataConfig
+from promptcl.decode import KINDS, decode
 from promptcl.errors import UserError
 
 Indices = Sequence[int] | npt.NDArray[np.int64]
@@ -67,7 +66,7 @@ class ArraySource:
 
 
 class FileSource:
-    """Encoded images (png, jpg, webp, bmp), decoded on demand."""
+    """Encoded images, decoded on demand."""
 
     def __init__(
         self,
@@ -111,40 +110,13 @@ class FileSource:
             image = decode(self._fetch(self._paths[row]), self._max_side)
         except Exception as error:  # Pillow's decoders raise about anything on damaged files, and bombs
             raise UserError(
-                f"{self.name(row)} does not decode as an image ({error}); replace it by a png, jpg, webp or bmp, "
-                "or remove it"
+                f"{self.name(row)} does not decode as an image ({error}); replace it by a {KINDS}, or remove it"
             ) from error
         with self._lock:
             if image.nbytes <= self._room and row not in self._cache:
                 self._cache[row] = image
                 self._room -= image.nbytes
         return image
-
-
-def decode(data: bytes, max_side: int) -> Tensor:
-    """Encoded image -> uint8 (3, H, W), RGB, upright by its EXIF tag, short side at most `max_side` (aspect kept).
-
-    Transparent pixels become white, 16-bit values keep their upper byte. Raises whatever Pillow raises.
-    """
-    with Image.open(io.BytesIO(data)) as file:
-        file.draft(None, (max_side, max_side))  # a JPEG is decoded at 1/2, 1/4 or 1/8, never below max_side
-        image = _rgb(ImageOps.exif_transpose(file))
-    short = min(image.size)
-    if short > max_side:
-        width, height = (max(1, round(side * max_side / short)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255 in some versions
-        pixels = np.asarray(image).astype(np.int64).clip(0, 65535) >> 8
-        return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 class ImageSet:
@@ -186,6 +158,10 @@ class ImageSet:
         for row in self._rows:
             digest.update(hashlib.sha256(self._source.content(int(row))).digest())
         return digest.hexdigest()
+
+    def labelled(self, classes: Sequence[str], labels: npt.ArrayLike) -> ImageSet:
+        """The same images with other labels."""
+        return ImageSet(self._source, classes, labels, self._rows)
 
     def select(self, indices: Indices) -> ImageSet:
         """The images at `indices`, in that order; same classes."""
@@ -251,7 +227,7 @@ def check_classes(images: ImageSet, kind: str) -> None:
     if not counts.all():
         raise UserError(
             f"class '{images.classes[int(counts.argmin())]}' has no {kind} images; "
-            "add a readable png, jpg, webp or bmp, or remove the class"
+            f"add a readable {KINDS}, or remove the class"
         )
 
 

@@ -77,8 +77,8 @@ def _begin(learner: Learner, out: Path, resume: bool) -> Learner:
 
 def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, Any], ui: Ui) -> None:
     """Learn task `t` and write what it took into `done`."""
-    trained, steps = learner.method.trained, learner.batches.steps_per_epoch(len(task.train))
-    ui.task(t, task.name, learner.config.train.epochs * steps if trained else 0)
+    trained = learner.method.trained
+    ui.task(t, task.name, learner.steps(len(task.train)))
     learned = learner.learn(task.train, ui.step, task.name, folder)
     done["learned"].append(asdict(learned))
     if trained:

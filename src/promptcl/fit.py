@@ -71,16 +71,17 @@ def fit(
         carry_over(previous, optimizer)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     steps = batches.steps_per_epoch(len(images))
-    total = train.epochs * steps
+    epochs = batches.epochs(len(images))
+    total = epochs * steps
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total) if train.schedule == "cosine" else None
     at = Place(method, optimizer, schedule, generator, torch.empty(0), torch.zeros((), device=labels_N.device))
     if checkpoint is not None and checkpoint.restore(at):
         for _ in range(at.done):
             step()
-    for epoch in range(at.done // steps, train.epochs):
+    for epoch in range(at.done // steps, epochs):
         skip = at.done % steps
         if skip == 0:
-            at.order_N = torch.randperm(len(images), generator=generator)
+            at.order_N = batches.order(images, generator)
             at.loss.zero_()
         order_N = at.order_N[skip * train.batch_size :]
         for batch in batches.training(images, labels_N, order_N, method.needs_images, generator):

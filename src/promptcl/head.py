@@ -98,16 +98,24 @@ class RidgeHead(nn.Module):
         self.sum_KD.index_add_(0, labels_B, x_BD)
         self.count_K.index_add_(0, labels_B, torch.ones_like(x_BD[:, 0]))
 
-    def solve(self) -> None:
-        """Weights of the centred ridge regression onto one-hot labels."""
-        n, mean_D = self.count_K.sum(), self.sum_KD.sum(0) / self.count_K.sum()
+    def solve(self, balance: bool = False) -> None:
+        """Weights of the centred ridge regression onto one-hot labels.
+
+        balance: every class has the same say in targets and centre, however many images it has.
+        """
+        n, classes, mean_D = self.count_K.sum(), len(self.count_K), self.sum_KD.sum(0) / self.count_K.sum()
         centred_DD = self.scatter_DD - n * torch.outer(mean_D, mean_D)
         variance_D = centred_DD.diagonal()
         # A feature that never varies would make the system singular; it gets weight 0 instead.
         system_DD = centred_DD + torch.diag(self.strength * variance_D + torch.where(variance_D > 0, 0.0, 1.0))
+        prior_K = self.count_K / n
         target_KD = self.sum_KD - torch.outer(self.count_K, mean_D)
+        if balance:
+            means_KD = self.sum_KD / self.count_K.clamp_min(1)[:, None]
+            mean_D, prior_K = means_KD.mean(0), torch.full_like(prior_K, 1 / classes)
+            target_KD = n / classes * (means_KD - mean_D)
         self.weight_KD = torch.linalg.solve(system_DD, target_KD.T).T.contiguous()
-        self.bias_K = self.count_K / n - self.weight_KD @ mean_D
+        self.bias_K = prior_K - self.weight_KD @ mean_D
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Logits [B, K]: estimated one-hot labels."""

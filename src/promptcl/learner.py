@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +13,21 @@ import torch
 from torch import Tensor
 
 from promptcl import store
+from promptcl.answers import Evaluation, LearnRecord, Prediction, by_class, predictions
 from promptcl.backbone import Backbone
 from promptcl.batches import Batches
+from promptcl.calibration import Calibration, hold_out, measure
 from promptcl.checkpoint import Checkpoint, moments, named_moments
 from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
 from promptcl.fit import fit, make_optimizer
 from promptcl.memory import Memory, Replay
-from promptcl.methods._base import load_method
+from promptcl.methods._base import Method, load_method
+from promptcl.pictures import Pictures, labelled, unlabelled
 from promptcl.runtime import pick_device, task_generator
 from promptcl.store import Saved, TaskRecord
 from promptcl.weights import first_line
-
-
-@dataclass(frozen=True)
-class LearnRecord:
-    """What learning one task took."""
-
-    images: int
-    """Images seen, epochs and replayed ones counted."""
-    seconds: float
-    selections: list[int] | None
-    """Selections of each prompt while training."""
-    match: float | None = None
-    """Mean cosine of the queries with the keys they selected while training."""
-    warning: str | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy on one test set."""
-
-    accuracy: float
-    """Percent, top-1 among all classes so far, no task identity."""
-    images: int
-    seconds: float
-    selections: list[int] | None
-    match: float | None = None
-    """Mean cosine of the queries with the keys they selected."""
 
 
 class Learner:
@@ -171,60 +147,63 @@ class Learner:
         ids_C = torch.tensor([position.get(name, -1) for name in images.classes])
         return ids_C[torch.as_tensor(images.labels)].to(self.device)
 
+    @property
+    def calibration(self) -> Calibration:
+        """Temperature and threshold, from the pictures held out so far. Raises UserError for damaged notes."""
+        return Calibration.of(self.notes)
+
+    def steps(self, images: int) -> int:
+        """Optimiser steps that learning so many images takes now (some less with train.holdout)."""
+        return self.batches.steps(images) if self.method.trained else 0
+
     def learn(
         self,
-        images: ImageSet,
+        images: Pictures,
         step: Callable[[], None] = lambda: None,
         name: str | None = None,
         checkpoint: Path | str | None = None,
+        labels: Sequence[str] | None = None,
     ) -> LearnRecord:
         """Learn the classes of `images`: new names are added, known names get more training.
 
         What happens depends on (seed, number of tasks learned before), the images and the state, on nothing else.
-        Args: name is what the history calls it; checkpoint is the folder that this learner was loaded from or saved to:
+        Args: images, labels as of `pictures.labelled`: a folder with one folder a class, or pictures and a name for
+        each; name is what the history calls it; checkpoint is the folder that this learner was loaded from or saved to:
         training leaves checkpoints there, and where it was interrupted with the same images, it goes on.
 
         Raises:
             UserError: the loss is not finite, an image does not decode, another `learn` was interrupted before.
         """
+        images = labelled(images, labels, self.config.data.cache_mb)
         start, method, task = time.perf_counter(), self.method, len(self.history)
         self._check(images)
         sha256 = images.sha256()
-        keeper = None if checkpoint is None else self._keeper(Path(checkpoint), sha256)
+        keeper = None if checkpoint is None else store.keeper(Path(checkpoint), self.origin, sha256, self.config)
         self._whole = False
         self._grow(images.classes, task)
-        labels_N = self._labels(images)
-        method.pop_match()
-        method.pop_selections()
-        warning, replay, trained = None, None, method.trained
-        if trained:
+        kept, held = hold_out(images, self.config.train.holdout, task_generator(self.config.seed, task, "held out"))
+        self._pop()
+        warning, seen = None, len(kept)
+        if method.trained:
             warning = method.start(task) if self.boundaries else None
-            if self.memory.images is None or not self._masked:
-                replay = self._replay()
-                self._train(images, labels_N, step, replay, keeper)
+            # New rows are masked, so replayed rows alone compare new classes with old ones: they must hold both.
+            early = self._masked and self.memory.images is not None
+            if early:
                 self.remember(images, task)
-            else:  # new rows are masked: only replayed rows compare new classes with old ones, so they hold both
+            replay = self._replay()
+            self._train(kept, self._labels(kept), step, replay, keeper)
+            if not early:
                 self.remember(images, task)
-                replay = self._replay()
-                self._train(images, labels_N, step, replay, keeper)
-        match, selections = method.pop_match(), method.pop_selections()
+            seen *= self.batches.epochs(len(kept))
+            seen += replay.rows * self.batches.steps(len(kept)) if replay is not None else 0
+        match, selections = self._pop()
         method.eval()
-        with torch.inference_mode():
-            method.finish(self.backbone, self.batches.evaluation(images, labels_N, method.needs_images, method.group))
-        seen = len(images) * (self.config.train.epochs if trained else 1)
-        if trained and replay is not None:
-            seen += replay.rows * self.config.train.epochs * self.batches.steps_per_epoch(len(images))
+        held_out = self._calibrate(kept, held) if len(held) else {}
+        self._finish(method, images)
         seconds = time.perf_counter() - start + (keeper.seconds_before if keeper is not None else 0.0)
         self.history.append(TaskRecord.of(name or f"task {task + 1}", images, seconds, sha256))
         self._whole = True
-        return LearnRecord(seen, seconds, selections, match, warning)
-
-    def _keeper(self, folder: Path, sha256: str) -> Checkpoint:
-        if self.origin is None:
-            raise UserError(f"checkpoints in {folder} belong to a saved learner: save this one there before it learns")
-        settings = store.movable(self.config).model_dump(mode="json")
-        identity = {"base": self.origin, "images": sha256, "settings": settings}
-        return Checkpoint(folder, identity, self.config.train.checkpoint_steps)
+        return LearnRecord(seen, seconds, selections, match, warning, held_out)
 
     def _train(
         self,
@@ -262,36 +241,57 @@ class Learner:
         rows = self.config.memory.batch_size or self.config.train.batch_size
         return Replay(self.memory.images, self._labels(self.memory.images), rows)
 
-    def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
-        """Logits [N, K] of a whole set, in its order."""
-        method, parts = self.method, []
+    def _pop(self) -> tuple[float | None, list[int] | None]:
+        return self.method.pop_match(), self.method.pop_selections()
+
+    def _finish(self, method: Method, images: ImageSet) -> None:
+        labels_N = self._labels(images)
+        with torch.inference_mode():
+            method.finish(self.backbone, self.batches.evaluation(images, labels_N, method.needs_images, method.group))
+
+    def _calibrate(self, kept: ImageSet, held: ImageSet) -> dict[str, tuple[int, int]]:
+        """Measure on `held` what the method knows from `kept` alone; right answers and pictures of each class."""
+        method = copy.deepcopy(self.method)
+        self._finish(method, kept)
+        labels_N = self._labels(held)
+        logits_NK = self.logits(held, labels_N, method)
+        self.notes["calibration"] = self.calibration.joined(measure(logits_NK, labels_N)).model_dump()
+        return by_class(held, logits_NK.argmax(1) == labels_N)
+
+    def logits(self, images: ImageSet, labels_N: Tensor, method: Method | None = None) -> Tensor:
+        """Logits [N, K] of a whole set, in its order; `method`: another state of the learner's own."""
+        method, parts = method or self.method, []
         with torch.inference_mode():
             for batch in self.batches.evaluation(images, labels_N, method.needs_images, method.group):
                 parts.append(method.logits(self.backbone, batch).float())
         return torch.cat(parts)
 
-    def evaluate(self, images: ImageSet, unseen: bool = False) -> Evaluation:
+    def evaluate(self, images: Pictures, labels: Sequence[str] | None = None, unseen: bool = False) -> Evaluation:
         """Accuracy on `images`, every learned class competing; with `unseen`, classes never learned count as wrong.
 
         Raises:
             UserError: a class of `images` that was never learned, without `unseen`.
         """
+        images = labelled(images, labels, self.config.data.cache_mb)
         start, labels_N = time.perf_counter(), self._labels(images, unseen)
-        self.method.pop_match()
-        self.method.pop_selections()
-        right = (self.logits(images, labels_N).argmax(1) == labels_N).sum().item()
-        seconds = time.perf_counter() - start
-        match, selections = self.method.pop_match(), self.method.pop_selections()
-        return Evaluation(100.0 * right / len(images), len(images), seconds, selections, match)
+        self._pop()
+        right_N = self.logits(images, labels_N).argmax(1) == labels_N
+        accuracy, seconds = 100.0 * right_N.sum().item() / len(images), time.perf_counter() - start
+        match, selections = self._pop()
+        return Evaluation(accuracy, len(images), seconds, selections, match, by_class(images, right_N))
 
-    def predict(self, images: ImageSet, top: int = 1) -> list[list[tuple[str, float]]]:
-        """The `top` most probable class names of each image with their softmax probabilities, best first."""
+    def predict(self, images: Pictures, top: int = 1, threshold: float | None = None) -> list[Prediction]:
+        """For each picture its class, with the `top` most probable ones; `pictures.unlabelled` says what is a picture.
+
+        threshold: answers less probable are UNKNOWN; None takes the one of `calibration`, 0 always names a class.
+        Raises UserError: nothing was learned yet; a picture that cannot be read.
+        """
+        if not self.classes:
+            raise UserError("this learner knows no class yet; learn a folder of pictures first")
+        images, calibration = unlabelled(images, self.config.data.cache_mb), self.calibration
+        threshold = calibration.threshold if threshold is None else threshold
         logits_NK = self.logits(images, torch.zeros(len(images), dtype=torch.long, device=self.device))
-        best = logits_NK.softmax(1).topk(min(top, len(self.classes)), dim=1)
-        return [
-            [(self.classes[k], p) for k, p in zip(ids, probabilities, strict=True)]
-            for ids, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        return predictions(logits_NK / calibration.temperature, self.classes, top, threshold)
 
     def trained_parameters(self) -> int:
         """Number of parameters that gradients move (prompts, keys, head), with the classes so far."""

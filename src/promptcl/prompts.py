@@ -71,4 +71,4 @@ class PromptPool(nn.Module):
     def take(self, index_BN: Tensor) -> Tensor:
         """Tokens [B, N*L, D] of the chosen prompts, in the order chosen."""
         tokens_BNX = F.embedding(index_BN, self.prompts_MLD.flatten(1))  # dense, deterministic gradient
-        return tokens_BNX.view(len(index_BN), -1, self.prompts_MLD.shape[-1])
+        return tokens_BNX.view(index_BN.shape[0], -1, self.prompts_MLD.shape[-1])  # len() would fix it in an export

@@ -16,6 +16,7 @@ from promptcl.errors import UserError
 from promptcl.hints import describe, did_you_mean, example, instead, kinds, show, unknown_key
 
 _ROOT = Path(__file__).parent
+_MAX_YAML = 100_000  # characters
 _FOLDERS = {"recipes": ("configs", ".yaml"), "methods": ("methods", ".py"), "datasets": ("datasets", ".py")}
 
 
@@ -32,14 +33,14 @@ def available(kind: str) -> dict[str, str]:
     return {path.stem: _first_line(path) for path in files}
 
 
-def load_config(recipe_or_path: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool = False) -> Config:
     """The configuration of a recipe (by name) or YAML file, changed by `key=value` with dotted keys.
 
     Naming another method drops the recipe's options of its own method, naming another backbone its `backbone.kwargs`.
     Every option of the method is filled in.
     Raises UserError, in one sentence, for an unknown recipe, method, data set or key and for a bad value.
     """
-    return resolve(_read(recipe_or_path), overrides)
+    return resolve(_read(recipe_or_path), overrides, trust)
 
 
 def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = False) -> Config:
@@ -77,6 +78,25 @@ def check_name(kind: str, name: str, key: str) -> None:
         raise UserError(f"{key}={name}: not one of the {kind} that `promptcl list {kind}` shows{hint}")
 
 
+def safe_yaml(text: str) -> Any:
+    """Plain data from YAML. ValueError, which says where, for anything else.
+
+    Aliases are refused: a few lines of them make a billion values.
+    """
+    if len(text) > _MAX_YAML:
+        raise ValueError(f": {len(text)} characters, at most {_MAX_YAML} are read")
+    try:
+        aliases = [event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent)]
+        value = None if aliases else yaml.safe_load(text)
+    except Exception as error:  # beside YAMLError: dates that are none, numbers too long, brackets without end
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f" at line {mark.line + 1}" if mark else "") from None
+    if aliases:
+        mark = aliases[0].start_mark
+        raise ValueError(f"{f' at line {mark.line + 1}' if mark else ''}: an alias (*) is not allowed")
+    return value
+
+
 class _UnknownKey(Exception):
     """A dotted key that no section has."""
 
@@ -98,14 +118,12 @@ def _read(recipe_or_path: str) -> dict[str, Any]:
         check_name("recipes", recipe_or_path, "recipe")
         path = _ROOT / "configs" / f"{recipe_or_path}.yaml"
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = safe_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"
         raise UserError(f"{path}: cannot read this recipe ({reason}); write a path to a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: not valid YAML{where}; expected lines such as `tasks: 10`") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML{error}; expected lines such as `tasks: 10`") from None
     if not isinstance(data or {}, dict):
         raise UserError(f"{path}: expected a YAML mapping such as `tasks: 10`, got {type(data).__name__}")
     # A section whose lines are all commented out reads as null.
@@ -131,7 +149,12 @@ def _method(section: Any, named: list[str], trust: bool) -> dict[str, Any]:
     method = {"name": Config().method["name"], **{str(key): value for key, value in method.items()}}
     if named and named[-1] != method["name"]:
         method = {"name": named[-1]}
-    if not (trust and "." in str(method["name"])):
+    if "." in str(method["name"]):
+        if not trust:
+            raise UserError(
+                f"method.name={method['name']} is code outside promptcl, which would run: give --trust if you trust it"
+            )
+    else:
         check_name("methods", str(method["name"]), "method.name")
     return method
 
@@ -185,8 +208,8 @@ def _parse(annotation: Any, text: str) -> Any:
     if any(kind is str or isinstance(kind, str) for kind in allowed):
         return text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return safe_yaml(text)
+    except ValueError:
         return text
 
 

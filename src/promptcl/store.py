@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from promptcl import durable
-from promptcl.checkpoint import discard
+from promptcl.checkpoint import Checkpoint, discard
 from promptcl.config import Config, Section
 from promptcl.data import ImageSet
 from promptcl.durable import Absent, lock
@@ -183,3 +183,15 @@ def _find_weights(folder: Path, config: Config) -> Config:
     if weights in _NO_FILE or Path(weights).expanduser().is_file() or not inside.is_file():
         return config
     return _with_weights(config, inside)
+
+
+def keeper(folder: Path, origin: str | None, images_sha256: str, config: Config) -> Checkpoint:
+    """The checkpoint of learning these images from the learner with checksum `origin`, in the store `folder`.
+
+    Raises UserError where the learner was never saved (`origin` None).
+    """
+    if origin is None:
+        raise UserError(f"checkpoints in {folder} belong to a saved learner: save this one there before it learns")
+    settings = movable(config).model_dump(mode="json")
+    identity = {"base": origin, "images": images_sha256, "settings": settings}
+    return Checkpoint(folder, identity, config.train.checkpoint_steps)

@@ -17,7 +17,7 @@ from promptcl.archive import Tree, open_tree
 from promptcl.config import DataConfig
 from promptcl.data import FileSource, ImageSet, Split
 from promptcl.datasets import npz
-from promptcl.datasets.folder import ENDINGS
+from promptcl.decode import ENDINGS
 from promptcl.errors import UserError
 from promptcl.parts import Part, in_stored_order, join, ordered
 

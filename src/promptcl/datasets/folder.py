@@ -1,7 +1,7 @@
 """Your own images: a folder or .tar/.tar.gz/.tgz/.zip with train/CLASS/... and test/CLASS/... (data.root=PATH).
 
-The ImageFolder layout of torchvision; png, jpg, jpeg, webp and bmp count as images, other files are ignored. One
-folder around `train` and `test` is allowed. Classes are sorted by name, images by path.
+The ImageFolder layout of torchvision; png, jpg, webp, bmp, gif and tiff count as images, other files are ignored.
+One folder around `train` and `test` is allowed. Classes are sorted by name, images by path.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import numpy as np
 from promptcl.archive import Tree, open_tree
 from promptcl.config import DataConfig
 from promptcl.data import FileSource, ImageSet, Split
+from promptcl.decode import ENDINGS
 from promptcl.errors import UserError
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def load(config: DataConfig) -> Split:

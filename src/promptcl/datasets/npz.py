@@ -7,7 +7,7 @@ or by the optional array `class_names` that the labels then index. val_images an
 from __future__ import annotations
 
 import zipfile
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,23 @@ def _read(file: Path, key: str, optional: bool = False) -> Any:
     """The array `key`, or None if it is optional and missing."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
+            _check_size(file, arrays.zip.infolist())
             if key in arrays:
                 array: npt.NDArray[Any] = arrays[key]
                 return array
             keys = ", ".join(arrays)
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # numpy and zipfile raise about anything on damaged files, MemoryError included
         raise UserError(f"{file} is not a readable .npz of plain arrays ({error}); get or write it again") from error
     if optional:
         return None
     raise UserError(f"{file} has no array {key} (it has {keys}); expected the keys of MedMNIST, such as {key}")
+
+
+def _check_size(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Pictures in plain arrays pack ten times at best; a bomb packs a thousand times."""
+    limit = max(2**28, 100 * file.stat().st_size)
+    size = sum(member.file_size for member in members)
+    if size > limit:
+        raise UserError(f"{file} unpacks to {size >> 20:,} MiB, more than 100 times its size; write it with np.savez")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from promptcl.backbone import Backbone
 from promptcl.config import Section
+from promptcl.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -105,6 +106,10 @@ def load_method(name: str) -> type[Method]:
     """Class Model of methods/<name>.py, or of the module `name` if it is dotted.
 
     Importing runs code: names from files are checked before (`recipes.resolve`).
+    Raises UserError where a dotted name is no module with a Model.
     """
-    model: type[Method] = importlib.import_module(name if "." in name else f"promptcl.methods.{name}").Model
+    try:
+        model: type[Method] = importlib.import_module(name if "." in name else f"promptcl.methods.{name}").Model
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"method.name={name} cannot be used ({error}): expected a module with a class Model") from error
     return model

@@ -131,6 +131,8 @@ class Model(Method):
             index_BN = top_n(similarity_BM.detach(), o.top_k)
         if o.vote == "batch":
             index_BN = vote(index_BN, o.pool_size, o.vote_size)
+        if torch.compiler.is_compiling():  # an exported program keeps no counts
+            return index_BN, similarity_BM
         ones = torch.ones_like(index_BN).flatten()
         self.counts_M.scatter_add_(0, index_BN.flatten(), ones)
         if self.training:

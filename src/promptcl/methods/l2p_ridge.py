@@ -21,10 +21,12 @@ from promptcl.methods._base import Batch
 
 
 class L2PRidgeOptions(l2p.L2POptions):
-    """Settings of L2P and one more."""
+    """Settings of L2P and two more."""
 
     strength: float = Field(default=0.1, gt=0)
     """Ridge penalty, as a share of each feature's variance."""
+    balance: bool = False
+    """True: classes count alike, however many images each has (no difference where all have the same number)."""
 
 
 class Model(l2p.Model):
@@ -57,7 +59,7 @@ class Model(l2p.Model):
         """Add the task's images, seen through the prompts, to the sums and solve."""
         for batch in batches:
             self.ridge.add(self.features(backbone, batch, self.select(batch.query_BD)[0]), batch.labels_B)
-        self.ridge.solve()
+        self.ridge.solve(self.options.balance)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Ridge logits [B, K]."""

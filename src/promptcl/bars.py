@@ -1,0 +1,59 @@
+"""A picture of accuracies for the terminal: a bar a class, in 80 columns. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich.cells import cell_len, set_cell_size
+
+_WIDTH = 30  # cells of a full bar
+_MOST = 40  # lines; of more classes the worst are shown
+
+
+def bars(counts: Mapping[str, tuple[int, int]], before: Mapping[str, tuple[int, int]] | None = None) -> list[str]:
+    """A line for each class from (right answers, pictures), at most 80 columns; `before` adds what it was earlier.
+
+    Of more than 40 classes the worst 40 are shown, in the order given.
+    """
+    shown = list(counts)
+    if len(shown) > _MOST:
+        worst = set(sorted(shown, key=lambda name: _share(counts[name]))[:_MOST])
+        shown = [name for name in shown if name in worst]
+    room = min(24, max((cell_len(name) for name in shown), default=0))
+    lines = [_line(name, room, counts[name], (before or {}).get(name)) for name in shown]
+    hidden = len(counts) - len(shown)
+    return [*lines, f"and {hidden} more classes, none of them worse"] if hidden else lines
+
+
+def _share(count: tuple[int, int]) -> float:
+    return count[0] / max(1, count[1])
+
+
+def _line(name: str, room: int, count: tuple[int, int], before: tuple[int, int] | None) -> str:
+    share = _share(count)
+    end = "" if before is None else f"  was {100 * _share(before):.0f} %"
+    return f"{_name(name, room)} {bar(share)} {100 * share:3.0f} %{count[0]:>6}/{count[1]}{end}"
+
+
+def _name(name: str, room: int) -> str:
+    return set_cell_size(name, room) if cell_len(name) <= room else set_cell_size(name, room - 1) + "~"
+
+
+def bar(share: float) -> str:
+    """A bar of 30 cells, `share` of it filled, in eighths where the terminal can show them."""
+    eighths = round(share * _WIDTH * 8)
+    full, rest = divmod(eighths, 8)
+    if not _unicode():
+        return "#" * full + "." * (_WIDTH - full)
+    return ("█" * full + " ▏▎▍▌▋▊▉"[rest] * (rest > 0)).ljust(_WIDTH)
+
+
+def _unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
+
+
+def table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Two columns, the first as wide as it has to be."""
+    width = max((len(key) for key, _ in rows), default=0)
+    return [f"{key:<{width}}  {value}" for key, value in rows]
