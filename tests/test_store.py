@@ -240,7 +240,7 @@ def test_a_method_of_ones_own_needs_trust(folder: Path, tmp_path: Path, monkeypa
     assert not (tmp_path / "mine" / "ran").exists()
     assert Learner.load(folder, trust=True).classes == ["0", "1"]
     rewrite(folder, config={**config, "method": {**config["method"], "name": "mine.absent"}})
-    with pytest.raises(UserError, match=r"mine\.absent cannot be imported"):
+    with pytest.raises(UserError, match=r"mine\.absent cannot be used"):
         Learner.load(folder, trust=True)
     for name in ("../l2p", "_base", "__init__", "os"):
         rewrite(folder, config={**config, "method": {**config["method"], "name": name}})

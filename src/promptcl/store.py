@@ -126,12 +126,7 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
         key = text.partition("=")[0].strip()
         if not key.startswith(_MAY_CHANGE):
             raise UserError(f"{text}: {key} of a learner cannot change; of its settings {', '.join(_MAY_CHANGE)}* can")
-    method = document.config.get("method")
-    try:
-        config = _find_weights(folder, resolve(document.config, overrides, trust))
-    except (ImportError, AttributeError) as error:  # reachable with trust only
-        name = method.get("name") if isinstance(method, dict) else method
-        raise UserError(f"{folder}: its method {name} cannot be imported ({error}); install it") from error
+    config = _find_weights(folder, resolve(document.config, overrides, trust))
     return Saved(
         config, document.backbone, document.classes, document.tasks, document.notes, pair.tensors, pair.checksum
     )
