@@ -149,13 +149,14 @@ def _method(section: Any, named: list[str], trust: bool) -> dict[str, Any]:
     method = {"name": Config().method["name"], **{str(key): value for key, value in method.items()}}
     if named and named[-1] != method["name"]:
         method = {"name": named[-1]}
-    if "." in str(method["name"]):
+    name = str(method["name"])
+    if "." in name and all(part.isidentifier() for part in name.split(".")):
         if not trust:
             raise UserError(
-                f"method.name={method['name']} is code outside promptcl, which would run: give --trust if you trust it"
+                f"method.name={name} is code outside promptcl, which would run: give --trust if you trust it"
             )
     else:
-        check_name("methods", str(method["name"]), "method.name")
+        check_name("methods", name, "method.name")
     return method
 
 
