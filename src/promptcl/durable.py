@@ -82,7 +82,7 @@ def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
         path.parent.mkdir(parents=True, exist_ok=True)
         keep = _state_file(path, sha256)
         write(keep, data)
-        write(path, (json.dumps({**full, "checksum": checksum}, indent=1) + "\n").encode())
+        write(path, _text({**full, "checksum": checksum}))
     with contextlib.suppress(OSError):  # the new pair is in place; what is left over goes the next time
         for stale in [*path.parent.glob("state-*.safetensors"), *path.parent.glob(".*.tmp")]:
             if stale != keep:
@@ -139,7 +139,9 @@ def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
             "install a newer promptcl (pip install -U promptcl)"
         )
     given = document.get("checksum")
-    if given != _checksum({key: value for key, value in document.items() if key != "checksum"}):
+    body = {key: value for key, value in document.items() if key != "checksum"}
+    # The text too: many a digit of a number can change without changing the number.
+    if given != _checksum(body) or text != _text(document):
         raise _damaged(path, kind, f"{path.name} does not match its checksum")
     state = document.get("state")
     right = isinstance(state, dict) and type(state.get("bytes")) is int and isinstance(state.get("sha256"), str)
@@ -214,6 +216,10 @@ def _read_state(path: Path, document: dict[str, Any], kind: Kind) -> bytes | Non
 
 def _state_file(path: Path, sha256: str) -> Path:
     return path.with_name(f"state-{sha256[:16]}.safetensors")
+
+
+def _text(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
