@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import stat
 import tarfile
@@ -10,6 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from promptcl.errors import UserError
 
@@ -31,8 +33,8 @@ class Tree:
 def open_tree(root: Path, everything: bool = False) -> Tree:
     """List what is in a folder or an archive; of a folder only what is below `train` and `test`, or `everything`.
 
-    A folder, a .tar and a .zip are read file by file when asked; a .tar.gz, which allows no such access, is read once
-    and its files stay in memory as they are. Links in archives are ignored, links in folders are followed.
+    A folder, a .tar and a .zip are read file by file when asked; a .tar.gz, which allows no such access, is unpacked
+    once and stays in memory. Links in archives are ignored, links in folders are followed.
     Raises UserError: nothing there, no archive, a damaged archive, a member that points outside of the archive or is
     larger than MAX_FILE, a .tar.gz that unpacks to more than MAX_RATIO times its size or MAX_UNPACKED.
     """
@@ -78,58 +80,34 @@ def _check_size(archive: Path, name: str, size: int) -> None:
         )
 
 
-class _Bounded:
-    """The unpacked stream of a .tar.gz, which ends with a UserError where it grows beyond all reason."""
-
-    def __init__(self, stream: gzip.GzipFile, archive: Path) -> None:
-        self._stream, self._archive, self._seen = stream, archive, 0
-        packed = archive.stat().st_size
-        self._limit = min(MAX_UNPACKED, max(2**26, MAX_RATIO * packed))
-
-    def read(self, count: int = 2**20) -> bytes:
-        # One MiB at a time: a header may ask for terabytes.
-        pieces, left = [], count
-        while left > 0 and (piece := self._stream.read(min(left, 2**20))):
-            pieces.append(piece)
-            left -= len(piece)
-            self._seen += len(piece)
-            if self._seen > self._limit:
+def _unpack(archive: Path) -> bytes:
+    """What a .tar.gz unpacks to, whole; UserError where it grows beyond all reason."""
+    limit = min(MAX_UNPACKED, max(2**26, MAX_RATIO * archive.stat().st_size))
+    unpacked = bytearray()
+    with gzip.open(archive) as stream:
+        while piece := stream.read(2**20):
+            unpacked += piece
+            if len(unpacked) > limit:
                 raise UserError(
-                    f"the archive {self._archive} unpacks to more than {self._limit >> 20:,} MiB; "
-                    "unpack it and give the folder"
+                    f"the archive {archive} unpacks to more than {limit >> 20:,} MiB; unpack it and give the folder"
                 )
-        return b"".join(pieces)
+    return bytes(unpacked)
 
 
 def _tar_gz(archive: Path) -> Tree:
-    contents: dict[str, bytes] = {}
-    with gzip.open(archive) as packed:
-        stream = _Bounded(packed, archive)
-        with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]  # any object with read
-            for info in tar:
-                wanted = info.isreg() and not info.issparse()  # the holes of a sparse file cost nothing to claim
-                if wanted:
-                    _check_size(archive, info.name, info.size)
-                file = tar.extractfile(info) if wanted else None
-                if file or info.isdir():
-                    contents[_member(archive, info.name, info.isdir())] = file.read() if file else b""
-        while stream.read():  # gzip compares lengths and checksums only at the end
-            pass
-    return Tree(archive, list(contents), contents.__getitem__)
+    unpacked = _unpack(archive)
+    places = _places(archive, io.BytesIO(unpacked), len(unpacked))
+
+    def read(path: str) -> bytes:
+        start, size = places[path]
+        return unpacked[start : start + size]
+
+    return Tree(archive, list(places), read)
 
 
 def _tar(archive: Path) -> Tree:
-    places: dict[str, tuple[int, int]] = {}
-    size = archive.stat().st_size
-    with tarfile.open(archive, "r:") as tar:
-        end = 0
-        for info in tar:
-            end = tar.offset
-            if (info.isreg() and not info.issparse()) or info.isdir():
-                _check_size(archive, info.name, info.size)
-                places[_member(archive, info.name, info.isdir())] = (info.offset_data, info.size)
-    if size < end + 1024:  # tarfile takes a missing end mark for the end
-        raise EOFError("unexpected end of the file")
+    with archive.open("rb") as file:
+        places = _places(archive, file, archive.stat().st_size)
 
     def read(path: str) -> bytes:
         with archive.open("rb") as file:
@@ -137,6 +115,22 @@ def _tar(archive: Path) -> Tree:
             return file.read(places[path][1])
 
     return Tree(archive, list(places), read)
+
+
+def _places(archive: Path, file: IO[bytes], size: int) -> dict[str, tuple[int, int]]:
+    """Where each member of a tar of `size` bytes starts, and its length."""
+    places: dict[str, tuple[int, int]] = {}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        end = 0
+        for info in tar:
+            end = tar.offset
+            # The holes of a sparse file cost nothing to claim.
+            if (info.isreg() and not info.issparse()) or info.isdir():
+                _check_size(archive, info.name, info.size)
+                places[_member(archive, info.name, info.isdir())] = (info.offset_data, info.size)
+    if size < end + 1024:  # tarfile takes a missing end mark for the end
+        raise EOFError("unexpected end of the file")
+    return places
 
 
 def _zip(archive: Path) -> Tree:
