@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from promptcl import weights
 from promptcl.config import BackboneConfig
 from promptcl.errors import UserError
-from promptcl.runtime import autocast
+from promptcl.runtime import autocast, pick_precision
 
 _RESERVED = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "features_only"}
 _RESERVED |= {"num_classes", "in_chans", "device", "dtype"}
@@ -115,7 +115,7 @@ class Backbone(nn.Module):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         elif config.input_range == "symmetric":
             mean, std = _HALF, _HALF
-        return cls(vit, identity, mean, std, config.precision)
+        return cls(vit, identity, mean, std, pick_precision(config.precision, torch.device("cpu")))
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: a frozen model has no other."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import sys
@@ -28,6 +29,17 @@ app = typer.Typer(
 )
 
 
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE|PATH.yaml] [KEY=VALUE]...",
+        help="A recipe of `promptcl list recipes` (default: demo) or a YAML file, then settings to change, "
+        "such as train.epochs=1 seed=7.",
+        show_default=False,
+    ),
+]
+
+
 def main() -> None:
     """Entry point of the `promptcl` script."""
     app()
@@ -49,15 +61,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 @app.command()
 @one_sentence
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE|PATH.yaml] [KEY=VALUE]...",
-            help="A recipe of `promptcl list recipes` (default: demo) or a YAML file, then settings to change, "
-            "such as train.epochs=1 seed=7.",
-            show_default=False,
-        ),
-    ] = None,
+    arguments: Arguments = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the results.", show_default="runs/RECIPE-seedSEED")
     ] = None,
@@ -130,6 +134,33 @@ def report(
         from promptcl.report import write
     page = out or ((runs[0] if runs[0].is_dir() else runs[0].parent) if len(runs) == 1 else Path()) / "report.html"
     print(f"{page}: {write(runs, page)} figures, also as PNG in {page.with_name(page.stem + '-figures')}")
+
+
+@app.command()
+@one_sentence
+def bench(
+    arguments: Arguments = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="plain|FILE.py", help="Compare with it, in the same run.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="Measurements of everything, in turn.", min=1)] = 5,
+    images: Annotated[int, typer.Option("--images", help="Images to learn and to test with.", min=1)] = 128,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Images per second of a recipe's first task, its parts, memory, and the share of what this machine can do."""
+    recipe, overrides = split_arguments(arguments or [])
+    from promptcl.recipes import load_config
+
+    config = load_config(recipe, overrides)
+    import torch  # noqa: F401 - the memory it takes is not ours
+
+    from promptcl.machine import resident_peak
+
+    before = resident_peak()
+    from promptcl import bench as benchmark
+
+    result = benchmark.run(config, engine, rounds, images, before)
+    print(json.dumps(result, indent=1) if as_json else "\n".join(benchmark.lines(result)))
 
 
 @app.command("list")

@@ -41,8 +41,9 @@ class BackboneConfig(Section):
     """Side of the square input in pixels; None takes the model's own."""
     input_range: Literal["weights", "unit", "symmetric"] = "weights"
     """`weights`: mean and std of the pre-training; `unit`: [0,1] as in the official runs; `symmetric`: [-1,1]."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the frozen ViT; `bf16` is autocast. Keys, prompts and heads are always fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Arithmetic of the frozen ViT; `bf16` is autocast, `auto` takes it where the hardware has fast bfloat16 (NVIDIA
+    since Ampere, Intel with AMX). Keys, prompts and heads are always fp32."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm.create_model (depth, embed_dim, ...)."""
 

@@ -25,7 +25,7 @@ from promptcl.fit import fit, make_optimizer
 from promptcl.memory import Memory, Replay
 from promptcl.methods._base import Method, load_method
 from promptcl.pictures import Pictures, labelled, unlabelled
-from promptcl.runtime import pick_device, task_generator
+from promptcl.runtime import pick_device, pick_precision, task_generator
 from promptcl.store import Saved, TaskRecord
 from promptcl.weights import first_line
 
@@ -34,19 +34,18 @@ class Learner:
     """A frozen backbone, a method, and the class names in the order they were learned."""
 
     def __init__(self, config: Config, backbone: Backbone | None = None) -> None:
-        """Create an empty learner.
+        """Create an empty learner; `backbone` is frozen and may be shared by several, None loads that of the config.
 
-        Args: backbone may be shared between learners (it is frozen); None loads the one of the config.
-
-        Raises:
-            UserError: weights, backbone or device that cannot be used.
+        Raises UserError: weights, backbone or device that cannot be used.
         """
         self.device = pick_device(config.device)
-        self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         model = load_method(config.method["name"])
         options = model.Options(**{k: v for k, v in config.method.items() if k != "name"})
         complete = {"name": config.method["name"], **options.model_dump(mode="json")}
-        self.config = config = config.model_copy(update={"method": complete})
+        precision = pick_precision(config.backbone.precision, self.device)
+        frozen = config.backbone.model_copy(update={"precision": precision})
+        self.config = config = config.model_copy(update={"method": complete, "backbone": frozen})
+        self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         self.method = model(options, self.backbone.width, task_generator(config.seed, 0, "initial values"))
         self.method.to(self.device)
         self.classes: list[str] = []

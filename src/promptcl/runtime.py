@@ -6,8 +6,10 @@ import contextlib
 import hashlib
 import platform
 import subprocess
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,6 +41,18 @@ def task_generator(seed: int, task: int, purpose: str) -> torch.Generator:
     """
     digest = hashlib.sha256(f"{seed}/{task}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Turn `auto` into `bf16` where the hardware has matrix units for it, else into `fp32`; others stay."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        known: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # not in every version
+        fast = device.type == "cpu" and bool(known().get("amx_bf16", False))
+    return "bf16" if fast else "fp32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
