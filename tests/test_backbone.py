@@ -264,3 +264,27 @@ def test_real_weights_at_their_own_and_another_size(assets: Path) -> None:
             assert torch.equal(backbone.tokens(x), expected)
         assert torch.allclose(backbone.tokens(x), expected, atol=1e-4)
         assert torch.allclose(backbone.query(x), backbone.tokens(x)[:, 0], atol=1e-4)
+
+
+def test_activation_checkpointing_gives_the_same_gradient() -> None:
+    config = BackboneConfig(name="vit_tiny_patch16_224", weights="random", image_size=64, kwargs=SMALL)
+    plain = Backbone.create(config)
+    thrifty = Backbone.create(config.model_copy(update={"activation_checkpointing": True}))
+    images = torch.rand(2, 3, 64, 64)
+    gradients, kept = [], []
+    for backbone in (plain, thrifty):
+        tokens = torch.full((2, 4, 48), 0.1, requires_grad=True)
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = backbone(images, [Prompt(0, tokens)]).prompts_BPD.square().sum()
+        out.backward()
+        assert tokens.grad is not None
+        gradients.append(tokens.grad)
+        kept.append(sum(sizes))
+    assert torch.equal(gradients[0], gradients[1])
+    assert kept[1] < kept[0] / 2

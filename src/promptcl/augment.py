@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from promptcl.config import DataConfig
+from promptcl.runtime import send
 
 _CHUNK = {"cpu": 2**20}  # values resampled at once: what fits the processor's cache is twice as fast there,
 _CHUNK_ELSEWHERE = 2**25  # and elsewhere the float copies of large photos have to stay bounded (128 MiB)
@@ -101,18 +102,25 @@ def _resample(
         groups.setdefault(image.shape, []).append(i)
     if device is None:
         device = images[0].device if images else torch.device("cpu")
-    out_BCSS = torch.empty((len(images), 3, size, size), device=device)
+    parts: list[Tensor] = []
+    order: list[int] = []
     for shape, members in groups.items():
         largest = max(math.prod(shape), 3 * size * size)
         step = max(1, _CHUNK.get(device.type, _CHUNK_ELSEWHERE) // largest)
         for chunk in (members[i : i + step] for i in range(0, len(members), step)):
-            boxes, flips = boxes_B4[chunk].float().to(device), flips_B[chunk].to(device)
+            boxes, flips = send(boxes_B4[chunk].float(), device), send(flips_B[chunk], device)
             rows_BSH = _weights(boxes[:, 0], boxes[:, 2], shape[1], size, bounded, torch.zeros_like(flips)) / 255
             columns_BSW = _weights(boxes[:, 1], boxes[:, 3], shape[2], size, bounded, flips)
-            pixels_BCHW = torch.stack([images[i] for i in chunk]).to(device).float()
+            pixels_BCHW = send(torch.stack([images[i] for i in chunk]), device).float()
             wide_BCHS = (pixels_BCHW.flatten(1, 2) @ columns_BSW.mT).reshape(-1, 3, shape[1], size)
-            out_BCSS[chunk] = (rows_BSH[:, None] @ wide_BCHS).clamp_(0, 1)
-    return out_BCSS
+            parts.append((rows_BSH[:, None] @ wide_BCHS).clamp_(0, 1))
+            order += chunk
+    if not parts:
+        return torch.empty((0, 3, size, size), device=device)
+    whole_BCSS = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if order == sorted(order):
+        return whole_BCSS
+    return whole_BCSS[send(torch.tensor(order).argsort(), device)]
 
 
 def _weights(start_B: Tensor, length_B: Tensor, source: int, size: int, bounded: bool, flips_B: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from timm.models.vision_transformer import (  # type: ignore[attr-defined]  # At
     VisionTransformer,
 )
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from promptcl import weights
 from promptcl.config import BackboneConfig
@@ -86,6 +87,8 @@ class Backbone(nn.Module):
         self.register_buffer("class_position_D", position, persistent=False)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
+        self.activation_checkpointing = False
+        """Keep the input of each block only and compute the rest again in the backward pass; the same bits."""
         self.eval()
 
     @classmethod
@@ -115,7 +118,9 @@ class Backbone(nn.Module):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         elif config.input_range == "symmetric":
             mean, std = _HALF, _HALF
-        return cls(vit, identity, mean, std, pick_precision(config.precision, torch.device("cpu")))
+        backbone = cls(vit, identity, mean, std, pick_precision(config.precision, torch.device("cpu")))
+        backbone.activation_checkpointing = config.activation_checkpointing
+        return backbone
 
     def train(self, mode: bool = True) -> Backbone:
         """Stay in eval mode: a frozen model has no other."""
@@ -168,7 +173,8 @@ class Backbone(nn.Module):
             if here:
                 x_BND = torch.cat([*here, x_BND], dim=1)
             if layer < len(vit.blocks) - 1:
-                x_BND = block(x_BND)
+                again = self.activation_checkpointing and x_BND.requires_grad
+                x_BND = checkpoint(block, x_BND, use_reentrant=False) if again else block(x_BND)
         return x_BND
 
     def describe(self) -> dict[str, object]:

@@ -17,6 +17,7 @@ from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.methods._base import Batch
+from promptcl.runtime import send
 
 
 class Batches:
@@ -84,7 +85,7 @@ class Batches:
         elif needs_images or not clean:
             size = self.backbone.image_size
             pixels = self.backbone.normalise(train_view(images.images(chosen), size, data, generator, self.device))
-        index_B = index_B.to(self.device, non_blocking=True)
+        index_B = send(index_B, self.device)
         if clean and cached:
             query_BD = self.queries(images)[index_B]
         elif clean:

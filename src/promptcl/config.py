@@ -44,6 +44,8 @@ class BackboneConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the frozen ViT; `bf16` is autocast, `auto` takes it where the hardware has fast bfloat16 (NVIDIA
     since Ampere, Intel with AMX). Keys, prompts and heads are always fp32."""
+    activation_checkpointing: bool = False
+    """Keep only the input of each block for the backward pass and compute the rest again: less memory, more time."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm.create_model (depth, embed_dim, ...)."""
 

@@ -55,6 +55,13 @@ def pick_precision(name: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device; to a GPU from pinned memory, so that the host does not wait for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
     """Autocast to bfloat16 for `bf16`; nothing for `fp32`."""
     if precision == "fp32":

@@ -26,7 +26,16 @@ __all__ = ["FORMAT", "Absent", "Saved", "TaskRecord", "load", "lock", "save"]
 FORMAT = 1
 KIND = durable.Kind("promptcl store", FORMAT, "take a copy of it that is whole")
 _NO_FILE = ("hub", "random", "embedded")
-_MAY_CHANGE = ("device", "backbone.weights", "backbone.precision", "train.", "eval.", "data.", "memory.")
+_MAY_CHANGE = (
+    "device",
+    "backbone.weights",
+    "backbone.precision",
+    "backbone.activation_checkpointing",
+    "train.",
+    "eval.",
+    "data.",
+    "memory.",
+)
 
 
 class TaskRecord(Section):
