@@ -103,7 +103,7 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
     }
     if engine is not None:
         result["engine"] = _compare(engine, measured)
-    return {**result, **_circumstances(config, device, rounds)}
+    return {**result, "rounds": rounds, **circumstances(config, device)}
 
 
 def _spread(images: ImageSet, count: int) -> ImageSet:
@@ -234,12 +234,12 @@ def _compare(engine: str, measured: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def _circumstances(config: Config, device: torch.device, rounds: int) -> dict[str, Any]:
+def circumstances(config: Config, device: torch.device) -> dict[str, Any]:
+    """Settings and machine: what a reader of a timing has to know."""
     settings = config.model_dump(mode="json")
     for section, key in (("data", "root"), ("backbone", "weights")):  # folders of one machine mean nothing elsewhere
         settings[section][key] = settings[section][key] and Path(settings[section][key]).name
     return {
-        "rounds": rounds,
         "config": settings,
         "device": str(device),
         "threads": torch.get_num_threads(),

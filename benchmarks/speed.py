@@ -1,0 +1,72 @@
+"""Run the rows of docs/speed.md and write its table: `python benchmarks/speed.py [ROW ...]`, `--check` to compare only.
+
+The rows and their commands are in benchmarks/results/speed/rows.yaml; $LITE and $VITB come from the environment (the
+page says what they hold). Without rows, the table is written from the results that are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "benchmarks" / "results" / "speed"
+PAGE = ROOT / "docs" / "speed.md"
+TABLE = re.compile(r"(?P<begin><!-- table: speed -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+HEAD = (
+    "| | learning, images/s | testing | testing again | learning against plain | testing again against plain "
+    "| GFLOP/s, share of peak | memory |\n|:--|--:|--:|--:|--:|--:|--:|--:|\n"
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is asked for, then bring the page up to date (exit code 1 with `--check` where it is not)."""
+    rows = yaml.safe_load((FOLDER / "rows.yaml").read_text(encoding="utf-8"))
+    for row in rows:
+        if row["row"] in arguments:
+            words = [sys.executable, "-m", *shlex.split(os.path.expandvars(row["command"])), "--json"]
+            print(row["row"], flush=True)
+            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+            (FOLDER / f"{row['row']}.json").write_text(done.stdout, encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    new = fill(text, rows)
+    if "--check" in arguments:
+        return int(new != text)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+def fill(text: str, rows: list[dict[str, str]]) -> str:
+    """`text` with the table of the results that are there."""
+    lines = []
+    for row in rows:
+        file = FOLDER / f"{row['row']}.json"
+        if file.is_file():
+            lines.append(line(row["label"], json.loads(file.read_text(encoding="utf-8"))))
+    return TABLE.sub(lambda match: match["begin"] + HEAD + "".join(lines) + match["end"], text)
+
+
+def line(label: str, result: dict[str, Any]) -> str:
+    """One row."""
+    rates = [f"{result[name]['images_per_second']:.1f}" for name in ("train", "evaluate", "evaluate_again")]
+    other = result.get("engine")
+    ratios = [_ratio(other[name]) if other else "" for name in ("train", "evaluate_again")]
+    share = f"{result['gflops']:.0f} of {result['peak_gflops']:.0f}, {100 * result['share_of_peak']:.0f} %"
+    memory = f"{result['memory_bytes'] / 1e9:.2f} GB"
+    return f"| {' | '.join([label, *rates, *ratios, share, memory])} |\n"
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
