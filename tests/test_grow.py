@@ -1,0 +1,63 @@
+"""Two lessons in two processes, in one, and as the tasks of `train`: the same learner; and the table made of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from promptcl.config import DataConfig
+from promptcl.data import load_split
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "device=cpu"]
+SMALL += ["train.epochs=1", "train.min_steps=5"]
+
+
+@pytest.fixture(scope="module")
+def grow() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("grow", ROOT / "benchmarks" / "grow.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def lessons(grow: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits 0 to 3 in two lessons of two."""
+    root: Path = tmp_path_factory.mktemp("lessons")
+    split = load_split(DataConfig(name="mnist5k", train_per_class=12, test_per_class=5))
+    names = ["0", "1", "2", "3"]
+    grow.write_lessons(split.train.of_classes(names), split.test.of_classes(names), root, 2)
+    return root
+
+
+def test_new_processes_one_process_and_train_end_with_the_same_bits(grow: ModuleType, lessons: Path) -> None:
+    found = grow.compare(lessons, "grow-demo", SMALL, ["command", "python", "train"])
+    assert found["equal"] == dict.fromkeys(("classes", "state", "logits", "accuracies"), True)
+    assert found["ways"]["command"]["classes"] == ["0", "1", "2", "3"]
+    first, second = found["ways"]["command"]["accuracies"]
+    assert (len(first), len(second)) == (1, 2)
+    assert min(first) > 60  # chance is 50
+
+
+def test_another_seed_is_not_equal(grow: ModuleType, lessons: Path) -> None:
+    """What the comparison is worth: it sees one changed setting."""
+    folders = [grow.by_python(lessons, "grow-demo", [*SMALL, f"seed={seed}"])[0] for seed in (1, 2)]
+    one, other = (grow.fingerprint(folder, lessons) for folder in folders)
+    assert one["classes"] == other["classes"]
+    assert one["state"] != other["state"]
+    assert one["logits"] != other["logits"]
+
+
+def test_the_guide_shows_the_measured_table(grow: ModuleType) -> None:
+    results = json.loads(grow.RESULTS.read_text(encoding="utf-8"))
+    shown = grow.TABLE.findall(grow.GUIDE.read_text(encoding="utf-8"))
+    assert shown == [grow.table(results)], "run: python benchmarks/grow.py --table"
+    assert any(row["equal"] for row in results["rows"])
+    assert all(all(row["equal"].values()) for row in results["rows"] if row["equal"])
