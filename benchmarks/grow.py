@@ -3,10 +3,10 @@
 Command: python benchmarks/grow.py --data cifar100.tar.gz --weights vit_tiny_patch16_224.safetensors
 Writes benchmarks/results/grow.json and the table in docs/guide.md (`--table`: only that, from the JSON).
 
-The first 20 classes of CIFAR-100, 100 training and 20 test images each as in the README's cifar100-lite, become PNG files
-in folders. Three ways learn them in two lessons: the command (`promptcl learn`, one process a lesson), one Python process
-(`Learner.learn` twice), and the benchmark path (`promptcl train`, two tasks). Compared bit for bit are the saved tensors
-(sha256), the classes, and the logits of all test images.
+The first 20 classes of CIFAR-100, 100 training and 20 test images each as in the README's cifar100-lite, become PNG
+files in folders. Three ways learn them in two lessons: the command (`promptcl learn`, one process a lesson), one Python
+process (`Learner.learn` twice), and the benchmark path (`promptcl train`, two tasks). Compared bit for bit are the saved
+tensors (sha256), the classes, and the logits of all test images.
 """
 
 from __future__ import annotations

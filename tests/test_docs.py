@@ -6,12 +6,16 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from promptcl.backbone import Backbone
-from promptcl.config import BackboneConfig
+from promptcl.config import BackboneConfig, DataConfig
+from promptcl.data import load_split
+from promptcl.export import export
 from promptcl.methods._base import Batch, load_method
 from promptcl.runtime import task_generator
 
@@ -39,3 +43,44 @@ def test_links_between_documents_exist() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+
+
+def smaller(code: str, recipe: str, settings: list[str]) -> str:
+    """The code with another recipe or settings in the place of its own; nothing else is changed."""
+    changed = re.sub(r'load_config\("[\w-]+"\)', f"load_config({recipe!r}, {settings!r})", code)
+    assert changed != code
+    return changed
+
+
+def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the ViT inside the package, with fewer digits."""
+    (code,) = blocks("README.md")
+    exec(compile(smaller(code, "demo", ["data.train_per_class=12", "data.test_per_class=5"]), "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(" ", 1)[0] for line in lines] == [str((str(k), str(k + 1))) for k in range(0, 10, 2)]
+    assert all(float(line.rsplit(" ", 1)[1]) > 50 for line in lines)  # each task when it was learned; chance is 10 to 50
+
+
+def test_the_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With digits for the pictures of the shop, and the small ViT; the exported program too."""
+    split = load_split(DataConfig(name="mnist5k", train_per_class=8, test_per_class=4))
+    for folder, images in (("monday", split.train), ("test", split.test)):
+        for i, label in enumerate(images.of_classes(["0", "1"]).labels):
+            file = tmp_path / folder / str(label) / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.of_classes(["0", "1"]).image(i)[0].numpy()).save(file)
+    (tmp_path / "photo.jpg").write_bytes((tmp_path / "test" / "0" / "0.png").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    learned, exported = blocks("docs/guide.md")
+    names: dict[str, Any] = {}
+    exec(compile(smaller(learned, "grow-demo", ["train.epochs=1", "train.min_steps=4"]), "guide.md", "exec"), names)
+    assert len(names["answer"].top) == 2  # of three asked for: it knows two classes
+    export(names["learner"], tmp_path / "shop.pt2")
+    names["images"] = torch.rand(3, 3, 32, 32)
+    exec(compile(exported, "guide.md", "exec"), names)
+    assert names["probabilities"].shape == (3, 2)
+    assert names["about"]["classes"] == ["0", "1"]
