@@ -62,7 +62,9 @@ def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(smaller(code, "demo", ["data.train_per_class=12", "data.test_per_class=5"]), "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.rsplit(" ", 1)[0] for line in lines] == [str((str(k), str(k + 1))) for k in range(0, 10, 2)]
-    assert all(float(line.rsplit(" ", 1)[1]) > 50 for line in lines)  # each task when it was learned; chance is 10 to 50
+    assert all(
+        float(line.rsplit(" ", 1)[1]) > 50 for line in lines
+    )  # each task when it was learned; chance is 10 to 50
 
 
 def test_the_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

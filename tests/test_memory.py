@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from promptcl.runtime import task_generator
 def digits(name: str, classes: list[str], per_class: int) -> ImageSet:
     labels = np.tile(np.arange(len(classes)), per_class)
     pixels = np.arange(len(labels), dtype=np.uint8)[:, None, None].repeat(2, 1).repeat(2, 2)
+    pixels[:, 1, 1] = zlib.crc32(name.encode()) % 256  # no two sets have the same images
     return ImageSet(ArraySource(pixels, name), classes, labels)
 
 
@@ -85,3 +88,15 @@ def test_joining_sets_again_and_again_builds_no_tower() -> None:
     assert merged.classes[merged.labels[-1]] == "a"
     assert merged.classes[merged.labels[-2]] == "z"
     assert torch.equal(merged.image(4), digits("x", ["z", "a"], 1).image(1))
+
+
+def test_an_image_is_known_by_class_and_content_and_not_by_its_name() -> None:
+    """Arrays have no names, and an inbox is emptied and filled again."""
+    memory = Memory(50)
+    memory.add(digits("set", ["a", "b"], 3), task_generator(0, 0, "memory"))
+    memory.add(digits("set", ["b", "a"], 3), task_generator(0, 1, "memory"))  # the same images, labelled otherwise
+    assert len(memory) == 12
+    other = digits("set", ["a", "b"], 3)
+    changed = ArraySource(np.full((6, 2, 2), 77, dtype=np.uint8) + np.arange(6, dtype=np.uint8)[:, None, None], "set")
+    memory.add(ImageSet(changed, other.classes, other.labels), task_generator(0, 2, "memory"))
+    assert len(memory) == 18

@@ -210,12 +210,13 @@ FREQUENCY = {"name": "l2p", "pool_size": 4, "top_k": 2, "diversify": "frequency"
         ({"method": {"name": "l2p", "pool_size": 4, "top_k": 2}}, (1, 5, 9)),
         ({"method": {"name": "ncm"}}, (1, 3)),
         ({"method": {"name": "joint"}}, (1, 3)),
-        ({"method": {"name": "l2p_ridge", "pool_size": 4, "top_k": 2}, "memory": {"per_class": 2}}, (9,)),
+        ({"method": {"name": "l2p_ridge", "pool_size": 4, "top_k": 2}}, (9,)),
+        ({"method": {"name": "linear"}, "memory": {"per_class": 2, "store": True}}, (9, 16)),
         ({"method": {"name": "linear"}, "memory": {"per_class": 2}}, (9, 16)),
         ({"method": FREQUENCY}, (9, 14)),
         ({"scenario": "gaussian", "gaussian": GAUSSIAN}, (7, 12)),
     ],
-    ids=["l2p", "ncm", "joint", "memory-ridge", "memory", "frequency", "gaussian"],
+    ids=["l2p", "ncm", "joint", "ridge", "memory-store", "memory", "frequency", "gaussian"],
 )
 def test_a_run_goes_on_to_the_same_results(changes: dict[str, Any], moments: tuple[int, ...], tmp_path: Path) -> None:
     settings: dict[str, Any] = {"tasks": 3, "train": TRAIN, "data": {"train_per_class": 6}, **changes}

@@ -142,6 +142,8 @@ class MemoryConfig(Section):
     """Images kept of each class; 0: no rehearsal."""
     batch_size: int | None = Field(default=None, gt=0)
     """Replayed images of a step, on top of train.batch_size; None: as many as train.batch_size."""
+    store: bool = False
+    """Keep these images, decoded, in the learner's folder, so that `learn` in a new process replays them."""
 
 
 class Config(Section):
@@ -163,6 +165,12 @@ class Config(Section):
     memory: MemoryConfig = MemoryConfig()
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "l2p"})
     """`name` plus the options of that method (class Options in methods/<name>.py)."""
+
+    @model_validator(mode="after")
+    def _images_to_store(self) -> Config:
+        if self.memory.store and not self.memory.per_class:
+            raise ValueError("memory.store=true keeps memory.per_class images of each class; write memory.per_class=10")
+        return self
 
     @model_validator(mode="after")
     def _no_task_ends_in_a_gaussian_stream(self) -> Config:

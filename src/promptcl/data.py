@@ -152,11 +152,15 @@ class ImageSet:
         """What an error message calls image `i`: its file, or its row in the array."""
         return self._source.name(int(self._rows[i]))
 
+    def digest(self, i: int) -> bytes:
+        """SHA-256 of the stored form of image `i`, 32 bytes. Raises UserError when it cannot be read."""
+        return hashlib.sha256(self._source.content(int(self._rows[i]))).digest()
+
     def sha256(self) -> str:
         """SHA-256 over the class names, the labels and the stored form of every image, hexadecimal."""
         digest = hashlib.sha256(repr((self.classes, self.labels.tolist())).encode())
-        for row in self._rows:
-            digest.update(hashlib.sha256(self._source.content(int(row))).digest())
+        for i in range(len(self)):
+            digest.update(self.digest(i))
         return digest.hexdigest()
 
     def labelled(self, classes: Sequence[str], labels: npt.ArrayLike) -> ImageSet:

@@ -46,7 +46,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         for record in done["records"]:
             ui.task(record["task"], record["name"], 0)
             ui.task_done(record)
-        for t in done["remembered"]:  # the memory's images are in the data, not in the store
+        for t in [] if config.memory.store else done["remembered"]:  # images that are in the data, not in the store
             learner.remember(tasks[t].train, t)
         before = done["seconds"]
         for t, task in list(enumerate(tasks))[len(learner.history) :]:

@@ -97,7 +97,7 @@ class Learner:
                 Or the last `learn` did not end.
         """
         self._check_whole()
-        state = self.method.state_dict()
+        state = {**self.method.state_dict(), **(self.memory.tensors(self.classes) if self.config.memory.store else {})}
         if not self.boundaries and self._optimizer is not None:  # which goes on from micro-task to micro-task
             state = {**state, **named_moments(self._optimizer)}
         saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
@@ -111,7 +111,7 @@ class Learner:
         if self.config.memory.per_class and self.history and self.memory.images is None and self.method.trained:
             raise UserError(
                 f"memory.per_class={self.config.memory.per_class} replays earlier images, which are not in the store: "
-                "give them to Learner.remember, or write memory.per_class=0"
+                "give them to Learner.remember, write memory.per_class=0, or begin with memory.store=true"
             )
 
     def _check_whole(self) -> None:
@@ -124,6 +124,7 @@ class Learner:
             self._grow(record.images, len(self.history))
             self.history.append(record)
         store.fill(self.method, saved)
+        self.memory.restore(saved.state, self.classes, self.config.data.cache_mb)
         if not self.boundaries and self.history:
             self._optimizer = make_optimizer(self.method, self.config.train)
             groups = self._optimizer.state_dict()["param_groups"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import TYPE_CHECKING, Any, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -14,6 +14,9 @@ from pydantic.fields import FieldInfo
 from promptcl.config import Config, Section
 from promptcl.errors import UserError
 from promptcl.hints import describe, did_you_mean, example, instead, kinds, show, unknown_key
+
+if TYPE_CHECKING:
+    from promptcl.methods._base import Method
 
 _ROOT = Path(__file__).parent
 _MAX_YAML = 100_000  # characters
@@ -58,15 +61,21 @@ def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = F
                 _assign(data, Config, key, text)
         config: Config = _validate(Config, data)
         check_name("datasets", config.data.name, "data.name")
-        options = _options(method["name"])
+        model = _model(method["name"])
+        options = model.Options
         values = {key: value for key, value in method.items() if key != "name"}
         for key, text in changes:
             if key.startswith("method.") and key != "method.name":
                 _assign(values, options, key, text, prefix="method.")
         resolved = _validate(options, values, prefix="method.")
     except _UnknownKey as error:
-        known = [*_keys(Config), "method.name", *_keys(_options(method["name"]), "method.")]
+        known = [*_keys(Config), "method.name", *_keys(_model(method["name"]).Options, "method.")]
         raise UserError(unknown_key(error.key, [name for name in known if name != "method"])) from None
+    if config.memory.per_class and not model.rehearses:
+        raise UserError(
+            f"memory.per_class={config.memory.per_class}: method.name={method['name']} never replays images; "
+            "write memory.per_class=0, or a method that is trained in every task, such as method.name=l2p"
+        )
     return config.model_copy(update={"method": {"name": method["name"], **resolved.model_dump(mode="json")}})
 
 
@@ -160,11 +169,10 @@ def _method(section: Any, named: list[str], trust: bool) -> dict[str, Any]:
     return method
 
 
-def _options(method: str) -> type[Section]:
+def _model(method: str) -> type[Method]:
     from promptcl.methods._base import load_method  # imports torch: only when a run is really configured
 
-    options: type[Section] = load_method(method).Options
-    return options
+    return load_method(method)
 
 
 def _section(model: type[Section], key: str) -> type[Section] | None:

@@ -153,7 +153,7 @@ def check_backbone(saved: Saved, now: dict[str, Any], weights: str) -> None:
 
 def fill(method: nn.Module, saved: Saved) -> None:
     """Give `method`, grown as that of `saved` was, its tensors. Raises UserError if names, shapes or types differ."""
-    state = {name: tensor for name, tensor in saved.state.items() if not name.startswith("optimizer.")}
+    state = {name: tensor for name, tensor in saved.state.items() if not name.startswith(("optimizer.", "memory."))}
     here = {name: (tensor.shape, tensor.dtype) for name, tensor in method.state_dict().items()}
     if here != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
         raise UserError("its tensors are not those of its method and classes; take a copy of it that is whole")

@@ -39,6 +39,8 @@ class Method(nn.Module, ABC):
     """True: an upper bound that is shown all tasks at once."""
     use_mask: ClassVar[bool] = True
     """False: train.mask does not apply."""
+    rehearses: ClassVar[bool] = True
+    """False: no gradient step comes after the first task, so a memory of images would never be replayed."""
     group: int = 1
     """Images whose predictions depend on each other (above 1 only for vote: batch); evaluation keeps groups whole."""
 

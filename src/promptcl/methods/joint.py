@@ -10,4 +10,5 @@ class Model(linear.Model):
     """Linear head, all classes together."""
 
     joint = True
+    rehearses = False
     use_mask = False

@@ -33,6 +33,7 @@ class Model(l2p.Model):
     """Prompt pool, keys, an auxiliary linear head for training, and a ridge classifier."""
 
     Options = L2PRidgeOptions
+    rehearses = False
     options: L2PRidgeOptions
 
     def __init__(self, options: L2PRidgeOptions, width: int, generator: torch.Generator) -> None:

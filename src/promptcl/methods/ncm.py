@@ -22,6 +22,7 @@ class Model(Method):
 
     Options = NCMOptions
     needs_images = False
+    rehearses = False
 
     def __init__(self, options: NCMOptions, width: int, generator: torch.Generator) -> None:
         """Start with no class."""

@@ -26,6 +26,7 @@ class Model(Method):
 
     Options = RidgeOptions
     needs_images = False
+    rehearses = False
 
     def __init__(self, options: RidgeOptions, width: int, generator: torch.Generator) -> None:
         """Start with no class."""
