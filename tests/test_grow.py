@@ -19,7 +19,7 @@ SMALL += ["train.epochs=1", "train.min_steps=5"]
 
 @pytest.fixture(scope="module")
 def grow() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("grow", ROOT / "benchmarks" / "grow.py")
+    spec = importlib.util.spec_from_file_location("grow_cifar100", ROOT / "benchmarks" / "grow_cifar100.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -58,6 +58,6 @@ def test_another_seed_is_not_equal(grow: ModuleType, lessons: Path) -> None:
 def test_the_guide_shows_the_measured_table(grow: ModuleType) -> None:
     results = json.loads(grow.RESULTS.read_text(encoding="utf-8"))
     shown = grow.TABLE.findall(grow.GUIDE.read_text(encoding="utf-8"))
-    assert shown == [grow.table(results)], "run: python benchmarks/grow.py --table"
+    assert shown == [grow.table(results)], "run: python benchmarks/grow_cifar100.py --table"
     assert any(row["equal"] for row in results["rows"])
     assert all(all(row["equal"].values()) for row in results["rows"] if row["equal"])

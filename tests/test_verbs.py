@@ -18,13 +18,11 @@ from typer.testing import CliRunner, Result
 
 from promptcl.augment import eval_view
 from promptcl.bars import bars
-from promptcl.calibration import Calibration, hold_out, measure
 from promptcl.cli import app
 from promptcl.config import Config, DataConfig
 from promptcl.data import ImageSet, load_split
 from promptcl.errors import UserError
 from promptcl.export import export
-from promptcl.head import RidgeHead
 from promptcl.learner import Learner
 from promptcl.pictures import labelled
 
@@ -268,64 +266,6 @@ def test_balanced_batches_draw_each_class_alike() -> None:
     drawn = images.labels[learner.batches.order(images, torch.Generator().manual_seed(0)).numpy()]
     assert len(drawn) == 405
     assert 160 < (drawn == 0).sum() < 240
-
-
-def test_balanced_ridge_finds_rare_classes() -> None:
-    """Two classes a unit apart, 500 and 5 examples: without balance the rare one is hardly ever named."""
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn((2, 2000, 4), generator=generator)
-    points[1, :, 0] += 2
-    found = {}
-    for balance in (False, True):
-        head = RidgeHead(4, 0.1)
-        head.grow(2)
-        for label, count in ((0, 500), (1, 5)):
-            head.add(points[label, :count], torch.full((count,), label))
-        head.solve(balance)
-        found[balance] = [(head(points[label, 500:]).argmax(1) == label).float().mean().item() for label in (0, 1)]
-    assert found[False][1] < 0.1
-    assert min(found[True]) > 0.6
-    even = [RidgeHead(4, 0.1), RidgeHead(4, 0.1)]
-    for head, balance in zip(even, (False, True), strict=True):
-        head.grow(2)
-        head.add(points[:, :50].flatten(0, 1), torch.arange(2).repeat_interleave(50))
-        head.solve(balance)
-    torch.testing.assert_close(even[0].weight_KD, even[1].weight_KD)
-    torch.testing.assert_close(even[0].bias_K, even[1].bias_K)
-
-
-def test_temperature_makes_probabilities_true() -> None:
-    """Logits five times too sure: the temperature undoes it, and the threshold lets 95 % of the right ones pass."""
-    generator = torch.Generator().manual_seed(0)
-    logits = 2 * torch.randn((4000, 5), generator=generator)
-    labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
-    found = measure(5 * logits, labels)
-    assert found.temperature == pytest.approx(5, rel=0.1)
-    best = (5 * logits / found.temperature).softmax(1).max(1)
-    right = best.indices == labels
-    assert right.float().mean().item() == pytest.approx(best.values.mean().item(), abs=0.02)
-    assert (best.values[right] < found.threshold).float().mean().item() == pytest.approx(0.05, abs=0.002)
-
-
-def test_few_pictures_do_not_make_it_certain() -> None:
-    found = measure(torch.eye(3), torch.arange(3))
-    assert (torch.eye(3) / found.temperature).softmax(1).max() == pytest.approx(0.8, abs=0.01)
-    assert measure(torch.zeros(4, 1), torch.zeros(4, dtype=torch.long)) == Calibration()
-    joined = Calibration(temperature=4, threshold=0.2, images=10).joined(
-        Calibration(temperature=1, threshold=0.5, images=10)
-    )
-    assert [joined.temperature, joined.threshold] == pytest.approx([2, 0.35])
-    assert joined.images == 20
-    assert Calibration().joined(Calibration()) == Calibration()
-
-
-def test_hold_out_takes_of_every_class_that_can_spare_one() -> None:
-    images = load_split(DataConfig(name="mnist5k")).train
-    rows = [*np.flatnonzero(images.labels == 0)[:50], *np.flatnonzero(images.labels == 1)[:3]]
-    images = images.select([*rows, *np.flatnonzero(images.labels == 2)[:2]])
-    kept, held = hold_out(images, 0.2, torch.Generator().manual_seed(0))
-    assert np.bincount(held.labels, minlength=3)[:3].tolist() == [10, 1, 0]
-    assert len(kept) + len(held) == len(images)
 
 
 def test_bars_fit_eighty_columns() -> None:

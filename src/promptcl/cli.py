@@ -68,7 +68,11 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", help="One plain line a task, for logs.")] = False,
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="1,2,3", help="A run for each seed, in OUT/seed1, ..., and a summary."),
+        typer.Option(
+            "--seeds",
+            metavar="1,2,3",
+            help="A run for each seed, in OUT/seed1, ..., and a summary. Interrupted: repeat the line with --out OUT.",
+        ),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False,
     resume: Annotated[
@@ -107,9 +111,11 @@ def train(
 
             print(f"{repeat.describe(repeat.run(configs, folder, make_ui))} summary {folder / 'summary.json'}")
     except KeyboardInterrupt:
-        if seeds is None and (folder / "config.yaml").exists():
-            shown[-1].close()
-            print(f"go on with: promptcl train --resume {shlex.quote(str(folder))}", file=sys.stderr)
+        for ui in shown:
+            ui.close()
+        words = ["--resume"] if seeds is None else [*(arguments or []), "--seeds", seeds, "--out"]
+        if next(folder.rglob("config.yaml"), None) is not None:  # something was begun
+            print(f"go on with: promptcl train {shlex.join([*words, str(folder)])}", file=sys.stderr)
         raise
     finally:
         for ui in shown:
@@ -236,6 +242,10 @@ def check_resume(folder: Path, given: list[str]) -> None:
     if given:
         raise UserError(
             f"{given[0]}: a run goes on with the settings it began with; write promptcl train --resume {folder}"
+        )
+    if list(folder.glob("seed*/config.yaml")):
+        raise UserError(
+            f"--resume {folder}: it is the folder of --seeds; repeat the line it began with, and --out {folder}"
         )
     if not (folder / "config.yaml").is_file():
         raise UserError(f"--resume {folder}: expected the folder of an interrupted run, there is no config.yaml in it")

@@ -35,7 +35,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         UserError: bad data, weights or settings; a loss that is not finite; `out` holds the learner of another run.
         OSError: `out` cannot be written.
     """
-    start = time.perf_counter()
+    start, config = time.perf_counter(), store.movable(config)  # config.yaml repeats it from any folder
     stream = make_stream(load_parts(config.data), config)
     fresh = Learner(config)
     with store.lock(out / STORE):
@@ -66,7 +66,7 @@ def _begin(learner: Learner, out: Path, resume: bool) -> Learner:
     folder, config = out / STORE, learner.config
     if resume and store.checksum(folder) is not None:
         learner = Learner.load(folder, backbone=learner.backbone)
-        if learner.config != store.movable(config):
+        if learner.config != config:
             raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
         return learner
     learner.notes["run"] = nothing_done()
@@ -221,7 +221,7 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
         "backbone": learner.backbone.describe(),
         "device": str(learner.device),
         "config": config.model_dump(mode="json"),
-        "versions": versions(),
+        "versions": versions(learner.device),
         "git_commit": git_commit(),
     }
 

@@ -69,10 +69,23 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computed a result, and the machine."""
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """Versions of what computed a result, machine, processor, torch's threads, and the GPU if `device` is one."""
     packages = {name: metadata.version(name) for name in ("promptcl", "torch", "torchvision", "timm", "numpy")}
-    return {**packages, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found = {**packages, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found |= {"processor": _processor(), "threads": str(torch.get_num_threads())}
+    if device is not None and device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _processor() -> str:
+    """Model name; on Linux platform.processor() has at most the architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
 
 
 def git_commit() -> str | None:

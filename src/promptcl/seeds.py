@@ -11,6 +11,7 @@ from promptcl import experiment
 from promptcl.config import Config
 from promptcl.errors import UserError
 from promptcl.metrics import mean_std
+from promptcl.store import movable
 from promptcl.ui import Ui
 
 METRICS = ("average_accuracy", "forgetting", "learning_accuracy", "average_incremental_accuracy")
@@ -55,7 +56,7 @@ def _finished(config: Config, folder: Path) -> dict[str, Any] | None:
         return None
     try:
         results: dict[str, Any] = json.loads(path.read_bytes())
-        same = results["config"] == config.model_dump(mode="json")
+        same = results["config"] == movable(config).model_dump(mode="json")
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:

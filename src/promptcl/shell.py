@@ -13,7 +13,7 @@ from promptcl.errors import UserError
 
 
 def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn bad input and a full disk into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
+    """Turn bad input, full disks and full memory into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
 
     @functools.wraps(command)
     def wrapper(*args: object, **kwargs: object) -> None:
@@ -28,6 +28,14 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             raise  # the reader of our output went away; typer ends quietly
         except OSError as error:
             fail(explain(error))
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            fail(
+                f"out of memory ({(str(error).splitlines() or ['no more to be had'])[0][:200]}); "
+                "lower train.batch_size, eval.batch_size, data.cache_mb or backbone.image_size, or write "
+                "backbone.precision=bf16"
+            )
 
     return wrapper
 
@@ -36,6 +44,13 @@ def fail(sentence: str) -> None:
     """Print `error: sentence` on stderr and exit with code 2."""
     print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
     raise typer.Exit(2)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether Python's memory, a GPU's, or torch's on the CPU (a plain RuntimeError) has run out."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    # By name: nothing here may import torch.
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
 
 
 def explain(error: OSError) -> str:

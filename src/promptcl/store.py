@@ -169,11 +169,12 @@ def checksum(folder: Path) -> str | None:
 
 
 def movable(config: Config) -> Config:
-    """`config` with the full path of the weight file: the next process may run in another folder."""
+    """`config` with the full paths of weights and data: the next process may run in another folder."""
+    if (root := config.data.root) is not None:
+        data = config.data.model_copy(update={"root": str(Path(root).expanduser().absolute())})
+        config = config.model_copy(update={"data": data})
     weights = config.backbone.weights
-    if weights in _NO_FILE:
-        return config
-    return _with_weights(config, Path(weights).expanduser().absolute())
+    return config if weights in _NO_FILE else _with_weights(config, Path(weights).expanduser().absolute())
 
 
 def _with_weights(config: Config, path: Path) -> Config:

@@ -1,6 +1,6 @@
 """Ten classes from a folder, ten more in a new process: the same learner as one process makes, and as `train` makes.
 
-Command: python benchmarks/grow.py --data cifar100.tar.gz --weights vit_tiny_patch16_224.safetensors
+Command: python benchmarks/grow_cifar100.py --data cifar100.tar.gz --weights vit_tiny_patch16_224.safetensors
 Writes benchmarks/results/grow.json and the table in docs/guide.md (`--table`: only that, from the JSON).
 
 The first 20 classes of CIFAR-100, 100 training and 20 test images each as in the README's cifar100-lite, become PNG
@@ -43,8 +43,8 @@ PLAIN = ["train.holdout=0", "train.balance=false", "train.min_steps=null", "meth
 # Label, recipe, further settings, ways to learn.
 ROWS: list[tuple[str, str, list[str], list[str]]] = [
     ("`grow` (`l2p_ridge`; held-out pictures, balance, `min_steps`)", "grow", [], ["command", "python", "train"]),
-    ("`grow` without held-out pictures, balance and `min_steps`", "grow", PLAIN, ["train"]),
     ("`l2p`, one epoch", "l2p", ["train.batch_size=16", "train.epochs=1"], ["command", "python", "train"]),
+    ("`grow` without held-out pictures, balance and `min_steps`", "grow", PLAIN, ["train"]),
 ]
 
 
