@@ -73,8 +73,11 @@ class Memory:
             return
         n = own["memory.draws"].numel() if "memory.draws" in own else 0
         files = [f"memory.picture.{i}" for i in range(n)]
-        wanted = {"memory.labels": ((n,), torch.int64), "memory.draws": ((n,), torch.float64)}
-        wanted |= {"memory.digests": ((n, 32), torch.uint8)}
+        wanted: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "memory.labels": ((n,), torch.int64),
+            "memory.draws": ((n,), torch.float64),
+            "memory.digests": ((n, 32), torch.uint8),
+        }
         wanted |= {file: ((own[file].numel() if file in own else 0,), torch.uint8) for file in files}
         shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own.items()}
         if shapes != wanted or not all(0 <= k < len(classes) for k in own["memory.labels"].tolist()):
