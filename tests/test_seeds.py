@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shlex
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +61,22 @@ def test_seed_and_seeds_are_one_too_many(tmp_path: Path) -> None:
     assert seed_settings("2,10", ["tasks=2"]) == [["seed=2"], ["seed=10"]]
     assert seed_settings(None, ["seed=7"]) == [[]]
     assert "leave out seed=7" in refused("train", "demo", "seed=7", "--seeds", "1,2", cwd=tmp_path)
+
+
+def test_ctrl_c_and_resume_of_seeds_say_the_line_that_goes_on(tmp_path: Path) -> None:
+    words = [*SMALL.removesuffix(" --quiet").split(), "train.epochs=400", "--seeds", "3,1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "promptcl", *words, "--quiet"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    while process.poll() is None and not list(tmp_path.glob("runs/*/seed3/config.yaml")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1].splitlines()
+    (folder,) = (path.relative_to(tmp_path) for path in (tmp_path / "runs").iterdir())
+    line = f"{shlex.join(words)} --out {folder}"
+    assert said == [f"go on with: promptcl {line}", "interrupted"]
+    assert "it is the folder of --seeds; repeat the line" in refused("train", "--resume", str(folder), cwd=tmp_path)
