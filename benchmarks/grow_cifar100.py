@@ -174,7 +174,7 @@ def measure(data: Path, weights: Path) -> None:
     old = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.exists() else []
     split = load_split(DataConfig(name="folder", root=str(data), train_per_class=100, test_per_class=20))
     classes = split.train.classes[:20]
-    rows = []
+    commit, rows = git_commit(), []  # before the file is written, which would count as a change
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         write_lessons(split.train.of_classes(classes), split.test.of_classes(classes), root, 10)
@@ -189,7 +189,7 @@ def measure(data: Path, weights: Path) -> None:
                 "images": {"classes": len(classes), "train_per_class": 100, "test_per_class": 20},
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
-                "git_commit": git_commit(),
+                "git_commit": commit,
             }
             RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
