@@ -39,7 +39,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
     stream = make_stream(load_parts(config.data), config)
     fresh = Learner(config)
     with store.lock(out / STORE):
-        learner = _begin(fresh, out, resume)
+        learner = _begin(fresh, config, out, resume)
         done: dict[str, Any] = learner.notes["run"]
         tasks = [stream.everything] if learner.method.joint else stream.tasks
         ui.start(len(tasks), config)
@@ -61,12 +61,12 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
     return results
 
 
-def _begin(learner: Learner, out: Path, resume: bool) -> Learner:
+def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner:
     """The learner of the run in `out`, saved there: `learner`, or the one to go on with; its notes keep the results."""
-    folder, config = out / STORE, learner.config
+    folder, wanted = out / STORE, learner.config
     if resume and store.checksum(folder) is not None:
         learner = Learner.load(folder, backbone=learner.backbone)
-        if learner.config != config:
+        if learner.config != wanted:
             raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
         return learner
     learner.notes["run"] = nothing_done()
