@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptcl import store
+from promptcl import ranks, store
 from promptcl.answers import Evaluation, LearnRecord, Prediction, by_class, predictions
 from promptcl.backbone import Backbone
 from promptcl.batches import Batches
@@ -101,7 +101,7 @@ class Learner:
         if not self.boundaries and self._optimizer is not None:  # which goes on from micro-task to micro-task
             state = {**state, **named_moments(self._optimizer)}
         saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
-        self.origin = store.save(Path(folder), saved, self.origin)
+        self.origin = ranks.on_first(lambda: store.save(Path(folder), saved, self.origin))
 
     def _check(self, images: ImageSet) -> None:
         """Refuse what cannot be learned before anything changes."""
@@ -221,7 +221,7 @@ class Learner:
         generator = task_generator(config.seed, len(self.history), "training")
         previous = None if self.boundaries else self._optimizer
         args = (method, self.batches, images, labels_N, present_K, config, generator, step, replay, previous)
-        with store.lock(checkpoint.store) if checkpoint is not None else contextlib.nullcontext():
+        with ranks.in_first(lambda: store.lock(checkpoint.store) if checkpoint else contextlib.nullcontext()):
             self._optimizer = fit(*args, checkpoint)
 
     @property
@@ -260,10 +260,13 @@ class Learner:
     def logits(self, images: ImageSet, labels_N: Tensor, method: Method | None = None) -> Tensor:
         """Logits [N, K] of a whole set, in its order; `method`: another state of the learner's own."""
         method, parts = method or self.method, []
+        mine = ranks.share(len(images), self.batches.evaluation_size(method.group))
+        ranks.begin_tally(method.tallies)
         with torch.inference_mode():
-            for batch in self.batches.evaluation(images, labels_N, method.needs_images, method.group):
+            for batch in self.batches.evaluation(images, labels_N, method.needs_images, method.group, mine):
                 parts.append(method.logits(self.backbone, batch).float())
-        return torch.cat(parts)
+        ranks.end_tally(method.tallies)
+        return ranks.gather(parts, mine, (len(images), len(self.classes)), self.device)
 
     def evaluate(self, images: Pictures, labels: Sequence[str] | None = None, unseen: bool = False) -> Evaluation:
         """Accuracy on `images`, every learned class competing; with `unseen`, classes never learned count as wrong.

@@ -47,6 +47,11 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.options = options
 
+    @property
+    def tallies(self) -> list[Tensor]:
+        """Buffers that only add up over images; several processes add up their own images and these are summed."""
+        return []
+
     @abstractmethod
     def grow(self, classes: int, generator: torch.Generator) -> None:
         """Make room for `classes` more classes; how many follow is never known."""
@@ -67,7 +72,8 @@ class Method(nn.Module, ABC):
     def loss(self, backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
         """Scalar training loss; here cross-entropy over the classes marked in present_K (None: all).
 
-        With rehearsal present_K is [B, K]: a mask for each row.
+        With rehearsal present_K is [B, K]: a mask for each row. It is a mean over rows, of which several processes have
+        some each.
         """
         return masked_cross_entropy(self.logits(backbone, batch), batch.labels_B, present_K)
 
