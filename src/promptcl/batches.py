@@ -17,7 +17,7 @@ from promptcl.augment import eval_view, train_view
 from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet
-from promptcl.methods._base import Batch
+from promptcl.methods._base import Batch, Method
 from promptcl.runtime import send
 
 
@@ -54,17 +54,21 @@ class Batches:
         return queries_ND
 
     def evaluation(
-        self, images: ImageSet, labels_N: Tensor, needs_images: bool, group: int = 1, rows: slice = slice(None)
+        self, images: ImageSet, labels_N: Tensor, method: Method, rows: slice = slice(None)
     ) -> Iterator[Batch]:
-        """Batches of `rows` in order, evaluation view."""
+        """Batches of `rows` in order, evaluation view, for `method`."""
         queries_ND = self.queries(images)
-        for span in _spans(slice(*rows.indices(len(images))), self.evaluation_size(group)):
-            pixels = self._eval_images(images, span) if needs_images else None
+        for span in _spans(slice(*rows.indices(len(images))), self._size(method)):
+            pixels = self._eval_images(images, span) if method.needs_images else None
             yield Batch(pixels, queries_ND[span.start : span.stop], labels_N[span.start : span.stop])
 
-    def evaluation_size(self, group: int) -> int:
-        """Images of an evaluation batch, rounded up so that no group of `group` images is cut."""
-        return -(-self.config.eval.batch_size // group) * group
+    def mine(self, images: ImageSet, method: Method) -> slice:
+        """Which of `images` this process evaluates: whole batches."""
+        return ranks.share(len(images), self._size(method))
+
+    def _size(self, method: Method) -> int:
+        """Images of an evaluation batch, rounded up so that no group of images that vote together is cut."""
+        return -(-self.config.eval.batch_size // method.group) * method.group
 
     def cut(self, order_N: Tensor, count: int) -> Iterator[Tensor]:
         """Rows `order_N` of a set of `count` images, in training batches."""

@@ -244,9 +244,9 @@ class Learner:
         return self.method.pop_match(), self.method.pop_selections()
 
     def _finish(self, method: Method, images: ImageSet) -> None:
-        labels_N = self._labels(images)
+        rows = self.batches.mine(images, method) if method.sums else slice(None)
         with torch.inference_mode():
-            method.finish(self.backbone, self.batches.evaluation(images, labels_N, method.needs_images, method.group))
+            method.finish(self.backbone, self.batches.evaluation(images, self._labels(images), method, rows))
 
     def _calibrate(self, kept: ImageSet, held: ImageSet) -> dict[str, tuple[int, int]]:
         """Measure on `held` what the method knows from `kept` alone; right answers and pictures of each class."""
@@ -259,13 +259,11 @@ class Learner:
 
     def logits(self, images: ImageSet, labels_N: Tensor, method: Method | None = None) -> Tensor:
         """Logits [N, K] of a whole set, in its order; `method`: another state of the learner's own."""
-        method, parts = method or self.method, []
-        mine = ranks.share(len(images), self.batches.evaluation_size(method.group))
-        ranks.begin_tally(method.tallies)
-        with torch.inference_mode():
-            for batch in self.batches.evaluation(images, labels_N, method.needs_images, method.group, mine):
-                parts.append(method.logits(self.backbone, batch).float())
-        ranks.end_tally(method.tallies)
+        method = method or self.method
+        mine = self.batches.mine(images, method)
+        with ranks.tally(method.tallies), torch.inference_mode():
+            batches = self.batches.evaluation(images, labels_N, method, mine)
+            parts = [method.logits(self.backbone, batch).float() for batch in batches]
         return ranks.gather(parts, mine, (len(images), len(self.classes)), self.device)
 
     def evaluate(self, images: Pictures, labels: Sequence[str] | None = None, unseen: bool = False) -> Evaluation:

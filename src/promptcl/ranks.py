@@ -100,7 +100,7 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise UserError(
             f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has lost the others ({reason}): one of them "
             "ended or hangs; go on with the same torchrun command and promptcl train --resume DIR"
@@ -169,6 +169,14 @@ def end_tally(tallies: Iterable[Tensor]) -> None:
         with _together():
             for tensor in tallies:
                 dist.all_reduce(tensor)
+
+
+@contextlib.contextmanager
+def tally(tallies: Sequence[Tensor]) -> Iterator[None]:
+    """What the processes add to `tallies` in here is summed at its end."""
+    begin_tally(tallies)
+    yield
+    end_tally(tallies)
 
 
 def gather(parts: Sequence[Tensor], rows: slice, shape: tuple[int, int], device: torch.device) -> Tensor:

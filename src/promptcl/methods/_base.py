@@ -39,6 +39,8 @@ class Method(nn.Module, ABC):
     """True: an upper bound that is shown all tasks at once."""
     use_mask: ClassVar[bool] = True
     """False: train.mask does not apply."""
+    sums: ClassVar[bool] = False
+    """True: `finish` adds up over images and sums over processes (`promptcl.ranks`), so each gives it its own part."""
     group: int = 1
     """Images whose predictions depend on each other (above 1 only for vote: batch); evaluation keeps groups whole."""
 
