@@ -143,12 +143,10 @@ def sum_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
     if _size == 1:
         return loss.detach()
     import torch
-    import torch.distributed as dist
 
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([*(part.flatten() for part in parts), loss.detach().reshape(1)])
-    with _together():
-        dist.all_reduce(flat)
+    _sum(flat)
     sums = flat[:-1].split([p.numel() for p in parameters])
     for p, part in zip(parameters, sums, strict=True):
         p.grad = part.view_as(p)
@@ -161,14 +159,23 @@ def begin_tally(tallies: Iterable[Tensor]) -> None:
         tensor.zero_()
 
 
-def end_tally(tallies: Iterable[Tensor]) -> None:
-    """Sum `tallies` over the processes."""
-    if _size > 1:
-        import torch.distributed as dist
+def end_tally(tallies: Sequence[Tensor]) -> None:
+    """Sum `tallies` over the processes, in one exchange."""
+    if _size == 1 or not tallies:
+        return
+    import torch
 
-        with _together():
-            for tensor in tallies:
-                dist.all_reduce(tensor)
+    flat = _sum(torch.cat([tensor.flatten().double() for tensor in tallies]))  # counts are exact up to 2^53
+    for tensor, part in zip(tallies, flat.split([tensor.numel() for tensor in tallies]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    import torch.distributed as dist
+
+    with _together():
+        dist.all_reduce(tensor)
+    return tensor
 
 
 @contextlib.contextmanager
@@ -188,8 +195,7 @@ def gather(parts: Sequence[Tensor], rows: slice, shape: tuple[int, int], device:
     whole = torch.zeros(shape, device=device)
     if parts:
         whole[rows] = torch.cat(list(parts))
-    end_tally([whole])  # every row is zero in all processes but one
-    return whole
+    return _sum(whole)  # every row is zero in all processes but one
 
 
 def on_first(work: Callable[[], T]) -> T:
@@ -202,8 +208,7 @@ def on_first(work: Callable[[], T]) -> T:
     import torch
     import torch.distributed as dist
 
-    with _together():
-        dist.all_reduce(torch.zeros(1))  # nobody still reads what is written now
+    _sum(torch.zeros(1))  # nobody still reads what is written now
     said: list[Any] = [None, None]
     if _rank == 0:
         try:
