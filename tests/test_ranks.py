@@ -41,13 +41,18 @@ JOBS = {
     "growing": settings(
         tasks=4, train={"batch_size": 7, "checkpoint_steps": 2}, method={**L2P, "diversify": "frequency"}
     ),
-    "memory": settings(tasks=3, train={"batch_size": 7, "optimizer": "sgd"}, memory={"per_class": 2, "batch_size": 3}),
     "vote": settings(
-        train={"batch_size": 10, "mask_classes": "batch", "query_view": "clean", "schedule": "cosine"},
+        train={
+            "batch_size": 10,
+            "mask_classes": "batch",
+            "query_view": "clean",
+            "schedule": "cosine",
+            "optimizer": "sgd",
+        },
         method={**L2P, "vote": "batch", "vote_size": 4},
+        memory={"per_class": 2, "batch_size": 5},
     ),
     "ridge": settings(tasks=3, train={"holdout": 0.3}, method={**L2P, "name": "l2p_ridge"}),
-    "ncm": settings(tasks=3, method={"name": "ncm"}),
     "gaussian": settings(
         scenario="gaussian",
         method={"name": "linear"},
@@ -62,20 +67,25 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def furthest(one: Path, other: Path) -> float:
-    """Largest difference between any two learned numbers."""
+    """Largest difference between two learned numbers; in tensors of large numbers, as a share of the largest."""
     left, right = tensors(one), tensors(other)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[key], right[key]) for key in left if not left[key].is_floating_point())
-    return max((left[key] - right[key]).abs().max().item() for key in left)
+    return max((left[key] - right[key]).abs().max().item() / max(1, left[key].abs().max().item()) for key in left)
 
 
-def rounded(results: Any) -> Any:
-    """Results without clocks, floats to five digits (the mean cosine is a sum in another order)."""
-    if isinstance(results, dict):
-        return {key: rounded(value) for key, value in timeless(results).items()}
-    if isinstance(results, list):
-        return [rounded(value) for value in results]
-    return float(f"{results:.5g}") if isinstance(results, float) else results
+def agree(one: Any, other: Any) -> bool:
+    """Whether results agree: accuracies and counts to the last digit, a mean cosine, which is a sum, to 1e-4."""
+    if isinstance(one, dict):
+        near = {"cosine": 1e-4}
+        assert one.keys() == other.keys()
+        return all(
+            other[key] == pytest.approx(one[key], rel=near[key]) if key in near else agree(one[key], other[key])
+            for key in one
+        )
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(agree, one, other))
+    return bool(one == other)
 
 
 def run_alone(config: Config, out: Path) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_learn_what_one_learns(name: str, together: Path, tmp_path: Path) -> None:
     alone = run_alone(Config.model_validate(JOBS[name]), tmp_path)
     results = json.loads((together / name / "results.json").read_text())
-    assert rounded(results) == rounded(alone)
+    assert agree(timeless(results), timeless(alone))
     assert furthest(together / name, tmp_path) < 1e-5
     if name == "ten steps":
         assert results["tasks"][0]["train_images"] == 80
@@ -131,7 +141,7 @@ def torchrun(*words: str | Path) -> subprocess.Popen[str]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes of torchrun in /proc")
 def test_a_killed_process_ends_the_run_and_resume_finishes_it(tmp_path: Path) -> None:
-    config = {"train.epochs": 6, "train.checkpoint_steps": 1, "train.batch_size": 7, "data.train_per_class": 6}
+    config = {"train.epochs": 4, "train.checkpoint_steps": 2, "train.batch_size": 7, "data.train_per_class": 6}
     config |= {"backbone.name": "test_vit", "backbone.weights": "random", "backbone.kwargs": "{}", "tasks": 2}
     out = tmp_path / "run"
     process = torchrun("demo", *(f"{key}={value}" for key, value in config.items()), "--out", out)
@@ -154,7 +164,7 @@ def test_a_killed_process_ends_the_run_and_resume_finishes_it(tmp_path: Path) ->
     assert len(printed.splitlines()) == 4  # the other process prints nothing
     results = json.loads((out / "results.json").read_text())
     alone = run_alone(Config.model_validate(results["config"]), tmp_path / "alone")
-    assert rounded(results) == rounded(alone)
+    assert agree(timeless(results), timeless(alone))
     assert furthest(out, tmp_path / "alone") < 1e-4
 
 
