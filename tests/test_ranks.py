@@ -30,7 +30,7 @@ L2P = {"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2}
 
 def settings(**changes: Any) -> dict[str, Any]:
     data = {"train_per_class": 5, "test_per_class": 3}
-    extra = {key: changes.pop(key) for key in ("memory", "gaussian") if key in changes}
+    extra: dict[str, Any] = {key: changes.pop(key) for key in ("memory", "gaussian") if key in changes}
     config = make_config(**{"eval": {"batch_size": 5}, **changes, "data": {**data, **changes.get("data", {})}})
     return {**config.model_dump(mode="json"), **extra}
 
@@ -141,7 +141,12 @@ def torchrun(*words: str | Path) -> subprocess.Popen[str]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes of torchrun in /proc")
 def test_a_killed_process_ends_the_run_and_resume_finishes_it(tmp_path: Path) -> None:
-    config = {"train.epochs": 4, "train.checkpoint_steps": 2, "train.batch_size": 7, "data.train_per_class": 6}
+    config: dict[str, object] = {
+        "train.epochs": 4,
+        "train.checkpoint_steps": 2,
+        "train.batch_size": 7,
+        "data.train_per_class": 6,
+    }
     config |= {"backbone.name": "test_vit", "backbone.weights": "random", "backbone.kwargs": "{}", "tasks": 2}
     out = tmp_path / "run"
     process = torchrun("demo", *(f"{key}={value}" for key, value in config.items()), "--out", out)

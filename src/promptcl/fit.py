@@ -15,6 +15,7 @@ from promptcl.data import ImageSet
 from promptcl.errors import UserError
 from promptcl.memory import Replay
 from promptcl.methods._base import Batch, Method
+from promptcl.runtime import send
 
 
 def effective_lr(train: TrainConfig) -> float:
@@ -128,7 +129,7 @@ def _batch(
 ) -> tuple[Batch, Tensor | None, float]:
     """What this process computes of one step's batch, its mask, and the share of the batch that it is."""
     if present_K is not None and batches.config.train.mask_classes == "batch":
-        present_K = torch.zeros_like(present_K).index_fill_(0, labels_N[index_B.to(labels_N.device)], True)
+        present_K = torch.zeros_like(present_K).index_fill_(0, labels_N[send(index_B, labels_N.device)], True)
     new, total = len(index_B), len(index_B) + (replay.rows if replay is not None else 0)
     rows = ranks.share(total, method.group)
     batch, mask = batches.view(images, labels_N, index_B, method.needs_images, generator, rows), present_K
