@@ -92,14 +92,54 @@ def run_alone(config: Config, out: Path) -> dict[str, Any]:
     return experiment.run(config, out, QuietUi(out, write=lambda line: None))
 
 
+def rank_of(process: Path) -> str | None:
+    try:
+        lines = (process / "environ").read_bytes().split(b"\0")
+    except OSError:  # it ended meanwhile, or is somebody else's
+        return None
+    return next((line[5:].decode() for line in lines if line.startswith(b"RANK=")), None)
+
+
+def workers(agent: int) -> dict[str, int]:
+    """Process id of each rank that the torchrun process `agent` has started."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    return {rank: int(child) for child in children if (rank := rank_of(Path("/proc", child))) is not None}
+
+
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a run of two processes for each job."""
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of two processes, of which one was killed."""
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("the processes of torchrun are looked up in /proc")
+    out = tmp_path_factory.mktemp("killed") / "run"
+    changes: dict[str, object] = {"train.epochs": 4, "train.checkpoint_steps": 2, "train.batch_size": 7, "tasks": 2}
+    changes |= {"data.train_per_class": 6, "backbone.name": "test_vit", "backbone.weights": "random"}
+    words = [*(f"{key}={value}" for key, value in changes.items()), "backbone.kwargs={}", "--out", str(out)]
+    command = [*TORCHRUN, "-m", "promptcl", "train", "demo", *words]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / "learner" / "checkpoint" / "checkpoint.json").exists():
+        time.sleep(0.02)
+    os.kill(workers(process.pid)["1"], signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode not in (0, None)
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(errors) <= 1, said  # torchrun may end the survivor before it has seen that it is alone
+    assert all("has lost the others" in line and "--resume" in line for line in errors)
+    assert not (out / "results.json").exists()
+    assert Learner.load(out / "learner").classes == []
+    return out
+
+
+@pytest.fixture(scope="module")
+def together(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a run of two processes for each job; the killed run is finished too."""
     out = tmp_path_factory.mktemp("together")
     (out / "jobs.json").write_text(json.dumps(JOBS))
-    command = [*TORCHRUN, str(Path(__file__).with_name("ranks_job.py")), str(out / "jobs.json"), str(out)]
+    script = Path(__file__).with_name("ranks_job.py")
+    command = [*TORCHRUN, *map(str, (script, out / "jobs.json", out, killed))]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
+    (out / "printed").write_text(result.stdout)
     return out
 
 
@@ -120,57 +160,14 @@ def test_an_error_of_the_first_is_that_of_all(together: Path) -> None:
         assert said == "2 [\"UserError('one sentence')\", \"OSError(28, 'full')\"]"
 
 
-def rank_of(process: Path) -> str | None:
-    try:
-        lines = (process / "environ").read_bytes().split(b"\0")
-    except OSError:  # it ended meanwhile, or is somebody else's
-        return None
-    return next((line[5:].decode() for line in lines if line.startswith(b"RANK=")), None)
-
-
-def workers(agent: int) -> dict[str, int]:
-    """Process id of each rank that the torchrun process `agent` has started."""
-    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    return {rank: int(child) for child in children if (rank := rank_of(Path("/proc", child))) is not None}
-
-
-def torchrun(*words: str | Path) -> subprocess.Popen[str]:
-    command = [*TORCHRUN, "-m", "promptcl", "train", *map(str, words), "--quiet"]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes of torchrun in /proc")
-def test_a_killed_process_ends_the_run_and_resume_finishes_it(tmp_path: Path) -> None:
-    config: dict[str, object] = {
-        "train.epochs": 4,
-        "train.checkpoint_steps": 2,
-        "train.batch_size": 7,
-        "data.train_per_class": 6,
-    }
-    config |= {"backbone.name": "test_vit", "backbone.weights": "random", "backbone.kwargs": "{}", "tasks": 2}
-    out = tmp_path / "run"
-    process = torchrun("demo", *(f"{key}={value}" for key, value in config.items()), "--out", out)
-    while process.poll() is None and not (out / "learner" / "checkpoint" / "checkpoint.json").exists():
-        time.sleep(0.02)
-    os.kill(workers(process.pid)["1"], signal.SIGKILL)
-    began = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode not in (0, None)
-    assert time.monotonic() - began < 60
-    errors = [line for line in said.splitlines() if line.startswith("error:")]
-    assert len(errors) <= 1, said  # torchrun may end the survivor before it has seen that it is alone
-    assert all("has lost the others" in line and "--resume" in line for line in errors)
-    assert not (out / "results.json").exists()
-    assert Learner.load(out / "learner").classes == []
-    process = torchrun("--resume", out)
-    printed, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    assert printed.splitlines()[-1].startswith("done average_accuracy ")
-    assert len(printed.splitlines()) == 4  # the other process prints nothing
-    results = json.loads((out / "results.json").read_text())
-    alone = run_alone(Config.model_validate(results["config"]), tmp_path / "alone")
+def test_resume_finishes_what_was_killed(killed: Path, together: Path, tmp_path: Path) -> None:
+    printed = (together / "printed").read_text().splitlines()
+    assert len(printed) == 4  # a headline, two tasks, the end: the other process prints nothing
+    assert printed[-1].startswith("done average_accuracy ")
+    results = json.loads((killed / "results.json").read_text())
+    alone = run_alone(Config.model_validate(results["config"]), tmp_path)
     assert agree(timeless(results), timeless(alone))
-    assert furthest(out, tmp_path / "alone") < 1e-4
+    assert furthest(killed, tmp_path) < 1e-4
 
 
 def test_other_verbs_are_refused() -> None:

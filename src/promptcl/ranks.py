@@ -47,12 +47,12 @@ def wanted() -> int:
 
 @contextlib.contextmanager
 def group() -> Iterator[None]:
-    """Train together with the other processes that torchrun started, if it did.
+    """Train together with the other processes that torchrun started, if it did (inside a group this does nothing).
 
     An error ends every process: with exit code 2 for bad input and for a process that is lost, and the first process
     to have one prints its sentence; the others are silent.
     """
-    if wanted() == 1:
+    if wanted() == 1 or _size > 1:
         yield
         return
     _form()
