@@ -16,6 +16,7 @@ PACKAGE = Path(promptcl.__file__).parent
 FLOORS = [
     {"__init__", "errors"},
     {"config"},
+    {"ranks"},
     {"runtime", "hints", "archive", "decode", "durable"},
     {"weights", "augment"},
     {"backbone", "data", "datasets", "parts"},

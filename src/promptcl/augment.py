@@ -39,37 +39,46 @@ def train_view(
     config: DataConfig,
     generator: torch.Generator,
     device: torch.device | None = None,
+    rows: slice = slice(None),
+    total: int | None = None,
 ) -> Tensor:
     """A random view of each image by `config.augment`, uint8 (3, H, W) -> float32 (B, 3, size, size) in [0, 1].
 
     `crop`: random resized crop of the decoded image, then a horizontal flip with probability 1/2 (`config.hflip`);
     `flip`: the evaluation view, flipped so; `none`: the evaluation view.
     `generator` (on the CPU) alone decides what is cut and flipped, whatever does the work: `device`, or None
-    for the device of the images.
+    for the device of the images. Where `images` are only the `rows` of `total` ones, as many values are drawn as for
+    all of them, and these get what they would get among them.
     Differs from the official runs in: no 256 x 256 and no JPEG step before the crop, and antialiased.
     """
     whole_B4 = _whole(images)
     if config.augment == "crop":
-        boxes_B4 = random_boxes(whole_B4[:, 2:], config.crop_scale, config.crop_ratio, generator)
+        boxes_B4 = random_boxes(whole_B4[:, 2:], config.crop_scale, config.crop_ratio, generator, rows, total)
     else:
         crop = config.eval_crop
         boxes_B4 = whole_B4 * torch.tensor([(1 - crop) / 2, (1 - crop) / 2, crop, crop], dtype=torch.float64)
     flips_B = torch.zeros(len(images), dtype=torch.bool)
     if config.hflip and config.augment != "none":
-        flips_B = torch.rand(len(images), generator=generator) < 0.5
+        flips_B = torch.rand(total or len(images), generator=generator)[rows] < 0.5
     return _resample(images, boxes_B4, flips_B, size, config.augment == "crop", device)
 
 
 def random_boxes(
-    sizes_B2: Tensor, scale: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+    sizes_B2: Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+    rows: slice = slice(None),
+    total: int | None = None,
 ) -> Tensor:
     """Boxes (top, left, height, width) in pixels, float64 (B, 4), as torchvision's RandomResizedCrop draws them.
 
     sizes_B2: height and width. Area uniform in `scale`, width / height log-uniform in `ratio`, up to ten tries,
     then the largest central box within `ratio`. Draws the same number of random values whatever the sizes are.
+    rows, total: as of `train_view`.
     """
     height_B, width_B = sizes_B2.double().unbind(1)
-    draws_KBT = torch.rand((4, len(sizes_B2), 10), generator=generator, dtype=torch.float64)
+    draws_KBT = torch.rand((4, total or len(sizes_B2), 10), generator=generator, dtype=torch.float64)[:, rows]
     area_BT = (height_B * width_B)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws_KBT[0])
     low, high = math.log(ratio[0]), math.log(ratio[1])
     ratio_BT = torch.exp(low + (high - low) * draws_KBT[1])

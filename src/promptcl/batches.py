@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from promptcl import ranks
 from promptcl.augment import eval_view, train_view
 from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet
-from promptcl.methods._base import Batch
+from promptcl.methods._base import Batch, Method
 from promptcl.runtime import send
 
 
@@ -34,13 +35,17 @@ class Batches:
         return self.backbone.normalise(eval_view(images.images(indices), self.backbone.image_size, crop, self.device))
 
     def queries(self, images: ImageSet) -> Tensor:
-        """Queries [N, D] of the evaluation view of a whole set; computed once, least recently used sets dropped."""
+        """Queries [N, D] of the evaluation view of a whole set; computed once, least recently used sets dropped.
+
+        Several processes compute a part each, so all of them have to ask.
+        """
         if id(images) in self._queries:
             self._queries.move_to_end(id(images))
             return self._queries[id(images)][1]
         size = self.config.eval.batch_size
-        spans = [range(i, min(i + size, len(images))) for i in range(0, len(images), size)]
-        queries_ND = torch.cat([self.backbone.query(self._eval_images(images, span)) for span in spans])
+        mine = ranks.share(len(images), size)
+        parts = [self.backbone.query(self._eval_images(images, span)) for span in _spans(mine, size)]
+        queries_ND = ranks.gather(parts, mine, (len(images), self.backbone.width), self.device)
         # A set that nobody else holds goes, with its decoded images and its queries; only then is its id() free again.
         key = id(images)
         self._queries[key] = (weakref.ref(images, lambda _: self._queries.pop(key, None)), queries_ND)
@@ -48,25 +53,30 @@ class Batches:
             self._queries.popitem(last=False)
         return queries_ND
 
-    def evaluation(self, images: ImageSet, labels_N: Tensor, needs_images: bool, group: int = 1) -> Iterator[Batch]:
-        """Batches in order, evaluation view; batch size rounded up so that no group of `group` images is cut."""
+    def evaluation(
+        self, images: ImageSet, labels_N: Tensor, method: Method, rows: slice = slice(None)
+    ) -> Iterator[Batch]:
+        """Batches of `rows` in order, evaluation view, for `method`."""
         queries_ND = self.queries(images)
-        size = -(-self.config.eval.batch_size // group) * group
-        for start in range(0, len(images), size):
-            span = range(start, min(start + size, len(images)))
-            pixels = self._eval_images(images, span) if needs_images else None
+        for span in _spans(slice(*rows.indices(len(images))), self._size(method)):
+            pixels = self._eval_images(images, span) if method.needs_images else None
             yield Batch(pixels, queries_ND[span.start : span.stop], labels_N[span.start : span.stop])
 
-    def training(
-        self, images: ImageSet, labels_N: Tensor, order_N: Tensor, needs_images: bool, generator: torch.Generator
-    ) -> Iterator[Batch]:
-        """Batches of the images `order_N`, augmented; the query sees the same view or the clean one."""
+    def mine(self, images: ImageSet, method: Method) -> slice:
+        """Which of `images` this process evaluates: whole batches."""
+        return ranks.share(len(images), self._size(method))
+
+    def _size(self, method: Method) -> int:
+        """Images of an evaluation batch, rounded up so that no group of images that vote together is cut."""
+        return -(-self.config.eval.batch_size // method.group) * method.group
+
+    def cut(self, order_N: Tensor, count: int) -> Iterator[Tensor]:
+        """Rows `order_N` of a set of `count` images, in training batches."""
         train = self.config.train
-        for start in range(0, len(order_N), train.batch_size):
-            index_B = order_N[start : start + train.batch_size]
-            if train.drop_last and len(index_B) < train.batch_size <= len(images):
+        for index_B in order_N.split(train.batch_size):
+            if train.drop_last and len(index_B) < train.batch_size <= count:
                 return
-            yield self.view(images, labels_N, index_B, needs_images, generator)
+            yield index_B
 
     def view(
         self,
@@ -75,19 +85,27 @@ class Batches:
         index_B: Tensor,
         needs_images: bool,
         generator: torch.Generator,
+        rows: slice = slice(None),
         cached: bool = True,
     ) -> Batch:
-        """The training view of the images `index_B` as a batch; without `cached`, queries of these images only."""
+        """The training view of the images `index_B` as a batch; the query sees the same view or the clean one.
+
+        rows: only this part of the batch, as it would be in the whole; without `cached`, queries of these images only.
+        """
+        total, index_B = len(index_B), index_B[rows]
         data, chosen, pixels = self.config.data, index_B.tolist(), None
         clean = data.augment == "none" or self.config.train.query_view == "clean"
         if data.augment == "none":
             pixels = self._eval_images(images, chosen) if needs_images else None
         elif needs_images or not clean:
             size = self.backbone.image_size
-            pixels = self.backbone.normalise(train_view(images.images(chosen), size, data, generator, self.device))
+            mine = images.images(chosen)
+            pixels = self.backbone.normalise(train_view(mine, size, data, generator, self.device, rows, total))
         index_B = send(index_B, self.device)
         if clean and cached:
             query_BD = self.queries(images)[index_B]
+        elif not chosen:  # no ViT takes an empty batch
+            query_BD = torch.zeros((0, self.backbone.width), device=self.device)
         elif clean:
             query_BD = self.backbone.query(self._eval_images(images, chosen))
         else:
@@ -117,3 +135,8 @@ class Batches:
         """Optimiser steps of one epoch over `count` images."""
         size = self.config.train.batch_size
         return max(1, count // size) if self.config.train.drop_last else -(-count // size)
+
+
+def _spans(rows: slice, size: int) -> list[range]:
+    """`rows` in runs of `size`."""
+    return [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]

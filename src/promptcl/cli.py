@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptcl import verbs
+from promptcl import ranks, verbs
 from promptcl.errors import UserError
-from promptcl.shell import one_sentence
+from promptcl.shell import fail, one_sentence
 
 if TYPE_CHECKING:
+    from promptcl.config import Config
     from promptcl.ui import Ui
 
 app = typer.Typer(
@@ -49,8 +50,15 @@ app.add_typer(verbs.app)
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     """Options of the command itself."""
+    if ranks.wanted() > 1 and context.invoked_subcommand != "train":
+        fail(
+            f"torchrun started {ranks.wanted()} processes: only promptcl train has work for several; leave out torchrun"
+        )
     if version:
         from importlib.metadata import version as installed
 
@@ -79,22 +87,36 @@ def train(
         Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the interrupted run in DIR, as it began.")
     ] = None,
 ) -> None:
-    """Learn a recipe's tasks one after the other, evaluate after each, write results.json."""
-    if resume is not None:
-        check_resume(resume, [*(arguments or []), *(["--seeds"] if seeds else []), *(["--out"] if out else [])])
-        arguments = [str(resume / "config.yaml")]
-    recipe, overrides = split_arguments(arguments or [])
-    if out is not None:
-        check_out(out)
-    from promptcl.recipes import load_config
+    """Learn a recipe's tasks one after the other, evaluate after each, write results.json.
 
-    configs = [load_config(recipe, overrides + one) for one in seed_settings(seeds, overrides)]
-    folder = resume or out or free_folder(recipe, None if seeds else configs[0].seed)
+    With torchrun --nproc-per-node N -m promptcl train ..., N processes do it together.
+    """
+    with ranks.group():
+        if resume is not None:
+            given = [*(arguments or []), *(["--seeds"] if seeds else []), *(["--out"] if out else [])]
+            ranks.on_first(lambda: check_resume(resume, given))
+            arguments = [str(resume / "config.yaml")]
+        recipe, overrides = split_arguments(arguments or [])
+        if out is not None:
+            ranks.on_first(lambda: check_out(out))
+        from promptcl.recipes import load_config
+
+        configs = [load_config(recipe, overrides + one) for one in seed_settings(seeds, overrides)]
+        seed = None if seeds else configs[0].seed
+        folder = ranks.on_first(lambda: resume or out or free_folder(recipe, seed))
+        again = ["--resume"] if seeds is None else [*(arguments or []), "--seeds", seeds, "--out"]
+        run(configs, folder, again, resume=resume is not None, quiet=quiet, tensorboard=tensorboard)
+
+
+def run(configs: list[Config], folder: Path, again: list[str], resume: bool, quiet: bool, tensorboard: bool) -> None:
+    """Run the configs, one a seed, into `folder`; the first process alone shows it, and after Ctrl-C how to go on."""
     from promptcl.ui import QuietUi, RichUi
 
     shown: list[QuietUi | RichUi] = []
 
     def make_ui(folder: Path) -> Ui:
+        if ranks.rank():
+            return QuietUi(folder, write=lambda line: None)
         shown.append(QuietUi(folder) if quiet else RichUi(folder))
         return with_events(shown[-1], folder) if tensorboard else shown[-1]
 
@@ -102,20 +124,21 @@ def train(
         with extra("tensorboard", "tensorboard"):
             from promptcl.events import with_events
     try:
-        if seeds is None:
+        if "--seeds" not in again:
             from promptcl import experiment
 
-            experiment.run(configs[0], folder, make_ui(folder), resume is not None)
+            experiment.run(configs[0], folder, make_ui(folder), resume)
         else:
             from promptcl import seeds as repeat
 
-            print(f"{repeat.describe(repeat.run(configs, folder, make_ui))} summary {folder / 'summary.json'}")
+            summary = repeat.run(configs, folder, make_ui)
+            if not ranks.rank():
+                print(f"{repeat.describe(summary)} summary {folder / 'summary.json'}")
     except KeyboardInterrupt:
         for ui in shown:
             ui.close()
-        words = ["--resume"] if seeds is None else [*(arguments or []), "--seeds", seeds, "--out"]
-        if next(folder.rglob("config.yaml"), None) is not None:  # something was begun
-            print(f"go on with: promptcl train {shlex.join([*words, str(folder)])}", file=sys.stderr)
+        if not ranks.rank() and next(folder.rglob("config.yaml"), None) is not None:  # something was begun
+            print(f"go on with: promptcl train {shlex.join([*again, str(folder)])}", file=sys.stderr)
         raise
     finally:
         for ui in shown:

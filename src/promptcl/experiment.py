@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from promptcl import durable, metrics, store
+from promptcl import durable, metrics, ranks, store
 from promptcl.config import Config, dump_config
 from promptcl.errors import UserError
 from promptcl.learner import Learner
@@ -36,9 +36,10 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         OSError: `out` cannot be written.
     """
     start, config = time.perf_counter(), store.movable(config)  # config.yaml repeats it from any folder
-    stream = make_stream(load_parts(config.data), config)
-    fresh = Learner(config)
-    with store.lock(out / STORE):
+    with ranks.first_alone():  # which downloads what is missing
+        stream = make_stream(load_parts(config.data), config)
+        fresh = Learner(config)
+    with ranks.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
         done: dict[str, Any] = learner.notes["run"]
         tasks = [stream.everything] if learner.method.joint else stream.tasks
@@ -55,8 +56,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
                 _evaluate(t, task, stream, learner, done, ui)
             done["seconds"] = before + time.perf_counter() - start
             learner.save(out / STORE)
-        results = _results(config, learner, stream, done)
-        write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+        results = ranks.on_first(lambda: _write(out, _results(config, learner, stream, done)))
     ui.finished(results)
     return results
 
@@ -64,13 +64,13 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
 def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner:
     """The learner of the run in `out`, saved there: `learner`, or the one to go on with; its notes keep the results."""
     folder, wanted = out / STORE, learner.config
-    if resume and store.checksum(folder) is not None:
+    if resume and ranks.on_first(lambda: store.checksum(folder)) is not None:
         learner = Learner.load(folder, backbone=learner.backbone)
         if learner.config != wanted:
             raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
         return learner
     learner.notes["run"] = nothing_done()
-    write_atomically(out / "config.yaml", dump_config(config))
+    ranks.on_first(lambda: write_atomically(out / "config.yaml", dump_config(config)))
     learner.save(folder)
     return learner
 
@@ -224,6 +224,11 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
         "versions": versions(learner.device),
         "git_commit": git_commit(),
     }
+
+
+def _write(out: Path, results: dict[str, Any]) -> dict[str, Any]:
+    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    return results
 
 
 def write_atomically(path: Path, text: str) -> None:

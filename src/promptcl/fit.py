@@ -7,13 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from promptcl import ranks
 from promptcl.batches import Batches
 from promptcl.checkpoint import Checkpoint, Place
 from promptcl.config import Config, TrainConfig
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
 from promptcl.memory import Replay
-from promptcl.methods._base import Method
+from promptcl.methods._base import Batch, Method
+from promptcl.runtime import send
 
 
 def effective_lr(train: TrainConfig) -> float:
@@ -78,31 +80,31 @@ def fit(
     if checkpoint is not None and checkpoint.restore(at):
         for _ in range(at.done):
             step()
+    ranks.begin_tally(method.tallies)
     for epoch in range(at.done // steps, epochs):
         skip = at.done % steps
         if skip == 0:
             at.order_N = batches.order(images, generator)
             at.loss.zero_()
         order_N = at.order_N[skip * train.batch_size :]
-        for batch in batches.training(images, labels_N, order_N, method.needs_images, generator):
-            mask = present_K
-            if mask is not None and train.mask_classes == "batch":
-                mask = torch.zeros_like(mask).index_fill_(0, batch.labels_B, True)
-            if replay is not None:
-                batch, mask = replay.join(batch, mask, batches, method.needs_images, generator)
-            loss = method.loss(batches.backbone, batch, mask)
+        for index_B in batches.cut(order_N, len(images)):
+            batch, mask, share = _batch(method, batches, images, labels_N, index_B, present_K, replay, generator)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss = torch.zeros_like(at.loss)
+            if share:
+                loss = share * method.loss(batches.backbone, batch, mask)
+                loss.backward()
+            loss = ranks.sum_gradients(parameters, loss)
             if train.clip_norm is not None:
                 nn.utils.clip_grad_norm_(parameters, train.clip_norm)
             optimizer.step()
             if schedule is not None:
                 schedule.step()
-            at.loss += loss.detach()
+            at.loss += loss
             at.done += 1
             step()
             if checkpoint is not None and at.done % steps and checkpoint.due(at.done):
-                checkpoint.write(at)
+                _keep(checkpoint, at)
         at.loss += 0 * sum(p.detach().sum() for p in parameters)  # a last step that broke them is seen too
         if not torch.isfinite(at.loss):
             raise UserError(
@@ -110,5 +112,35 @@ def fit(
                 f"lower the learning rate, e.g. train.lr={train.lr / 10:g}"
             )
         if checkpoint is not None:
-            checkpoint.write(at)
+            _keep(checkpoint, at)
+    ranks.end_tally(method.tallies)
     return optimizer
+
+
+def _batch(
+    method: Method,
+    batches: Batches,
+    images: ImageSet,
+    labels_N: Tensor,
+    index_B: Tensor,
+    present_K: Tensor | None,
+    replay: Replay | None,
+    generator: torch.Generator,
+) -> tuple[Batch, Tensor | None, float]:
+    """What this process computes of one step's batch, its mask, and the share of the batch that it is."""
+    if present_K is not None and batches.config.train.mask_classes == "batch":
+        present_K = torch.zeros_like(present_K).index_fill_(0, labels_N[send(index_B, labels_N.device)], True)
+    new, total = len(index_B), len(index_B) + (replay.rows if replay is not None else 0)
+    rows = ranks.share(total, method.group)
+    batch, mask = batches.view(images, labels_N, index_B, method.needs_images, generator, rows), present_K
+    if replay is not None:
+        old = slice(max(rows.start - new, 0), max(rows.stop - new, 0))
+        batch, mask = replay.join(batch, mask, batches, method.needs_images, generator, old)
+    return batch, mask, len(batch.labels_B) / total
+
+
+def _keep(checkpoint: Checkpoint, at: Place) -> None:
+    """Write the checkpoint, which is that of all processes together."""
+    ranks.end_tally(at.method.tallies)
+    ranks.on_first(lambda: checkpoint.write(at))
+    ranks.begin_tally(at.method.tallies)

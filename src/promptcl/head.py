@@ -98,6 +98,11 @@ class RidgeHead(nn.Module):
         self.sum_KD.index_add_(0, labels_B, x_BD)
         self.count_K.index_add_(0, labels_B, torch.ones_like(x_BD[:, 0]))
 
+    @property
+    def tallies(self) -> list[Tensor]:
+        """The sums and counts that `add` adds to."""
+        return [self.scatter_DD, self.sum_KD, self.count_K]
+
     def solve(self, balance: bool = False) -> None:
         """Weights of the centred ridge regression onto one-hot labels.
 

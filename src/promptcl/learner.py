@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptcl import store
+from promptcl import ranks, store
 from promptcl.answers import Evaluation, LearnRecord, Prediction, by_class, predictions
 from promptcl.backbone import Backbone
 from promptcl.batches import Batches
@@ -101,7 +101,7 @@ class Learner:
         if not self.boundaries and self._optimizer is not None:  # which goes on from micro-task to micro-task
             state = {**state, **named_moments(self._optimizer)}
         saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
-        self.origin = store.save(Path(folder), saved, self.origin)
+        self.origin = ranks.on_first(lambda: store.save(Path(folder), saved, self.origin))
 
     def _check(self, images: ImageSet) -> None:
         """Refuse what cannot be learned before anything changes."""
@@ -222,7 +222,7 @@ class Learner:
         generator = task_generator(config.seed, len(self.history), "training")
         previous = None if self.boundaries else self._optimizer
         args = (method, self.batches, images, labels_N, present_K, config, generator, step, replay, previous)
-        with store.lock(checkpoint.store) if checkpoint is not None else contextlib.nullcontext():
+        with ranks.in_first(lambda: store.lock(checkpoint.store) if checkpoint else contextlib.nullcontext()):
             self._optimizer = fit(*args, checkpoint)
 
     @property
@@ -245,9 +245,9 @@ class Learner:
         return self.method.pop_match(), self.method.pop_selections()
 
     def _finish(self, method: Method, images: ImageSet) -> None:
-        labels_N = self._labels(images)
+        rows = self.batches.mine(images, method) if method.sums else slice(None)
         with torch.inference_mode():
-            method.finish(self.backbone, self.batches.evaluation(images, labels_N, method.needs_images, method.group))
+            method.finish(self.backbone, self.batches.evaluation(images, self._labels(images), method, rows))
 
     def _calibrate(self, kept: ImageSet, held: ImageSet) -> dict[str, tuple[int, int]]:
         """Measure on `held` what the method knows from `kept` alone; right answers and pictures of each class."""
@@ -260,11 +260,12 @@ class Learner:
 
     def logits(self, images: ImageSet, labels_N: Tensor, method: Method | None = None) -> Tensor:
         """Logits [N, K] of a whole set, in its order; `method`: another state of the learner's own."""
-        method, parts = method or self.method, []
-        with torch.inference_mode():
-            for batch in self.batches.evaluation(images, labels_N, method.needs_images, method.group):
-                parts.append(method.logits(self.backbone, batch).float())
-        return torch.cat(parts)
+        method = method or self.method
+        mine = self.batches.mine(images, method)
+        with ranks.tally(method.tallies), torch.inference_mode():
+            batches = self.batches.evaluation(images, labels_N, method, mine)
+            parts = [method.logits(self.backbone, batch).float() for batch in batches]
+        return ranks.gather(parts, mine, (len(images), len(self.classes)), self.device)
 
     def evaluate(self, images: Pictures, labels: Sequence[str] | None = None, unseen: bool = False) -> Evaluation:
         """Accuracy on `images`, every learned class competing; with `unseen`, classes never learned count as wrong.

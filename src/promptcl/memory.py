@@ -119,11 +119,13 @@ class Replay:
         batches: Batches,
         needs_images: bool,
         generator: torch.Generator,
+        rows: slice = slice(None),
     ) -> tuple[Batch, Tensor | None]:
         """`batch` with R rows of the memory behind its own, and the mask of each row [B + R, K].
 
         Rows are drawn uniformly, without replacement where the memory is large enough. New rows keep
         their mask `present` [K]; replayed rows have none, since they are what compares classes of different tasks.
+        rows: only this part of the R rows, as it would be in the whole.
         """
         n = len(self.images)
         if n >= self.rows:
@@ -131,7 +133,7 @@ class Replay:
         else:
             index_R = torch.randint(n, (self.rows,), generator=generator)
         # The memory changes with every (micro-)task: the queries of all of it would rarely be used.
-        old = batches.view(self.images, self.labels_N, index_R, needs_images, generator, cached=False)
+        old = batches.view(self.images, self.labels_N, index_R, needs_images, generator, rows, cached=False)
         pixels = None
         if batch.images_BCHW is not None and old.images_BCHW is not None:
             pixels = torch.cat([batch.images_BCHW, old.images_BCHW])
@@ -139,4 +141,4 @@ class Replay:
         if present is None:
             return joined, None
         rows_BK = present.expand(len(batch.labels_B), -1)
-        return joined, torch.cat([rows_BK, torch.ones_like(present).expand(self.rows, -1)])
+        return joined, torch.cat([rows_BK, torch.ones_like(present).expand(len(old.labels_B), -1)])

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from promptcl import ranks
 from promptcl.errors import UserError
 
 
@@ -20,8 +21,9 @@ def pick_device(name: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that exists here.
 
     Raises:
-        UserError: unknown name, or a device this machine does not have.
+        UserError: unknown name, or a device this machine does not have; as ranks.device_name.
     """
+    name = ranks.device_name(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

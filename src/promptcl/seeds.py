@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from promptcl import experiment
+from promptcl import experiment, ranks
 from promptcl.config import Config
 from promptcl.errors import UserError
 from promptcl.metrics import mean_std
@@ -27,7 +27,7 @@ def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> 
         UserError: as experiment.run; a finished run with other settings is in the way.
         OSError: `out` cannot be written.
     """
-    results = [_finished(config, out / f"seed{config.seed}") for config in configs]
+    results = ranks.on_first(lambda: [_finished(config, out / f"seed{config.seed}") for config in configs])
     for i, config in enumerate(configs):
         folder = out / f"seed{config.seed}"
         results[i] = results[i] or experiment.run(config, folder, make_ui(folder), resume=True)
@@ -35,7 +35,8 @@ def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> 
     for metric in METRICS:
         found = mean_std([one[metric] for one in results if one is not None])
         summary[metric] = found and {"mean": found[0], "std": found[1] if len(configs) > 1 else None}
-    experiment.write_atomically(out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    text = json.dumps(summary, indent=1) + "\n"
+    ranks.on_first(lambda: experiment.write_atomically(out / "summary.json", text))
     return summary
 
 

@@ -41,6 +41,8 @@ class Method(nn.Module, ABC):
     """False: train.mask does not apply."""
     rehearses: ClassVar[bool] = True
     """False: no gradient step comes after the first task, so a memory of images would never be replayed."""
+    sums: ClassVar[bool] = False
+    """True: `finish` adds up over images and sums over processes (`promptcl.ranks`), so each gives it its own part."""
     group: int = 1
     """Images whose predictions depend on each other (above 1 only for vote: batch); evaluation keeps groups whole."""
 
@@ -48,6 +50,11 @@ class Method(nn.Module, ABC):
         """Start with no class: `options` of type Options, the backbone's `width`, `generator` for initial values."""
         super().__init__()
         self.options = options
+
+    @property
+    def tallies(self) -> list[Tensor]:
+        """Buffers that only add up over images; several processes add up their own images and these are summed."""
+        return []
 
     @abstractmethod
     def grow(self, classes: int, generator: torch.Generator) -> None:
@@ -69,7 +76,8 @@ class Method(nn.Module, ABC):
     def loss(self, backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
         """Scalar training loss; here cross-entropy over the classes marked in present_K (None: all).
 
-        With rehearsal present_K is [B, K]: a mask for each row.
+        With rehearsal present_K is [B, K]: a mask for each row. It is a mean over rows, of which several processes have
+        some each.
         """
         return masked_cross_entropy(self.logits(backbone, batch), batch.labels_B, present_K)
 

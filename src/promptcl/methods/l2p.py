@@ -92,6 +92,11 @@ class Model(Method):
         self.register_buffer("slots_N", torch.zeros(0, dtype=torch.long), persistent=False)
 
     @property
+    def tallies(self) -> list[Tensor]:
+        """Selections and their cosines."""
+        return [self.counts_M, self.chosen_M, self.cosine_sum]
+
+    @property
     def needs_tasks(self) -> bool:
         """True with diversified selection."""
         return self.options.diversify != "none"

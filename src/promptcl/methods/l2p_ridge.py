@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from promptcl import ranks
 from promptcl.backbone import Backbone
 from promptcl.head import RidgeHead
 from promptcl.methods import l2p
@@ -35,6 +36,7 @@ class Model(l2p.Model):
     Options = L2PRidgeOptions
     rehearses = False
     options: L2PRidgeOptions
+    sums = True
 
     def __init__(self, options: L2PRidgeOptions, width: int, generator: torch.Generator) -> None:
         """Draw prompts and keys; start the sums at zero."""
@@ -58,8 +60,9 @@ class Model(l2p.Model):
 
     def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
         """Add the task's images, seen through the prompts, to the sums and solve."""
-        for batch in batches:
-            self.ridge.add(self.features(backbone, batch, self.select(batch.query_BD)[0]), batch.labels_B)
+        with ranks.tally(self.ridge.tallies):
+            for batch in batches:
+                self.ridge.add(self.features(backbone, batch, self.select(batch.query_BD)[0]), batch.labels_B)
         self.ridge.solve(self.options.balance)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:

@@ -1,0 +1,247 @@
+"""Several processes that train as one (torchrun): who does which rows, and what they exchange.
+
+Every process draws the same order and the same augmentation for the whole batch and works on its own rows of it; what
+they exchange here is sums, so all of them stand at the same place. Alone, nothing here does anything. Imports no torch
+before a group is formed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from promptcl.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from torch.distributed.distributed_c10d import Store
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=5)  # longer than any process waits for another that works; a hang ends here
+_LOADING = timedelta(days=1)  # the first may have to download
+
+_rank, _size, _turns = 0, 1, 0
+_store: Store | None = None
+
+
+def rank() -> int:
+    """Number of this process, from 0; the process with 0 writes and prints."""
+    return _rank
+
+
+def size() -> int:
+    """Number of processes that train together; 1 for a process alone."""
+    return _size
+
+
+def wanted() -> int:
+    """Number of processes that torchrun's environment speaks of; 1 without torchrun."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "").isdigit() else 1
+
+
+@contextlib.contextmanager
+def group() -> Iterator[None]:
+    """Train together with the other processes that torchrun started, if it did (inside a group this does nothing).
+
+    An error ends every process: with exit code 2 for bad input and for a process that is lost, and the first process
+    to have one prints its sentence; the others are silent.
+    """
+    if wanted() == 1 or _size > 1:
+        yield
+        return
+    _form()
+    try:
+        yield
+        _part()
+    except (UserError, OSError):
+        assert _store is not None
+        with contextlib.suppress(RuntimeError):  # the store may have gone with the process that kept it
+            if _store.add("failures", 1) > 1:
+                sys.exit(2)
+        raise
+    except KeyboardInterrupt:
+        if _rank:
+            sys.exit(130)
+        raise
+
+
+def _form() -> None:
+    global _rank, _size, _store
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with _together():
+        store, number, count = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        own = PrefixStore("group", store)
+        dist.init_process_group(backend, store=own, rank=number, world_size=count, timeout=TIMEOUT)
+    _rank, _size, _store = number, count, store
+
+
+def _part() -> None:
+    global _rank, _size, _store
+    import torch.distributed as dist
+
+    dist.destroy_process_group()
+    _rank, _size, _store = 0, 1, None
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Turn the failure of an exchange into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise UserError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has lost the others ({reason}): one of them "
+            "ended or hangs; go on with the same torchrun command and promptcl train --resume DIR"
+        ) from error
+
+
+def device_name(name: str) -> str:
+    """Turn `auto` and `cuda` into the GPU of this process where several train together; other names stay.
+
+    Raises UserError: more processes than GPUs, or one GPU for all.
+    """
+    import torch
+
+    if _size == 1 or not (name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())):
+        return name
+    local, count = int(os.environ.get("LOCAL_RANK", _rank)), torch.cuda.device_count()
+    if name.startswith("cuda:") or (torch.cuda.is_available() and local >= count):
+        raise UserError(
+            f"device={name} and process {local} of this machine, which has {count} GPUs: expected a GPU for each "
+            f"process; write device=auto and torchrun --nproc-per-node {max(count, 1)}, or device=cpu"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+    return f"cuda:{local}"
+
+
+def share(count: int, whole: int = 1) -> slice:
+    """Which of `count` rows are this process's: consecutive, nearly as many as the others', runs of `whole` uncut."""
+    runs = -(-count // whole)
+    start, stop = (runs * number // _size * whole for number in (_rank, _rank + 1))
+    return slice(min(start, count), min(stop, count))
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+    """Sum gradients and the scalar `loss` over the processes, in one exchange; the loss is returned.
+
+    With several processes a parameter without gradient counts as one whose gradient is zero: a process with no rows
+    has none, and all have to take the same step.
+    """
+    if _size == 1:
+        return loss.detach()
+    import torch
+
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([*(part.flatten() for part in parts), loss.detach().reshape(1)])
+    _sum(flat)
+    sums = flat[:-1].split([p.numel() for p in parameters])
+    for p, part in zip(parameters, sums, strict=True):
+        p.grad = part.view_as(p)
+    return flat[-1]
+
+
+def begin_tally(tallies: Iterable[Tensor]) -> None:
+    """From here each process adds to `tallies` what its own rows give: the first to what is there, others to zero."""
+    for tensor in tallies if _rank else ():
+        tensor.zero_()
+
+
+def end_tally(tallies: Sequence[Tensor]) -> None:
+    """Sum `tallies` over the processes, in one exchange."""
+    if _size == 1 or not tallies:
+        return
+    import torch
+
+    flat = _sum(torch.cat([tensor.flatten().double() for tensor in tallies]))  # counts are exact up to 2^53
+    for tensor, part in zip(tallies, flat.split([tensor.numel() for tensor in tallies]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    import torch.distributed as dist
+
+    with _together():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@contextlib.contextmanager
+def tally(tallies: Sequence[Tensor]) -> Iterator[None]:
+    """What the processes add to `tallies` in here is summed at its end."""
+    begin_tally(tallies)
+    yield
+    end_tally(tallies)
+
+
+def gather(parts: Sequence[Tensor], rows: slice, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """The rows of all processes in order, exactly as they are, float32 `shape`: this one's `rows` are in `parts`."""
+    import torch
+
+    if _size == 1:
+        return torch.cat(list(parts))
+    whole = torch.zeros(shape, device=device)
+    if parts:
+        whole[rows] = torch.cat(list(parts))
+    return _sum(whole)  # every row is zero in all processes but one
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """Do `work` in the first process only, when all have come here; its result, or its error, is that of all.
+
+    Raises UserError and OSError as `work` does.
+    """
+    if _size == 1:
+        return work()
+    import torch
+    import torch.distributed as dist
+
+    _sum(torch.zeros(1))  # nobody still reads what is written now
+    said: list[Any] = [None, None]
+    if _rank == 0:
+        try:
+            said[0] = work()
+        except (UserError, OSError) as error:
+            said[1] = error
+    with _together():
+        dist.broadcast_object_list(said)
+    if said[1] is not None:
+        raise said[1]
+    result: T = said[0]
+    return result
+
+
+@contextlib.contextmanager
+def in_first(make: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+    """Be in the context of `make` in the first process only; an error on entering is that of all."""
+    with contextlib.ExitStack() as held:
+        on_first(lambda: held.enter_context(make()))
+        yield
+
+
+@contextlib.contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process goes through alone, then the others: what it downloads is there for them."""
+    global _turns
+    _turns += 1
+    key = f"turn {_turns}"
+    if _store is not None and _rank:
+        with _together():
+            _store.wait([key], _LOADING)
+    try:
+        yield
+    finally:
+        if _store is not None and _rank == 0:
+            _store.set(key, "done")
