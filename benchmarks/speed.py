@@ -1,6 +1,6 @@
 """Run the rows of docs/speed.md and write its table: `python benchmarks/speed.py [ROW ...]`, `--check` to compare only.
 
-The rows and their commands are in benchmarks/results/speed/rows.yaml; $LITE and $VITB come from the environment (the
+The rows and their commands are in benchmarks/speed.yaml; $LITE and $VITB come from the environment (the
 page says what they hold). Without rows, the table is written from the results that are there.
 """
 
@@ -29,7 +29,7 @@ HEAD = (
 
 def main(arguments: list[str]) -> int:
     """Measure what is asked for, then bring the page up to date (exit code 1 with `--check` where it is not)."""
-    rows = yaml.safe_load((FOLDER / "rows.yaml").read_text(encoding="utf-8"))
+    rows = yaml.safe_load((ROOT / "benchmarks" / "speed.yaml").read_text(encoding="utf-8"))
     for row in rows:
         if row["row"] in arguments:
             words = [sys.executable, "-m", *shlex.split(os.path.expandvars(row["command"])), "--json"]
