@@ -18,7 +18,7 @@ CHECKS = {
     "ruff": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
     "mypy": ["mypy"],
-    "pytest": ["pytest", "-q"],
+    "pytest": ["pytest", "-q", "-n", "2"],
 }
 
 

@@ -50,7 +50,7 @@ def test_the_plain_engine_computes_the_same(plain: ModuleType) -> None:
     config = make_config(method={"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2, "head_init": "uniform"})
     task = class_incremental(load_split(config.data), 5)[0]
     learner = Learner(config)
-    learner._grow(task.classes, 0)
+    learner.make_room(task.classes, 0)
     method: Any = learner.method
     engine = plain.Engine(learner.config, len(task.classes), torch.device("cpu"))
     engine.vit.load_state_dict(learner.backbone.vit.state_dict())

@@ -258,6 +258,6 @@ def test_names_in_any_script(backbone: Backbone, digits: list[ImageSet], tmp_pat
     broken = ImageSet(
         digits[0]._source, ["ok", "\udcff"], digits[0].labels, digits[0]._rows
     )  # a file name of raw bytes
-    with pytest.raises(UserError, match=r"class name '\\udcff' is not text"):
+    with pytest.raises(UserError, match=r"class name '\\udcff' cannot be learned"):
         learner.learn(broken)
     learner.save(tmp_path / "ünï")  # refused before anything changed

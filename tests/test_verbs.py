@@ -186,7 +186,7 @@ def test_refusals(store: Path, folders: Path, words: list[str], message: str) ->
 
 def test_exported_program_gives_the_same_probabilities(store: Path, folders: Path, tmp_path: Path) -> None:
     good("export", store, tmp_path / "model.pt2")
-    about = json.loads((tmp_path / "model.json").read_text())
+    about = json.loads((tmp_path / "model.pt2.json").read_text())
     images = labelled(folders / "test")
     pixels = eval_view(images.images(range(len(images))), about["image_size"], about["eval_crop"])
     learner = Learner.load(store)

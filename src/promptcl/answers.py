@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from promptcl.data import ImageSet
+from promptcl.errors import UserError
 
 UNKNOWN = "unknown"
 
@@ -72,3 +73,10 @@ def by_class(images: ImageSet, right_N: Tensor) -> dict[str, tuple[int, int]]:
     all_C = np.bincount(images.labels, minlength=classes)
     right_C = np.bincount(images.labels[right_N.cpu().numpy()], minlength=classes)
     return {name: (int(r), int(n)) for name, r, n in zip(images.classes, right_C, all_C, strict=True)}
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Raise UserError for a name that is no printable text, or that means no class."""
+    for name in classes:
+        if name == UNKNOWN or not name.isprintable():
+            raise UserError(f"the class name {name!a} cannot be learned: expected printable text, not '{UNKNOWN}'")

@@ -59,7 +59,13 @@ def _folder(root: Path, everything: bool) -> Tree:
     paths: list[str] = []
     # A wrong root may be a home directory: no more is walked than needed.
     for start in [root] if everything else [top / split for top in tops for split in ("train", "test")]:
-        for folder, _, files in os.walk(start, followlinks=True):
+        seen: set[tuple[int, int]] = set()
+        for folder, folders, files in os.walk(start, followlinks=True):
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in seen:  # a link back to where it came from
+                folders.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
             inside = Path(folder).relative_to(root).as_posix() + "/"
             paths += [inside, *(f"{inside}{file}".removeprefix("./") for file in files)]
     return Tree(root, paths, lambda path: (root / path).read_bytes())
@@ -138,7 +144,7 @@ def _zip(archive: Path) -> Tree:
     members = {
         _member(archive, info.filename, info.is_dir()): info
         for info in file.infolist()
-        if not stat.S_ISLNK(info.external_attr >> 16)
+        if not stat.S_ISLNK(info.external_attr >> 16) and not info.filename.startswith("__MACOSX/")
     }
 
     def read(path: str) -> bytes:

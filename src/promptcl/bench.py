@@ -47,9 +47,12 @@ class Engine(Protocol):
 class _Ours:
     def __init__(self, config: Config) -> None:
         self.learner = Learner(config)
+        self.seen = 0
 
-    def train(self, images: ImageSet) -> None:
-        self.learner.learn(images)
+    def train(self, images: ImageSet, step: Callable[[], None] = lambda: None) -> None:
+        # A new learner each time: what some methods train is frozen after their first task.
+        self.learner = Learner(self.learner.config, self.learner.backbone)
+        self.seen = self.learner.learn(images, step).images
 
     def evaluate(self, images: ImageSet) -> float:
         return self.learner.evaluate(images).accuracy
@@ -67,7 +70,7 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
     ours = _Ours(config)
     config, device = ours.learner.config, ours.learner.device
     ages: list[float | None] = []
-    ours.learner.learn(train, lambda: ages.append(process_age()))  # warms up, decodes
+    ours.train(train, lambda: ages.append(process_age()))  # warms up, decodes
     _timed(lambda: ours.evaluate(test), device)
     memory = _peak_memory(device, before)
     other = None if engine is None else _load(engine)(config, len(train.classes), device)
@@ -92,12 +95,11 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
             work = work + theirs if number % 2 == 0 else theirs + work
         for name, job in work:
             measured.setdefault(name, []).append(_timed(job, device))
-    passes = ours.learner.batches.epochs(len(train)) if ours.learner.method.trained else 1
     result = {
-        "train": _speed(measured["train"], len(train) * passes),
+        "train": _speed(measured["train"], ours.seen),
         "evaluate": _speed(measured["evaluate"], len(test)),
         "evaluate_again": _speed(measured["evaluate again"], len(test)),
-        **_anatomy(ours.learner, train, measured, passes),
+        **_anatomy(ours.learner, train, measured, ours.seen),
         "memory_bytes": memory,
         "first_step_seconds": ages[0] if ages else None,
     }
@@ -152,11 +154,13 @@ def matmul_gflops(device: torch.device, precision: str, size: int = 2048, calls:
 
 
 def _anatomy(
-    learner: Learner, images: ImageSet, measured: dict[str, list[float]], passes: int, steps: int = 5
+    used: Learner, images: ImageSet, measured: dict[str, list[float]], seen: int, steps: int = 5
 ) -> dict[str, Any]:
     """Seconds of each stage of a training step, and its arithmetic against the machine's."""
-    method = learner.method
-    if not method.trained:
+    learner = Learner(used.config, used.backbone)
+    learner.make_room(images.classes)
+    method, passes = learner.method, max(1, round(seen / len(images)))
+    if not method.trained or not method.parameter_groups(1.0)[0]["params"]:
         return {}
     config, device, size = learner.config, learner.device, learner.backbone.image_size
     optimizer = make_optimizer(method, config.train)
@@ -196,7 +200,7 @@ def _anatomy(
     clean = config.train.query_view == "clean" or config.data.augment == "none"
     batch_size = min(config.train.batch_size, len(images))
     per_image = (counted["query"] / (passes if clean else 1) + counted["student"]) / batch_size
-    rates = [per_image * len(images) * passes / s / 1e9 for s in measured["train"]]
+    rates = [per_image * seen / s / 1e9 for s in measured["train"]]
     stages = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     return {
         "stages_seconds": {**stages, **({"query": stages["query"] / passes} if clean else {})},
@@ -244,7 +248,7 @@ def circumstances(config: Config, device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "versions": versions(),
+        "versions": versions(device),
         "git_commit": git_commit(),
     }
 

@@ -57,7 +57,8 @@ def hold_out(images: ImageSet, share: float, generator: torch.Generator) -> tupl
     held: list[int] = []
     for label in range(len(images.classes)):
         rows = order[images.labels[order] == label]
-        held += rows[: max(1, round(len(rows) * share)) if len(rows) >= 3 else 0].tolist()
+        wanted = min(len(rows) - 1, max(1, round(len(rows) * share))) if len(rows) >= 3 else 0
+        held += rows[:wanted].tolist()
     chosen = np.zeros(len(images), dtype=bool)
     chosen[held] = True
     return images.select(np.flatnonzero(~chosen)), images.select(np.flatnonzero(chosen))
@@ -72,10 +73,10 @@ def measure(logits_NK: Tensor, labels_N: Tensor) -> Calibration:
     count, classes = logits_NK.shape
     if classes < 2:
         return Calibration()
+    logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # not every device has float64
     rest = 1 / (count + 2)
-    target_NK = torch.full_like(logits_NK, rest / (classes - 1), dtype=torch.float64)
+    target_NK = torch.full_like(logits_NK, rest / (classes - 1))
     target_NK.scatter_(1, labels_N[:, None], 1 - rest)
-    logits_NK = logits_NK.double()
 
     def loss(log_temperature: float) -> float:
         return F.cross_entropy(logits_NK / math.exp(log_temperature), target_NK).item()

@@ -39,6 +39,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
     with ranks.first_alone():  # which downloads what is missing
         stream = make_stream(load_parts(config.data), config)
         fresh = Learner(config)
+        config = fresh.config  # precision=auto means the same when it goes on elsewhere
     with ranks.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
         done: dict[str, Any] = learner.notes["run"]

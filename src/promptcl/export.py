@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from promptcl import durable
 from promptcl.errors import UserError
 from promptcl.learner import Learner
 from promptcl.methods._base import Batch
@@ -69,8 +70,8 @@ def export(learner: Learner, file: Path) -> Path:
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-    about = file.with_suffix(".json")
-    about.write_text(json.dumps(description(learner), indent=1) + "\n", encoding="utf-8")
+    about = file.with_name(f"{file.name}.json")
+    durable.write(about, (json.dumps(description(learner), indent=1) + "\n").encode())
     return about
 
 

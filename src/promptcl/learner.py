@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from promptcl import ranks, store
-from promptcl.answers import Evaluation, LearnRecord, Prediction, by_class, predictions
+from promptcl.answers import Evaluation, LearnRecord, Prediction, by_class, check_names, predictions
 from promptcl.backbone import Backbone
 from promptcl.batches import Batches
 from promptcl.calibration import Calibration, hold_out, measure
@@ -106,8 +106,7 @@ class Learner:
     def _check(self, images: ImageSet) -> None:
         """Refuse what cannot be learned before anything changes."""
         self._check_whole()
-        for odd in (name for name in images.classes if any("\ud800" <= letter <= "\udfff" for letter in name)):
-            raise UserError(f"the class name {odd!a} is not text: expected UTF-8, rename its folder")
+        check_names(images.classes)
         if self.config.memory.per_class and self.history and self.memory.images is None and self.method.trained:
             raise UserError(
                 f"memory.per_class={self.config.memory.per_class} replays earlier images, which are not in the store: "
@@ -121,7 +120,7 @@ class Learner:
     def _restore(self, saved: Saved) -> None:
         store.check_backbone(saved, self.backbone.describe(), self.config.backbone.weights)
         for record in saved.tasks:
-            self._grow(record.images, len(self.history))
+            self.make_room(record.images, len(self.history))
             self.history.append(record)
         store.fill(self.method, saved)
         self.memory.restore(saved.state, self.classes, self.config.data.cache_mb)
@@ -132,7 +131,7 @@ class Learner:
         self.method.eval()
         self.notes, self.origin = saved.notes, saved.checksum
 
-    def _grow(self, names: Iterable[str], task: int) -> None:
+    def make_room(self, names: Iterable[str], task: int = 0) -> None:
         """Make room for those `names` that are new, as task number `task` does."""
         new = [name for name in names if name not in self.classes]
         self.classes += new
@@ -180,7 +179,7 @@ class Learner:
         sha256 = images.sha256()
         keeper = None if checkpoint is None else store.keeper(Path(checkpoint), self.origin, sha256, self.config)
         self._whole = False
-        self._grow(images.classes, task)
+        self.make_room(images.classes, task)
         kept, held = hold_out(images, self.config.train.holdout, task_generator(self.config.seed, task, "held out"))
         self._pop()
         warning, seen = None, len(kept)

@@ -12,7 +12,8 @@ def resident_peak() -> int | None:
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    lines = status.read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), None)
 
 
 def process_age() -> float | None:

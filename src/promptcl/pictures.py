@@ -120,7 +120,9 @@ def _class_folders(tree: Tree, cache_mb: int) -> ImageSet:
     paths = sorted(path for path in tree.paths if path)
     prefix = ""
     tops = {path.split("/")[0] for path in paths if "/" in path}
-    if tree.where.is_file() and len(tops) == 1 and any(path.count("/") > 1 for path in paths if _is_picture(path)):
+    depths = {path.count("/") for path in paths if _is_picture(path)}
+    # Around all of them: no picture lies directly in it.
+    if tree.where.is_file() and len(tops) == 1 and depths and min(depths) > 1:
         prefix = f"{tops.pop()}/"
     classes: dict[str, list[str]] = {}
     for path in paths:

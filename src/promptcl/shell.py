@@ -57,7 +57,7 @@ def explain(error: OSError) -> str:
     """One sentence for an operating-system error."""
     where = error.filename or "the output folder"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}: no disk space left; free some, or write elsewhere with --out DIR"
+        return f"{where}: no disk space left; free some, or write elsewhere"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where}: no permission ({error.strerror}); write elsewhere with --out DIR"
+        return f"{where}: no permission ({error.strerror}); write elsewhere"
     return f"{where}: {error.strerror}" if error.strerror else str(error)

@@ -129,7 +129,7 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
     except (ValidationError, RecursionError) as error:
         raise UserError(f"{folder} is a damaged {KIND.name}: learner.json has other fields than expected") from error
     learned = list(dict.fromkeys(name for task in document.tasks for name in task.images))
-    if document.classes != learned:
+    if document.classes != learned or not all(name.isprintable() for name in learned):
         raise UserError(f"{folder} is a damaged {KIND.name}: its classes are not those of its tasks")
     for text in overrides:
         key = text.partition("=")[0].strip()

@@ -56,8 +56,9 @@ def learn(
     from promptcl.checkpoint import discard
     from promptcl.pictures import labelled
 
-    images = labelled(folder)
-    tests = None if check is None else labelled(check)
+    budget = _cache_mb(settings)
+    images = labelled(folder, cache_mb=budget)
+    tests = None if check is None else labelled(check, cache_mb=budget)
     with stores.lock(store):
         learner = _open_or_make(store, settings or [], recipe, trust)
         old = list(learner.classes)
@@ -115,7 +116,7 @@ def predict(
     from promptcl.learner import Learner
     from promptcl.pictures import unlabelled
 
-    images = unlabelled(sys.stdin.buffer.read() if picture == "-" else picture)
+    images = unlabelled(sys.stdin.buffer.read() if picture == "-" else picture, _cache_mb(settings))
     names = ["-"] if picture == "-" else [images.name(i) for i in range(len(images))]
     found = Learner.load(store, settings or [], trust=trust).predict(images, top, threshold)
     if as_json:
@@ -149,7 +150,7 @@ def evaluate(
     from promptcl.learner import Learner
     from promptcl.pictures import labelled
 
-    images = labelled(folder)
+    images = labelled(folder, cache_mb=_cache_mb(settings))
     result = Learner.load(store, settings or [], trust=trust).evaluate(images)
     if as_json:
         classes = {name: {"right": right, "images": n} for name, (right, n) in result.by_class.items()}
@@ -164,18 +165,20 @@ def evaluate(
 def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
     """What the learner in STORE knows, and what it learned when from how many pictures."""
     from promptcl import store as stores
+    from promptcl.calibration import Calibration
 
     saved = stores.load(store, trust=trust)
     size = sum(file.stat().st_size for file in store.iterdir() if file.is_file())
     tasks = [task.model_dump(mode="json") for task in saved.tasks]
-    calibration = saved.notes.get("calibration")
+    calibration = Calibration.of(saved.notes).model_dump() if "calibration" in saved.notes else None
     if as_json:
         about = {"classes": saved.classes, "tasks": tasks, "backbone": saved.backbone, "bytes": size}
         print(
             json.dumps({**about, "calibration": calibration, "config": saved.config.model_dump(mode="json")}, indent=1)
         )
         return
-    backbone = f"{saved.backbone['name']} ({saved.backbone['weights']}, sha256 {str(saved.backbone['sha256'])[:12]})"
+    known = {key: ascii(saved.backbone.get(key))[1:-1] for key in ("name", "weights", "sha256")}
+    backbone = f"{known['name']} ({known['weights']}, sha256 {known['sha256'][:12]})"
     rows = [
         ("classes", f"{len(saved.classes)}: {', '.join(saved.classes)}"),
         ("method", str(saved.config.method["name"])),
@@ -206,6 +209,14 @@ def export(
     print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and {about}")
 
 
+def _cache_mb(settings: list[str] | None) -> int:
+    """data.cache_mb as given: pictures are looked for before a learner is opened or made."""
+    from promptcl.recipes import load_config
+
+    given = [text for text in settings or [] if text.partition("=")[0].strip() == "data.cache_mb"]
+    return load_config(DEFAULT, given).data.cache_mb
+
+
 def _open_or_make(store: Path, settings: list[str], recipe: str | None, trust: bool) -> Learner:
     from promptcl import store as stores
     from promptcl.learner import Learner
@@ -222,7 +233,8 @@ def _open_or_make(store: Path, settings: list[str], recipe: str | None, trust: b
                 f"{store} keeps the recipe that it was made with; leave out --recipe, or write another STORE"
             )
         return Learner.load(store, settings, trust=trust)
-    if (recipe or settings) and stores.movable(load_config(recipe or DEFAULT, settings, trust)) != saved.config:
+    again = recipe or settings
+    if again and stores.movable(Learner(load_config(recipe or DEFAULT, settings, trust)).config) != saved.config:
         raise UserError(f"{store} was begun with other settings and has learned nothing; delete it, or repeat those")
     return Learner.load(store, trust=trust)
 
