@@ -29,9 +29,17 @@ class Engine:
     parameters: list[nn.Parameter]
 
     def __init__(self, config: Config, classes: int, device: torch.device) -> None:
-        """Draw prompts, keys and head. Raises ValueError for a method that is not l2p."""
-        if config.method["name"] != "l2p" or config.method["vote"] != "image":
-            raise ValueError("method.name=l2p with method.vote=image")
+        """Draw prompts, keys and head. Raises ValueError, which says what it expects, for other settings."""
+        wanted = {"name": "l2p", "vote": "image", "diversify": "none", "position": "none", "pooling": "prompt"}
+        for key, value in wanted.items():
+            if config.method.get(key, value) != value:
+                raise ValueError(f"method.{key}={value}")
+        if (
+            config.data.augment == "flip"
+            or config.train.optimizer != "adam"
+            or config.backbone.input_range != "weights"
+        ):
+            raise ValueError("data.augment=crop or none, train.optimizer=adam and backbone.input_range=weights")
         self.config, self.device, options = config, device, config.method
         backbone = config.backbone
         kwargs = {**backbone.kwargs, **({"img_size": backbone.image_size} if backbone.image_size else {})}

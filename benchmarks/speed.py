@@ -22,8 +22,8 @@ FOLDER = ROOT / "benchmarks" / "results" / "speed"
 PAGE = ROOT / "docs" / "speed.md"
 TABLE = re.compile(r"(?P<begin><!-- table: speed -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 HEAD = (
-    "| | learning, images/s | testing | testing again | learning against plain | testing again against plain "
-    "| GFLOP/s, share of peak | memory |\n|:--|--:|--:|--:|--:|--:|--:|--:|\n"
+    "| | learning, images/s | testing | testing again | learning, times plain | testing, times plain "
+    "| testing again, times plain | GFLOP/s, share of peak | memory |\n|:--|--:|--:|--:|--:|--:|--:|--:|--:|\n"
 )
 
 
@@ -58,7 +58,7 @@ def line(label: str, result: dict[str, Any]) -> str:
     """One row."""
     rates = [f"{result[name]['images_per_second']:.1f}" for name in ("train", "evaluate", "evaluate_again")]
     other = result.get("engine")
-    ratios = [_ratio(other[name]) if other else "" for name in ("train", "evaluate_again")]
+    ratios = [_ratio(other[name]) if other else "" for name in ("train", "evaluate", "evaluate_again")]
     share = f"{result['gflops']:.0f} of {result['peak_gflops']:.0f}, {100 * result['share_of_peak']:.0f} %"
     memory = f"{result['memory_bytes'] / 1e9:.2f} GB"
     return f"| {' | '.join([label, *rates, *ratios, share, memory])} |\n"

@@ -112,7 +112,8 @@ def test_the_plain_engine_learns(plain: ModuleType) -> None:
     ("more", "sentence"),
     [
         (["--engine", "nothing.py"], "expected `plain`, which only a checkout of promptcl has, or a Python file"),
-        (["--engine", "plain", "method.name=ncm"], "it expects method.name=l2p with method.vote=image"),
+        (["--engine", "plain", "data.augment=flip"], "it expects data.augment=crop or none"),
+        (["--engine", "plain", "method.name=ncm"], "it expects method.name=l2p"),
     ],
 )
 def test_engines_that_cannot_be_used(more: list[str], sentence: str) -> None:

@@ -233,15 +233,21 @@ def in_first(make: Callable[[], contextlib.AbstractContextManager[None]]) -> Ite
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process goes through alone, then the others: what it downloads is there for them."""
+    """The first process goes through alone, then the others: what it downloads is there for them.
+
+    All leave it together, so that an exchange that follows waits for nobody who still loads.
+    """
     global _turns
     _turns += 1
-    key = f"turn {_turns}"
+    keys = [f"turn {_turns}, process {number}" for number in range(_size)]
     if _store is not None and _rank:
         with _together():
-            _store.wait([key], _LOADING)
+            _store.wait(keys[:1], _LOADING)
     try:
         yield
     finally:
-        if _store is not None and _rank == 0:
-            _store.set(key, "done")
+        if _store is not None:
+            _store.set(keys[_rank], "done")
+    if _store is not None:
+        with _together():
+            _store.wait(keys, _LOADING)
