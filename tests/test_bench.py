@@ -92,7 +92,8 @@ def test_both_engines_train_and_are_compared() -> None:
     for name in ("train", "evaluate", "evaluate_again"):
         ratio = result["engine"][name]
         assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"]
-    assert result["memory_bytes"] is None or result["memory_bytes"] > 0
+    # Zero where this process has already used more: the command starts in a fresh one.
+    assert result["memory_bytes"] is None or result["memory_bytes"] >= 0
     for line in bench.lines(result):
         assert len(line) <= 80
 

@@ -59,13 +59,11 @@ def _folder(root: Path, everything: bool) -> Tree:
     paths: list[str] = []
     # A wrong root may be a home directory: no more is walked than needed.
     for start in [root] if everything else [top / split for top in tops for split in ("train", "test")]:
-        seen: set[tuple[int, int]] = set()
         for folder, folders, files in os.walk(start, followlinks=True):
-            here = os.stat(folder)
-            if (here.st_dev, here.st_ino) in seen:  # a link back to where it came from
+            above = [path for path in Path(folder).parents if path.is_relative_to(start)]
+            if any(path.samefile(folder) for path in above):  # a link back to where it came from
                 folders.clear()
                 continue
-            seen.add((here.st_dev, here.st_ino))
             inside = Path(folder).relative_to(root).as_posix() + "/"
             paths += [inside, *(f"{inside}{file}".removeprefix("./") for file in files)]
     return Tree(root, paths, lambda path: (root / path).read_bytes())
