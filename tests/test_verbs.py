@@ -78,6 +78,7 @@ def test_learning_in_two_calls_is_learning_twice_in_python(store: Path, folders:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert loaded.calibration == learner.calibration
     assert loaded.calibration.images == 5 * 4
+    assert ours["ridge.count_K"].tolist() == [20] * 5  # pictures held out for the calibration are learned in the end
 
 
 def test_learn_shows_how_it_went_and_checks(folders: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from promptcl.data import ImageSet
 from promptcl.errors import UserError
 from promptcl.fit import fit, make_optimizer
 from promptcl.memory import Memory, Replay
-from promptcl.methods._base import Method, load_method
+from promptcl.methods._base import load_method
 from promptcl.pictures import Pictures, labelled, unlabelled
 from promptcl.runtime import pick_device, pick_precision, task_generator
 from promptcl.store import Saved, TaskRecord
@@ -47,6 +46,8 @@ class Learner:
         self.config = config = config.model_copy(update={"method": complete, "backbone": frozen})
         self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         self.method = model(options, self.backbone.width, task_generator(config.seed, 0, "initial values"))
+        if self.device.type == "mps" and any(t.dtype == torch.float64 for t in self.method.buffers()):
+            raise UserError(f"device=mps has no float64, which method.name={complete['name']} needs; write device=cpu")
         self.method.to(self.device)
         self.classes: list[str] = []
         self.history: list[TaskRecord] = []
@@ -197,8 +198,8 @@ class Learner:
             seen += replay.rows * self.batches.steps(len(kept)) if replay is not None else 0
         match, selections = self._pop()
         method.eval()
-        held_out = self._calibrate(kept, held) if len(held) else {}
-        self._finish(method, images)
+        self._finish(kept)
+        held_out = self._calibrate(held) if len(held) else {}
         seconds = time.perf_counter() - start + (keeper.seconds_before if keeper is not None else 0.0)
         self.history.append(TaskRecord.of(name or f"task {task + 1}", images, seconds, sha256))
         self._whole = True
@@ -243,23 +244,22 @@ class Learner:
     def _pop(self) -> tuple[float | None, list[int] | None]:
         return self.method.pop_match(), self.method.pop_selections()
 
-    def _finish(self, method: Method, images: ImageSet) -> None:
-        rows = self.batches.mine(images, method) if method.sums else slice(None)
+    def _finish(self, images: ImageSet) -> None:
+        rows = self.batches.mine(images, self.method) if self.method.sums else slice(None)
         with torch.inference_mode():
-            method.finish(self.backbone, self.batches.evaluation(images, self._labels(images), method, rows))
+            self.method.finish(self.backbone, self.batches.evaluation(images, self._labels(images), self.method, rows))
 
-    def _calibrate(self, kept: ImageSet, held: ImageSet) -> dict[str, tuple[int, int]]:
-        """Measure on `held` what the method knows from `kept` alone; right answers and pictures of each class."""
-        method = copy.deepcopy(self.method)
-        self._finish(method, kept)
+    def _calibrate(self, held: ImageSet) -> dict[str, tuple[int, int]]:
+        """Measure what is known without `held`, then finish with it; right answers and pictures of each class."""
         labels_N = self._labels(held)
-        logits_NK = self.logits(held, labels_N, method)
+        logits_NK = self.logits(held, labels_N)
         self.notes["calibration"] = self.calibration.joined(measure(logits_NK, labels_N)).model_dump()
+        self._finish(held)
         return by_class(held, logits_NK.argmax(1) == labels_N)
 
-    def logits(self, images: ImageSet, labels_N: Tensor, method: Method | None = None) -> Tensor:
-        """Logits [N, K] of a whole set, in its order; `method`: another state of the learner's own."""
-        method = method or self.method
+    def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
+        """Logits [N, K] of a whole set, in its order."""
+        method = self.method
         mine = self.batches.mine(images, method)
         with ranks.tally(method.tallies), torch.inference_mode():
             batches = self.batches.evaluation(images, labels_N, method, mine)

@@ -82,7 +82,10 @@ class Method(nn.Module, ABC):
         return masked_cross_entropy(self.logits(backbone, batch), batch.labels_B, present_K)
 
     def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
-        """After a task: its training images, evaluation view (class means, freezing); made only if iterated."""
+        """After a task: its training images, evaluation view (class means, freezing); made only if iterated.
+
+        With train.holdout it is called twice, and the second part is what was kept out of training.
+        """
 
     @property
     def trained(self) -> bool:
