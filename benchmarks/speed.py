@@ -30,12 +30,14 @@ HEAD = (
 def main(arguments: list[str]) -> int:
     """Measure what is asked for, then bring the page up to date (exit code 1 with `--check` where it is not)."""
     rows = yaml.safe_load((ROOT / "benchmarks" / "speed.yaml").read_text(encoding="utf-8"))
+    measured = {}
     for row in rows:
         if row["row"] in arguments:
             words = [sys.executable, "-m", *shlex.split(os.path.expandvars(row["command"])), "--json"]
             print(row["row"], flush=True)
-            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-            (FOLDER / f"{row['row']}.json").write_text(done.stdout, encoding="utf-8")
+            measured[row["row"]] = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+    for name, result in measured.items():  # only now: a result names the commit, and whether files differ from it
+        (FOLDER / f"{name}.json").write_text(result, encoding="utf-8")
     text = PAGE.read_text(encoding="utf-8")
     new = fill(text, rows)
     if "--check" in arguments:
