@@ -198,7 +198,6 @@ class Train(Victim):
         for task in class_incremental(load_split(config.data), TASKS, "official", 0):
             learner.learn(task.train, name=task.name)
             self.stages.append(folder / f"stage{len(self.stages)}")
-            learner.origin = None
             learner.save(self.stages[-1])
         super().__init__(folder)
 

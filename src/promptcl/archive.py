@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
-import io
 import os
 import stat
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from promptcl.errors import UserError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 MAX_FILE = 2**28  # bytes of one unpacked file
-MAX_UNPACKED = 2**32  # bytes that a .tar.gz, whose files stay in memory, may unpack to
+MAX_UNPACKED = 2**32  # bytes that a .tar.gz may unpack to
 MAX_RATIO = 100  # unpacked by packed bytes; pictures are packed already, a bomb reaches 1000
 
 
@@ -34,7 +35,7 @@ def open_tree(root: Path, everything: bool = False) -> Tree:
     """List what is in a folder or an archive; of a folder only what is below `train` and `test`, or `everything`.
 
     A folder, a .tar and a .zip are read file by file when asked; a .tar.gz, which allows no such access, is unpacked
-    once and stays in memory. Links in archives are ignored, links in folders are followed.
+    once, into a temporary file that has no name. Links in archives are ignored, links in folders are followed.
     Raises UserError: nothing there, no archive, a damaged archive, a member that points outside of the archive or is
     larger than MAX_FILE, a .tar.gz that unpacks to more than MAX_RATIO times its size or MAX_UNPACKED.
     """
@@ -51,6 +52,10 @@ def open_tree(root: Path, everything: bool = False) -> Tree:
     except UserError:
         raise
     except Exception as error:  # tarfile and zipfile raise about anything on damaged archives, MemoryError included
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise UserError(
+                f"{tempfile.gettempdir()} has no space to unpack {root}; free some, or unpack it and give the folder"
+            ) from error
         raise UserError(f"the archive {root} is damaged or cut short ({error}); get it again") from error
 
 
@@ -84,39 +89,32 @@ def _check_size(archive: Path, name: str, size: int) -> None:
         )
 
 
-def _unpack(archive: Path) -> bytes:
-    """What a .tar.gz unpacks to, whole; UserError where it grows beyond all reason."""
+def _unpack(archive: Path) -> IO[bytes]:
+    """What a .tar.gz unpacks to, whole, in a file without a name; UserError where it grows beyond all reason."""
     limit = min(MAX_UNPACKED, max(2**26, MAX_RATIO * archive.stat().st_size))
-    unpacked = bytearray()
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as its pictures are wanted
     with gzip.open(archive) as stream:
         while piece := stream.read(2**20):
-            unpacked += piece
-            if len(unpacked) > limit:
+            unpacked.write(piece)
+            if unpacked.tell() > limit:
                 raise UserError(
                     f"the archive {archive} unpacks to more than {limit >> 20:,} MiB; unpack it and give the folder"
                 )
-    return bytes(unpacked)
+    return unpacked
 
 
 def _tar_gz(archive: Path) -> Tree:
-    unpacked = _unpack(archive)
-    places = _places(archive, io.BytesIO(unpacked), len(unpacked))
+    return _tar(archive, _unpack(archive))
+
+
+def _tar(archive: Path, unpacked: IO[bytes] | None = None) -> Tree:
+    file = unpacked or archive.open("rb")
+    places = _places(archive, file, file.seek(0, os.SEEK_END))
 
     def read(path: str) -> bytes:
         start, size = places[path]
-        return unpacked[start : start + size]
-
-    return Tree(archive, list(places), read)
-
-
-def _tar(archive: Path) -> Tree:
-    with archive.open("rb") as file:
-        places = _places(archive, file, archive.stat().st_size)
-
-    def read(path: str) -> bytes:
-        with archive.open("rb") as file:
-            file.seek(places[path][0])
-            return file.read(places[path][1])
+        file.seek(start)
+        return file.read(size)
 
     return Tree(archive, list(places), read)
 
@@ -124,6 +122,7 @@ def _tar(archive: Path) -> Tree:
 def _places(archive: Path, file: IO[bytes], size: int) -> dict[str, tuple[int, int]]:
     """Where each member of a tar of `size` bytes starts, and its length."""
     places: dict[str, tuple[int, int]] = {}
+    file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         end = 0
         for info in tar:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,7 +94,10 @@ class Checkpoint:
 
         identity: JSON values that say what is learned; the one under `base` is the checksum of the store. A checkpoint
         with another base is of no use any more, one with the same base belongs to an interrupted learn.
+        Raises UserError: the folder is a link, which in a stranger's store may lead anywhere.
         """
+        if (store / "checkpoint").is_symlink():
+            raise UserError(f"{store / 'checkpoint'} is a link, expected a folder of the store; remove it")
         self.store, self.path = store, store / "checkpoint" / "checkpoint.json"
         self.identity, self.every = dict(identity), every
         self.seconds_before = 0.0
@@ -117,10 +119,9 @@ class Checkpoint:
         Raises UserError: something else was interrupted here, or the checkpoint is damaged.
         """
         try:
-            pair = durable.read_pair(self.path, KIND)
+            kept = durable.read_json(self.path, KIND)[0].get("identity")
         except durable.Absent:
             return False
-        kept = pair.document.get("identity")
         if not isinstance(kept, dict) or kept.get("base") != self.identity["base"]:
             return False
         if kept != self.identity:
@@ -129,6 +130,7 @@ class Checkpoint:
                 f"learning was interrupted in {self.store} with other {' and '.join(differing)}: repeat what was "
                 f"interrupted, or delete the folder {self.path.parent} to give it up"
             )
+        pair = durable.read_pair(self.path, KIND)
         try:
             place.restore(pair.tensors, pair.document)
             self.seconds_before = float(pair.document["seconds"])
@@ -138,5 +140,6 @@ class Checkpoint:
 
 
 def discard(store: Path) -> None:
-    """Remove the checkpoint of `store`, if there is one."""
-    shutil.rmtree(store / "checkpoint", ignore_errors=True)
+    """Remove the checkpoint of `store`, if there is one; other files in a folder of that name stay."""
+    if not (store / "checkpoint").is_symlink():
+        durable.remove_pair(store / "checkpoint" / "checkpoint.json")

@@ -79,15 +79,33 @@ def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
     full = {**document, "state": {"sha256": sha256, "bytes": len(data)}}
     checksum = _checksum(full)
     with explained(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         keep = _state_file(path, sha256)
         write(keep, data)
         write(path, _text({**full, "checksum": checksum}))
-    with contextlib.suppress(OSError):  # the new pair is in place; what is left over goes the next time
-        for stale in [*path.parent.glob("state-*.safetensors"), *path.parent.glob(".*.tmp")]:
+    _clean(path, keep)  # the new pair is in place
+    return checksum
+
+
+def remove_pair(path: Path) -> None:
+    """Remove the pair whose JSON file is `path`, if there is one, and its folder if nothing else is in it.
+
+    The JSON goes first: without it the tensors mean nothing.
+    """
+    with contextlib.suppress(OSError):
+        path.unlink()
+    _clean(path)
+    with contextlib.suppress(OSError):
+        path.parent.rmdir()
+
+
+def _clean(path: Path, keep: Path | None = None) -> None:
+    """Remove what earlier writes of this pair left, except `keep`; what cannot be removed goes the next time."""
+    patterns = (f"state-{'[0-9a-f]' * 16}.safetensors", ".state-*.tmp", f".{path.name}.*.tmp")
+    with contextlib.suppress(OSError):
+        for stale in [file for pattern in patterns for file in path.parent.glob(pattern)]:
             if stale != keep:
                 stale.unlink(missing_ok=True)
-    return checksum
 
 
 def read_pair(path: Path, kind: Kind) -> Pair:
@@ -156,18 +174,33 @@ def lock(folder: Path) -> Iterator[None]:
 
     A thread that has the lock may take it again. Raises UserError naming the process that has it.
     """
+    if (folder / ".lock").is_symlink():  # of a stranger's store: it would be written through
+        raise UserError(f"{folder / '.lock'} is a link, expected a file of the store; remove it")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        _make(folder)
+        file = os.open(folder / ".lock", flags, 0o644)
+    mine = False
     try:
         with explained(folder):
-            _take(folder, file)
+            mine = _take(folder, file)
         yield
     finally:
+        if mine:
+            os.ftruncate(file, 0)  # or we would take the next holder, not yet named, for ourselves
         os.close(file)
 
 
-def _take(folder: Path, file: int) -> None:
+def _make(folder: Path) -> None:
+    """Make `folder` so that it lasts through a power failure."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync_folder(path.parent)
+
+
+def _take(folder: Path, file: int) -> bool:
+    """Take the lock and write our name into it; False where this thread has it already."""
     me = {"process": os.getpid(), "host": socket.gethostname(), "thread": threading.get_ident(), "token": _PROCESS}
     try:
         if fcntl is not None:
@@ -176,13 +209,14 @@ def _take(folder: Path, file: int) -> None:
         try:
             holder = json.loads(os.pread(file, 4096, 0))
             if {key: holder.get(key) for key in me} == me:
-                return
+                return False
             who = f"process {holder['process']} on {holder['host']} since {holder['since']}"
         except (ValueError, KeyError, AttributeError):  # it has the lock and has not written its name yet
             who = "another process"
         raise UserError(f"{folder} is being written by {who}: wait until it is done") from None
     os.ftruncate(file, 0)
     os.write(file, json.dumps({**me, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode())
+    return True
 
 
 @contextlib.contextmanager

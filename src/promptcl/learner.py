@@ -24,7 +24,7 @@ from promptcl.fit import fit, make_optimizer
 from promptcl.memory import Memory, Replay
 from promptcl.methods._base import load_method
 from promptcl.pictures import Pictures, labelled, unlabelled
-from promptcl.runtime import pick_device, pick_precision, task_generator
+from promptcl.runtime import check_dtypes, pick_device, pick_precision, task_generator
 from promptcl.store import Saved, TaskRecord
 from promptcl.weights import first_line
 
@@ -46,15 +46,14 @@ class Learner:
         self.config = config = config.model_copy(update={"method": complete, "backbone": frozen})
         self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         self.method = model(options, self.backbone.width, task_generator(config.seed, 0, "initial values"))
-        if self.device.type == "mps" and any(t.dtype == torch.float64 for t in self.method.buffers()):
-            raise UserError(f"device=mps has no float64, which method.name={complete['name']} needs; write device=cpu")
+        check_dtypes(self.method, self.device)
         self.method.to(self.device)
         self.classes: list[str] = []
         self.history: list[TaskRecord] = []
         self.notes: dict[str, Any] = {}
         """JSON values that are saved with the learner."""
-        self.origin: str | None = None
-        """Checksum of the store that this learner comes from."""
+        self.origins: list[str] = []
+        """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
         self._whole = True
         self.boundaries = config.scenario != "gaussian"
         if not self.boundaries and self.method.needs_tasks:
@@ -102,7 +101,7 @@ class Learner:
         if not self.boundaries and self._optimizer is not None:  # which goes on from micro-task to micro-task
             state = {**state, **named_moments(self._optimizer)}
         saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
-        self.origin = ranks.on_first(lambda: store.save(Path(folder), saved, self.origin))
+        self.origins.append(ranks.on_first(lambda: store.save(Path(folder), saved, self.origins)))
 
     def _check(self, images: ImageSet) -> None:
         """Refuse what cannot be learned before anything changes."""
@@ -130,11 +129,12 @@ class Learner:
             groups = self._optimizer.state_dict()["param_groups"]
             self._optimizer.load_state_dict({"state": moments(saved.state), "param_groups": groups})
         self.method.eval()
-        self.notes, self.origin = saved.notes, saved.checksum
+        self.notes, self.origins = saved.notes, [saved.checksum]
 
     def make_room(self, names: Iterable[str], task: int = 0) -> None:
         """Make room for those `names` that are new, as task number `task` does."""
-        new = [name for name in names if name not in self.classes]
+        known = set(self.classes)
+        new = [name for name in names if name not in known]
         self.classes += new
         self.method.grow(len(new), task_generator(self.config.seed, task, "new classes"))
 
@@ -178,28 +178,29 @@ class Learner:
         start, method, task = time.perf_counter(), self.method, len(self.history)
         self._check(images)
         sha256 = images.sha256()
-        keeper = None if checkpoint is None else store.keeper(Path(checkpoint), self.origin, sha256, self.config)
+        keeper = None if checkpoint is None else store.keeper(Path(checkpoint), self.origins, sha256, self.config)
         self._whole = False
         self.make_room(images.classes, task)
-        kept, held = hold_out(images, self.config.train.holdout, task_generator(self.config.seed, task, "held out"))
-        self._pop()
-        warning, seen = None, len(kept)
+        kept, held = self._parts(images, task)
+        warning, seen, _ = None, len(kept), self._pop()
         if method.trained:
             warning = method.start(task) if self.boundaries else None
             # New rows are masked, so replayed rows alone compare new classes with old ones: they must hold both.
             early = self._masked and self.memory.images is not None
             if early:
-                self.remember(images, task)
+                self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
             replay = self._replay()
             self._train(kept, self._labels(kept), step, replay, keeper)
             if not early:
-                self.remember(images, task)
+                self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
             seen *= self.batches.epochs(len(kept))
             seen += replay.rows * self.batches.steps(len(kept)) if replay is not None else 0
         match, selections = self._pop()
         method.eval()
         self._finish(kept)
         held_out = self._calibrate(held) if len(held) else {}
+        # Not before: what is replayed cannot be measured on.
+        self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
         seconds = time.perf_counter() - start + (keeper.seconds_before if keeper is not None else 0.0)
         self.history.append(TaskRecord.of(name or f"task {task + 1}", images, seconds, sha256))
         self._whole = True
@@ -216,8 +217,9 @@ class Learner:
         config, method = self.config, self.method
         present_K = None
         if self._masked:
-            present_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
-            present_K[labels_N] = True
+            present_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device).index_fill_(
+                0, labels_N, True
+            )
         method.train()
         generator = task_generator(config.seed, len(self.history), "training")
         previous = None if self.boundaries else self._optimizer
@@ -230,16 +232,19 @@ class Learner:
         # Every domain has all classes, so there is nothing to mask.
         return self.config.train.mask and self.method.use_mask and self.config.scenario != "domain"
 
+    def _parts(self, images: ImageSet, task: int) -> tuple[ImageSet, ImageSet]:
+        """What task `task` trains on, and what it holds out."""
+        return hold_out(images, self.config.train.holdout, task_generator(self.config.seed, task, "held out"))
+
     def remember(self, images: ImageSet, task: int) -> None:
-        """Offer the images of task `task` to the memory. The memory is a function of the seed and these calls alone."""
-        if self.config.memory.per_class:
-            self.memory.add(images, task_generator(self.config.seed, task, "memory"))
+        """Offer the images of task `task` to the memory as learning them did; it is a function of seed and images."""
+        kept, held = self._parts(images, task)
+        self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
+        self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
 
     def _replay(self) -> Replay | None:
-        if self.memory.images is None:
-            return None
-        rows = self.config.memory.batch_size or self.config.train.batch_size
-        return Replay(self.memory.images, self._labels(self.memory.images), rows)
+        images, rows = self.memory.images, self.config.memory.batch_size or self.config.train.batch_size
+        return None if images is None else Replay(images, self._labels(images), rows)
 
     def _pop(self) -> tuple[float | None, list[int] | None]:
         return self.method.pop_match(), self.method.pop_selections()
@@ -259,8 +264,7 @@ class Learner:
 
     def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
         """Logits [N, K] of a whole set, in its order."""
-        method = self.method
-        mine = self.batches.mine(images, method)
+        method, mine = self.method, self.batches.mine(images, self.method)
         with ranks.tally(method.tallies), torch.inference_mode():
             batches = self.batches.evaluation(images, labels_N, method, mine)
             parts = [method.logits(self.backbone, batch).float() for batch in batches]

@@ -43,6 +43,8 @@ class Memory:
 
     def add(self, images: ImageSet, generator: torch.Generator) -> None:
         """Offer `images`; what is kept depends on `generator` and on what was there. None is held twice."""
+        if not self.per_class or not len(images):
+            return
         held, digests = set(self._digests), [_digest(images, i) for i in range(len(images))]
         new = [i for i, digest in enumerate(digests) if digest not in held]
         fresh, digests = images.select(new), [*self._digests, *(digests[i] for i in new)]

@@ -36,6 +36,12 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def check_dtypes(method: torch.nn.Module, device: torch.device) -> None:
+    """Raise UserError where `method` keeps sums in float64 and `device` has none."""
+    if device.type == "mps" and any(tensor.dtype == torch.float64 for tensor in method.buffers()):
+        raise UserError(f"device={device} has no float64, which this method needs for its sums; write device=cpu")
+
+
 def task_generator(seed: int, task: int, purpose: str) -> torch.Generator:
     """CPU generator that is a function of (seed, task, purpose) alone, never of what ran before.
 

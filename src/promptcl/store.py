@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -87,10 +87,10 @@ class Saved:
     """Stands for all of the above, as written."""
 
 
-def save(folder: Path, saved: Saved, origin: str | None) -> str:
+def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
     """Replace the learner in `folder` (made if need be) by `saved` or leave it as it was; returns the checksum.
 
-    origin: checksum of the store that `saved` descends from, None for a learner that comes from no store.
+    ancestors: checksums of the stores that `saved` descends from, as loaded or saved before.
     Raises UserError: the folder holds another learner or was changed since, another process writes to it, no
     permission, no space.
     """
@@ -104,10 +104,9 @@ def save(folder: Path, saved: Saved, origin: str | None) -> str:
         notes=saved.notes,
     )
     with lock(folder):
-        if (found := checksum(folder)) not in (None, origin):
+        if (found := checksum(folder)) is not None and found not in ancestors:
             raise UserError(
-                f"{folder} holds a learner that this one does not descend from"
-                f" (checksum {str(found)[:8]}, expected {(origin or 'none')[:8]}): "
+                f"{folder} holds a learner that this one does not descend from (checksum {found[:8]}): "
                 "load it again and repeat, or save to another folder"
             )
         written = durable.write_pair(folder / "learner.json", document.model_dump(mode="json"), saved.state)
@@ -190,13 +189,13 @@ def _find_weights(folder: Path, config: Config) -> Config:
     return _with_weights(config, inside)
 
 
-def keeper(folder: Path, origin: str | None, images_sha256: str, config: Config) -> Checkpoint:
-    """The checkpoint of learning these images from the learner with checksum `origin`, in the store `folder`.
+def keeper(folder: Path, origins: Sequence[str], images_sha256: str, config: Config) -> Checkpoint:
+    """The checkpoint of learning these images from the learner whose checksum is the last of `origins`, in `folder`.
 
-    Raises UserError where the learner was never saved (`origin` None).
+    Raises UserError where the learner was never saved (no `origins`).
     """
-    if origin is None:
+    if not origins:
         raise UserError(f"checkpoints in {folder} belong to a saved learner: save this one there before it learns")
     settings = movable(config).model_dump(mode="json")
-    identity = {"base": origin, "images": images_sha256, "settings": settings}
+    identity = {"base": origins[-1], "images": images_sha256, "settings": settings}
     return Checkpoint(folder, identity, config.train.checkpoint_steps)
