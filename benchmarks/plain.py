@@ -34,12 +34,14 @@ class Engine:
         for key, value in wanted.items():
             if config.method.get(key, value) != value:
                 raise ValueError(f"method.{key}={value}")
-        if (
-            config.data.augment == "flip"
-            or config.train.optimizer != "adam"
-            or config.backbone.input_range != "weights"
-        ):
-            raise ValueError("data.augment=crop or none, train.optimizer=adam and backbone.input_range=weights")
+        if config.data.augment == "flip" or config.backbone.input_range != "weights":
+            raise ValueError("data.augment=crop or none and backbone.input_range=weights")
+        done = {"epochs", "batch_size", "lr", "lr_batch", "clip_norm", "query_view", "checkpoint_steps"}
+        for key, field in type(config.train).model_fields.items():
+            if key not in done and getattr(config.train, key) != field.default:
+                raise ValueError(f"train.{key}={field.default}")
+        if config.memory.per_class:
+            raise ValueError("memory.per_class=0")
         self.config, self.device, options = config, device, config.method
         backbone = config.backbone
         kwargs = {**backbone.kwargs, **({"img_size": backbone.image_size} if backbone.image_size else {})}

@@ -27,6 +27,7 @@ FLOORS = [
     {"learner"},
     {"experiment", "runs", "report", "events", "export", "bench"},
     {"seeds", "verbs"},
+    {"teach"},
     {"cli"},
     {"__main__"},
 ]

@@ -10,9 +10,11 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 from forked import in_child
 
 from promptcl import durable
+from promptcl.checkpoint import Checkpoint, discard
 from promptcl.errors import UserError
 
 
@@ -63,3 +65,55 @@ def test_a_lock_taken_twice_is_held_until_the_outer_one_ends(folder: Path) -> No
         with durable.lock(folder):
             pass
         assert "being written by process" in in_child(lambda: durable.lock(folder).__enter__())
+
+
+def test_nothing_is_written_through_a_link(folder: Path) -> None:
+    folder.mkdir()
+    victim = folder.with_name("victim.txt")
+    victim.write_text("mine")
+    (folder / ".lock").symlink_to(victim)
+    with pytest.raises(UserError, match=r"\.lock is a link"), durable.lock(folder):
+        pass
+    assert victim.read_text() == "mine"
+    elsewhere = folder.with_name("elsewhere")
+    elsewhere.mkdir()
+    (folder / "checkpoint").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="checkpoint is a link"):
+        Checkpoint(folder, {"base": "x"}, 1)
+    (elsewhere / "checkpoint.json").write_text("mine")
+    discard(folder)
+    assert (elsewhere / "checkpoint.json").read_text() == "mine"
+
+
+def test_a_released_lock_forgets_its_holder(folder: Path) -> None:
+    """Else we would take the next holder, which has not written its name yet, for ourselves."""
+    folder.mkdir()
+    (folder / "something").write_text("x")
+    with durable.lock(folder):
+        assert (folder / ".lock").read_text()
+    assert not (folder / ".lock").read_text()
+
+
+def test_a_lock_for_nothing_leaves_nothing(folder: Path) -> None:
+    with pytest.raises(UserError), durable.lock(folder):
+        raise UserError("a mistake found later")
+    assert not folder.exists()
+
+
+def test_a_folder_called_checkpoint_may_be_the_users_own(folder: Path) -> None:
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "checkpoint" / "my_model.pt").write_text("mine")
+    durable.write_pair(folder / "checkpoint" / "checkpoint.json", {"format": 1}, {"x": torch.zeros(2)})
+    discard(folder)
+    assert [path.name for path in (folder / "checkpoint").iterdir()] == ["my_model.pt"]
+
+
+def test_a_discard_that_is_killed_leaves_no_half_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The JSON goes first: tensors alone mean nothing."""
+    path = folder / "checkpoint" / "checkpoint.json"
+    durable.write_pair(path, {"format": 1}, {"x": torch.zeros(2)})
+    gone: list[str] = []
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: gone.append(self.name))
+    discard(folder)
+    assert gone[0] == "checkpoint.json"
+    assert gone[1].startswith("state-")

@@ -15,7 +15,7 @@ from test_verbs import write
 from promptcl import durable, store
 from promptcl.backbone import Backbone
 from promptcl.config import Config, DataConfig
-from promptcl.data import load_split
+from promptcl.data import ImageSet, load_split
 from promptcl.errors import UserError
 from promptcl.learner import Learner
 from promptcl.memory import Memory
@@ -140,3 +140,31 @@ def test_a_memory_that_would_do_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"memory\.store=true keeps memory\.per_class images of each class; write"):
         load_config("l2p", ["memory.store=true"])
     assert load_config("l2p", ["memory.store=true", "memory.per_class=5"]).memory.store
+
+
+def test_held_out_pictures_are_not_replayed_before_they_were_measured(backbone: Backbone, lessons: list[Path]) -> None:
+    def digests(images: ImageSet) -> set[bytes]:
+        return {images.digest(i) for i in range(len(images))}
+
+    class Watched(Learner):
+        def _train(self, images: ImageSet, labels_N: Any, step: Any, replay: Any, checkpoint: Any) -> None:
+            trained.append((digests(images), digests(replay.images) if replay is not None else set()))
+            super()._train(images, labels_N, step, replay, checkpoint)
+
+    trained: list[tuple[set[bytes], set[bytes]]] = []
+    config = Config.model_validate({**settings(per_class=9).model_dump(), "train": {"holdout": 0.3, "epochs": 1}})
+    learner = Watched.create(config, backbone)
+    learner.learn(lessons[0])
+    learner.learn(lessons[1])
+    kept, replayed = trained[1]
+    held = digests(labelled(lessons[1])) - kept
+    assert held
+    assert kept < replayed
+    assert not held & replayed
+    assert learner.memory.images is not None
+    assert held < digests(learner.memory.images)  # in the end they are remembered like the others
+    resumed = Learner.create(config, backbone)
+    for number, lesson in enumerate(lessons[:2]):
+        resumed.remember(labelled(lesson), number)
+    assert resumed.memory.images is not None
+    assert digests(resumed.memory.images) == digests(learner.memory.images)

@@ -21,7 +21,7 @@ from promptcl.errors import UserError
 SMALL = (
     "train demo tasks=2 backbone.name=test_vit backbone.weights=random backbone.image_size=32 data.train_per_class=4 "
 )
-SMALL += "data.test_per_class=4 train.epochs=1 --quiet"
+SMALL += "data.test_per_class=4 train.epochs=1 backbone.precision=auto --quiet"
 
 
 def test_seeds_make_a_run_each_and_a_summary_and_events(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_no_cut_passes(folder: Path, name: str) -> None:
 
 
 def test_missing_files_and_things_that_are_no_store(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(store.Absent, match=r"is not a promptcl store: there is no learner\.json in it"):
+    with pytest.raises(store.Absent, match=r"absent does not exist; expected the folder of a promptcl store"):
         Learner.load(tmp_path / "absent")
     with pytest.raises(store.Absent, match=r"expected a folder with learner\.json"):
         Learner.load(folder / "learner.json")

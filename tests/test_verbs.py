@@ -94,7 +94,8 @@ def test_learn_shows_how_it_went_and_checks(folders: Path, tmp_path: Path) -> No
     text = good("learn", tmp_path / "s", folders / "second", "--check", folders / "test")
     assert "% before, " in text
     assert "  was " in text
-    text = good("learn", tmp_path / "s", folders / "first", "--quiet")
+    assert "nothing to do" in good("learn", tmp_path / "s", folders / "first")
+    text = good("learn", tmp_path / "s", folders / "first", "--quiet", "--again")
     assert "0 new classes, 3 known ones" in text
     assert "█" not in text
     assert "█" in before or "#" in before
@@ -170,10 +171,10 @@ def test_info(store: Path) -> None:
         (["learn", "S", "F", "--recipe", "grow"], "keeps the recipe that it was made with"),
         (["learn", "S", "F", "method.name=ncm"], "cannot change"),
         (["learn", "S", "nowhere"], "nowhere does not exist"),
-        (["predict", "nowhere", "F"], "nowhere is not a promptcl store"),
+        (["predict", "nowhere", "F"], "nowhere does not exist; expected the folder of a promptcl store"),
         (["predict", "S", "nowhere.png"], "there is no such file"),
         (["evaluate", "S", "F/0"], "has no class folders"),
-        (["info", "nowhere"], "is not a promptcl store"),
+        (["info", "F"], "is not a promptcl store: there is no learner.json in it"),
         (["export", "S", "model.h5"], "expected a file that ends in .pt2 or .onnx"),
     ],
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from promptcl.data import ImageSet
@@ -75,8 +76,23 @@ def by_class(images: ImageSet, right_N: Tensor) -> dict[str, tuple[int, int]]:
     return {name: (int(r), int(n)) for name, r, n in zip(images.classes, right_C, all_C, strict=True)}
 
 
+def class_ids(images: ImageSet, classes: Sequence[str], unseen: bool = False) -> Tensor:
+    """Place in `classes` of each image (N,), on the CPU; with `unseen`, -1 for classes that are not among them.
+
+    Raises UserError: a class of `images` that is not among them, without `unseen`.
+    """
+    position = {name: k for k, name in enumerate(classes)}
+    unknown = [name for name in images.classes if name not in position]
+    if unknown and not unseen:
+        known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+        raise UserError(f"class {unknown[0]!r} was never learned: expected {known}; take it out, or learn it first")
+    return torch.tensor([position.get(name, -1) for name in images.classes])[torch.as_tensor(images.labels)]
+
+
 def check_names(classes: Sequence[str]) -> None:
     """Raise UserError for a name that is no printable text, or that means no class."""
     for name in classes:
-        if name == UNKNOWN or not name.isprintable():
-            raise UserError(f"the class name {name!a} cannot be learned: expected printable text, not '{UNKNOWN}'")
+        if name == UNKNOWN:
+            raise UserError(f"the class name '{name}' is kept for pictures of no class; give this one another name")
+        if not name.isprintable():
+            raise UserError(f"the class name {name!a} cannot be learned: expected printable text; rename it")

@@ -46,21 +46,39 @@ class Batches:
         mine = ranks.share(len(images), size)
         parts = [self.backbone.query(self._eval_images(images, span)) for span in _spans(mine, size)]
         queries_ND = ranks.gather(parts, mine, (len(images), self.backbone.width), self.device)
+        self._keep(images, queries_ND)
+        return queries_ND
+
+    def _keep(self, images: ImageSet, queries_ND: Tensor) -> None:
         # A set that nobody else holds goes, with its decoded images and its queries; only then is its id() free again.
         key = id(images)
         self._queries[key] = (weakref.ref(images, lambda _: self._queries.pop(key, None)), queries_ND)
         while len(self._queries) > 1 and sum(q.nbytes for _, q in self._queries.values()) > self.cache_bytes:
             self._queries.popitem(last=False)
-        return queries_ND
 
     def evaluation(
         self, images: ImageSet, labels_N: Tensor, method: Method, rows: slice = slice(None)
     ) -> Iterator[Batch]:
         """Batches of `rows` in order, evaluation view, for `method`."""
-        queries_ND = self.queries(images)
+        # The first time, one view of a picture serves query and method, where both take the same batches.
+        first = (
+            method.needs_images
+            and id(images) not in self._queries
+            and ranks.size() == 1
+            and range(len(images))[rows] == range(len(images))
+        )
+        first = first and self._size(method) == self.config.eval.batch_size
+        queries_ND = torch.empty(0) if first else self.queries(images)
+        parts: list[Tensor] = []
         for span in _spans(slice(*rows.indices(len(images))), self._size(method)):
             pixels = self._eval_images(images, span) if method.needs_images else None
-            yield Batch(pixels, queries_ND[span.start : span.stop], labels_N[span.start : span.stop])
+            if first:
+                assert pixels is not None
+                parts.append(self.backbone.query(pixels))
+            query_BD = parts[-1] if first else queries_ND[span.start : span.stop]
+            yield Batch(pixels, query_BD, labels_N[span.start : span.stop])
+        if first:
+            self._keep(images, torch.cat(parts))
 
     def mine(self, images: ImageSet, method: Method) -> slice:
         """Which of `images` this process evaluates: whole batches."""

@@ -190,8 +190,10 @@ def _anatomy(
             made["loss"].backward()
 
         jobs: Sequence[Callable[[], object]] = (augment, query, forward, backward, optimizer.step)
-        if step == 0:
+        if step == 0:  # what is computed twice to save memory counts once
+            learner.backbone.activation_checkpointing = False
             counted = {"query": _flops(augment, query), "student": _flops(forward, jobs[3])}
+            learner.backbone.activation_checkpointing = config.backbone.activation_checkpointing
             continue
         for name, job in zip(STAGES, jobs, strict=True):
             seconds[name].append(_timed(job, device))
@@ -284,8 +286,8 @@ def lines(result: dict[str, Any]) -> list[str]:
     if other := result.get("engine"):
         for name in ("train", "evaluate", "evaluate_again"):
             r = other[name]
-            text = f"{r['median']:.2f} times as fast ({r['lowest']:.2f} to {r['highest']:.2f})"
-            rows.append((f"{other['name']}: {name.replace('_', ' ')}", text))
+            text = f"{r['median']:.2f} times the speed of {other['name']} ({r['lowest']:.2f} to {r['highest']:.2f})"
+            rows.append((name.replace("_", " "), text))
     return table(rows)
 
 

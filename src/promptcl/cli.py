@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from promptcl import ranks, verbs
+from promptcl import ranks, teach, verbs
 from promptcl.errors import UserError
 from promptcl.shell import fail, one_sentence
 
@@ -46,6 +46,7 @@ def main() -> None:
     app()
 
 
+app.add_typer(teach.app)
 app.add_typer(verbs.app)
 
 
@@ -86,6 +87,7 @@ def train(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the interrupted run in DIR, as it began.")
     ] = None,
+    trust: verbs.Trust = False,
 ) -> None:
     """Learn a recipe's tasks one after the other, evaluate after each, write results.json.
 
@@ -101,7 +103,7 @@ def train(
             ranks.on_first(lambda: check_out(out))
         from promptcl.recipes import load_config
 
-        configs = [load_config(recipe, overrides + one) for one in seed_settings(seeds, overrides)]
+        configs = [load_config(recipe, overrides + one, trust) for one in seed_settings(seeds, overrides)]
         seed = None if seeds else configs[0].seed
         folder = ranks.on_first(lambda: resume or out or free_folder(recipe, seed))
         again = ["--resume"] if seeds is None else [*(arguments or []), "--seeds", seeds, "--out"]
@@ -172,21 +174,25 @@ def bench(
     engine: Annotated[
         str | None, typer.Option("--engine", metavar="plain|FILE.py", help="Compare with it, in the same run.")
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", help="Measurements of everything, in turn.", min=1)] = 5,
-    images: Annotated[int, typer.Option("--images", help="Images to learn and to test with.", min=1)] = 128,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    rounds: Annotated[int, typer.Option("--rounds", help="Measurements of everything, in turn.")] = 5,
+    images: Annotated[int, typer.Option("--images", help="Images to learn and to test with.")] = 128,
+    as_json: verbs.Json = False,
+    trust: verbs.Trust = False,
 ) -> None:
     """Images per second of a recipe's first task, its parts, memory, and the share of what this machine can do."""
+    for name, number in (("--rounds", rounds), ("--images", images)):
+        if number < 1:
+            raise UserError(f"{name} {number}: expected a whole number, at least 1")
     recipe, overrides = split_arguments(arguments or [])
-    from promptcl.recipes import load_config
-
-    config = load_config(recipe, overrides)
-    import torch  # noqa: F401 - the memory it takes is not ours
+    import torch  # noqa: F401 - the memory it takes is not ours; what timm and torchvision take is
 
     from promptcl.machine import resident_peak
 
     before = resident_peak()
     from promptcl import bench as benchmark
+    from promptcl.recipes import load_config
+
+    config = load_config(recipe, overrides, trust)
 
     result = benchmark.run(config, engine, rounds, images, before)
     print(json.dumps(result, indent=1) if as_json else "\n".join(benchmark.lines(result)))

@@ -139,7 +139,8 @@ def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
         with path.open("rb") as file:
             text = file.read(_LARGEST_JSON + 1)
     except FileNotFoundError:
-        raise Absent(f"{path.parent} is not a {kind.name}: there is no {path.name} in it") from None
+        what = f"is not a {kind.name}: there is no {path.name} in it" if path.parent.is_dir() else "does not exist"
+        raise Absent(f"{path.parent} {what}; expected the folder of a {kind.name}") from None
     except NotADirectoryError:
         raise Absent(f"{path.parent} is not a {kind.name}: expected a folder with {path.name}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
@@ -176,7 +177,12 @@ def lock(folder: Path) -> Iterator[None]:
     """
     if (folder / ".lock").is_symlink():  # of a stranger's store: it would be written through
         raise UserError(f"{folder / '.lock'} is a link, expected a file of the store; remove it")
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; expected a folder, or the path of a new one")
+    fresh, flags = (
+        not folder.exists(),
+        os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0),
+    )
     with explained(folder):
         _make(folder)
         file = os.open(folder / ".lock", flags, 0o644)
@@ -188,6 +194,10 @@ def lock(folder: Path) -> Iterator[None]:
     finally:
         if mine:
             os.ftruncate(file, 0)  # or we would take the next holder, not yet named, for ourselves
+        if mine and fresh and os.listdir(folder) == [".lock"]:  # nothing came of it
+            with contextlib.suppress(OSError):
+                (folder / ".lock").unlink()
+                folder.rmdir()
         os.close(file)
 
 
@@ -214,6 +224,8 @@ def _take(folder: Path, file: int) -> bool:
         except (ValueError, KeyError, AttributeError):  # it has the lock and has not written its name yet
             who = "another process"
         raise UserError(f"{folder} is being written by {who}: wait until it is done") from None
+    if not os.fstat(file).st_nlink:
+        raise UserError(f"{folder} was removed by another process just now; try again")
     os.ftruncate(file, 0)
     os.write(file, json.dumps({**me, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode())
     return True
@@ -225,14 +237,14 @@ def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where, unchanged = error.filename or folder, "what was there before is unchanged"
+        unchanged = "what was there before is unchanged"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = "no disk space left, free some and repeat"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = f"no permission ({error.strerror}), expected a folder that can be written"
         else:
             reason = error.strerror or str(error)
-        raise UserError(f"{where} could not be written: {reason}; {unchanged}") from error
+        raise UserError(f"{folder} could not be written: {reason}; {unchanged}") from error
 
 
 def _read_state(path: Path, document: dict[str, Any], kind: Kind) -> bytes | None:

@@ -66,7 +66,7 @@ def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner
     """The learner of the run in `out`, saved there: `learner`, or the one to go on with; its notes keep the results."""
     folder, wanted = out / STORE, learner.config
     if resume and ranks.on_first(lambda: store.checksum(folder)) is not None:
-        learner = Learner.load(folder, backbone=learner.backbone)
+        learner = Learner.load(folder, backbone=learner.backbone, trust="." in wanted.method["name"])
         if learner.config != wanted:
             raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
         return learner

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from promptcl import ranks, store
-from promptcl.answers import Evaluation, LearnRecord, Prediction, by_class, check_names, predictions
+from promptcl.answers import Evaluation, LearnRecord, Prediction, by_class, check_names, class_ids, predictions
 from promptcl.backbone import Backbone
 from promptcl.batches import Batches
 from promptcl.calibration import Calibration, hold_out, measure
@@ -139,13 +139,7 @@ class Learner:
         self.method.grow(len(new), task_generator(self.config.seed, task, "new classes"))
 
     def _labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
-        """Class ids on the device; with `unseen`, -1 for classes never learned."""
-        position = {name: k for k, name in enumerate(self.classes)}
-        unknown = [name for name in images.classes if name not in position]
-        if unknown and not unseen:
-            raise UserError(f"class {unknown[0]!r} was never learned: expected one of the {len(position)} learned")
-        ids_C = torch.tensor([position.get(name, -1) for name in images.classes])
-        return ids_C[torch.as_tensor(images.labels)].to(self.device)
+        return class_ids(images, self.classes, unseen).to(self.device)
 
     @property
     def calibration(self) -> Calibration:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_origin
@@ -43,7 +44,16 @@ def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool 
     Every option of the method is filled in.
     Raises UserError, in one sentence, for an unknown recipe, method, data set or key and for a bad value.
     """
-    return resolve(_read(recipe_or_path), overrides, trust)
+    data = _read(recipe_or_path)
+    try:
+        return resolve(copy.deepcopy(data), overrides, trust)
+    except UserError as error:
+        try:
+            resolve(data, (), trust)
+        except UserError as alone:
+            if str(alone) == str(error) and Path(recipe_or_path).is_file():  # the file is wrong, not an override
+                raise UserError(f"{recipe_or_path}: {error}") from None
+        raise
 
 
 def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = False) -> Config:

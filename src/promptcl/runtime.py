@@ -30,9 +30,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device={name} is not usable here: expected cpu, cuda, cuda:N or mps; write device=auto"
-        ) from error
+        known = name.partition(":")[0] in ("cuda", "mps")
+        what = "torch finds no such device on this machine" if known else "expected cpu, cuda, cuda:N or mps"
+        raise UserError(f"device={name} is not usable here: {what}; write device=auto") from error
     return device
 
 

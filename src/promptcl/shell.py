@@ -42,8 +42,13 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
 
 def fail(sentence: str) -> None:
     """Print `error: sentence` on stderr and exit with code 2."""
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
     raise typer.Exit(2)
+
+
+def printable(text: str) -> str:
+    """`text` with everything escaped that a terminal would act on or could not show: names come from strangers too."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def out_of_memory(error: Exception) -> bool:

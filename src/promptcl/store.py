@@ -133,7 +133,8 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
     for text in overrides:
         key = text.partition("=")[0].strip()
         if not key.startswith(_MAY_CHANGE):
-            raise UserError(f"{text}: {key} of a learner cannot change; of its settings {', '.join(_MAY_CHANGE)}* can")
+            can = ", ".join(name + "*" if name.endswith(".") else name for name in _MAY_CHANGE)
+            raise UserError(f"{text}: {key} of a learner cannot change, only {can}; leave it out")
     config = _find_weights(folder, resolve(document.config, overrides, trust))
     return Saved(
         config, document.backbone, document.classes, document.tasks, document.notes, pair.tensors, pair.checksum
