@@ -67,22 +67,34 @@ def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     )  # each task when it was learned; chance is 10 to 50
 
 
-def test_the_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With digits for the pictures of the shop, and the small ViT; the exported program too."""
+def test_the_python_of_the_guide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With digits for the pictures of the shop, and the small ViT; the exported programs answer as the learner does."""
     split = load_split(DataConfig(name="mnist5k", train_per_class=8, test_per_class=4))
     for folder, images in (("monday", split.train), ("test", split.test)):
         for i, label in enumerate(images.of_classes(["0", "1"]).labels):
             file = tmp_path / folder / str(label) / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images.of_classes(["0", "1"]).image(i)[0].numpy()).save(file)
-    (tmp_path / "photo.jpg").write_bytes((tmp_path / "test" / "0" / "0.png").read_bytes())
+    with Image.open(tmp_path / "test" / "0" / "0.png") as digit:  # wide, and turned by its EXIF tag
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        digit.convert("RGB").resize((130, 61)).save(tmp_path / "photo.jpg", exif=exif)
     monkeypatch.chdir(tmp_path)
-    learned, exported = blocks("docs/guide.md")
+    learned, *exported = blocks("docs/guide.md")
     names: dict[str, Any] = {}
-    exec(compile(smaller(learned, "grow-demo", ["train.epochs=1", "train.min_steps=4"]), "guide.md", "exec"), names)
+    settings = ["train.epochs=1", "train.min_steps=4", "data.eval_crop=0.8"]
+    exec(compile(smaller(learned, "grow-demo", settings), "guide.md", "exec"), names)
     assert len(names["answer"].top) == 2  # of three asked for: it knows two classes
+    wanted = names["answer"]
     export(names["learner"], tmp_path / "shop.pt2")
-    names["images"] = torch.rand(3, 3, 32, 32)
-    exec(compile(exported, "guide.md", "exec"), names)
-    assert names["probabilities"].shape == (3, 2)
-    assert names["about"]["classes"] == ["0", "1"]
+    export(names["learner"], tmp_path / "shop.onnx")
+    assert "Skipping" not in caplog.text
+    assert len(exported) == 2
+    for code in exported:
+        exec(compile(code, "guide.md", "exec"), names)
+        assert dict(zip(names["about"]["classes"], names["probabilities"], strict=True)) == pytest.approx(
+            dict(wanted.top), abs=1e-4
+        )
+        assert names["answer"](names["probabilities"]) == wanted.label

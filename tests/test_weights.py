@@ -295,5 +295,5 @@ def test_the_embedded_weights(tmp_path: Path) -> None:
         pytest.skip(f"{EMBEDDED.name} is not in this checkout")
     kwargs = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3}
     backbone = Backbone.create(BackboneConfig(name=NAME, weights="embedded", kwargs=kwargs))
-    assert backbone.describe()["weights"] == "demo_vit.safetensors"
+    assert (backbone.image_size, backbone.describe()["weights"]) == (32, "demo_vit.safetensors")
     assert backbone.query(torch.zeros(1, 3, 32, 32)).shape == (1, 192)
