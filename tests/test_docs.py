@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from promptcl import datasets
 from promptcl.backbone import Backbone
 from promptcl.config import BackboneConfig, DataConfig
 from promptcl.data import load_split
+from promptcl.errors import UserError
 from promptcl.export import export
 from promptcl.methods._base import Batch, load_method
 from promptcl.runtime import task_generator
@@ -37,6 +39,24 @@ def test_the_method_of_the_adding_guide(monkeypatch: pytest.MonkeyPatch) -> None
     assert loss.item() == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-6)
     gradients = {name: p.grad is not None for name, p in method.named_parameters()}
     assert gradients == {"prompt_LD": True, "head.weight_KD": True, "head.bias_K": True}
+
+
+def test_the_data_set_of_the_adding_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file among the others, found by its name."""
+    (tmp_path / "mine.py").write_text(blocks("docs/adding.md")[1])
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+    rows = [("a.png", "red", "train"), ("b.png", "blue", "train"), ("c.png", "red", "test"), ("d.png", "blue", "test")]
+    for i, (path, name, _) in enumerate(rows):
+        Image.new("RGB", (8 + i, 5), name).save(tmp_path / path)
+    (tmp_path / "list.csv").write_text("\n".join(map(",".join, [("path", "class", "part"), *rows])))
+    split = load_split(DataConfig(name="mine", root=str(tmp_path / "list.csv")))
+    assert split.train.classes == split.test.classes == ("blue", "red")
+    assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([1, 0], [1, 0])
+    assert split.test.image(1).shape == (3, 5, 11)
+    assert split.test.image(1)[:, 0, 0].tolist() == [0, 0, 255]
+    with pytest.raises(UserError, match=r"data\.root=FILE"):
+        load_split(DataConfig(name="mine"))
+    sys.modules.pop("promptcl.datasets.mine")
 
 
 def test_links_between_documents_exist() -> None:
