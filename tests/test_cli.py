@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -53,6 +54,23 @@ def test_list(tmp_path: Path) -> None:
     everything = promptcl("list", cwd=tmp_path).stdout
     assert all(word in everything for word in ("recipes:", "methods:", "datasets:", "ncm", "cifar100"))
     assert "did you mean datasets?" in refused("list", "dataset", cwd=tmp_path)
+    assert max(map(len, everything.splitlines())) > 80  # one line each, for grep
+
+
+def test_list_fits_a_terminal(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "promptcl", "list"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=theirs, env={**os.environ, "COLUMNS": "60"})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # that is how a terminal ends
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    lines = shown.decode().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()) == " ".join(promptcl("list", cwd=tmp_path).stdout.split())
 
 
 @pytest.mark.parametrize(
