@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+ACTIVATE = r".venv\Scripts\activate" if os.name == "nt" else "source .venv/bin/activate"
 CHECKS = {
     "ruff": ["ruff", "check", "."],
     "format": ["ruff", "format", "--check", "."],
@@ -32,13 +33,16 @@ def main(arguments: list[str]) -> int:
     try:
         set_up()
         if arguments[0] == "demo":
-            run("promptcl", "train", *arguments[1:])
+            try:
+                run("promptcl", "train", *arguments[1:])
+            finally:
+                say(f"to have the command promptcl: {ACTIVATE}")
         else:
             test()
     except subprocess.CalledProcessError as error:
         return say(f"failed: {' '.join(map(str, error.cmd))}", error.returncode)
     except KeyboardInterrupt:
-        return say("interrupted", 130)
+        return 130  # what was interrupted has said so
     return 0
 
 
@@ -49,7 +53,7 @@ def set_up() -> None:
     stamp = VENV / "promptcl-installed"
     if stamp.is_file() and stamp.read_text() == wanted:
         return
-    say(f"setting up {VENV} (once; the download is a few GB, nearly all of it torch)")
+    say("installing into .venv, about 6 GB, some minutes (once)")
     if not PYTHON.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
     # Some of the pinned versions need Python 3.11.
@@ -73,8 +77,15 @@ def test() -> None:
 
 
 def run(module: str, *arguments: str) -> None:
-    """`python -m module arguments` with the Python of .venv."""
-    subprocess.run([str(PYTHON), "-m", module, *arguments], check=True)
+    """`python -m module arguments` with the Python of .venv; Ctrl-C reaches it too, and it ends as it wants to."""
+    process = subprocess.Popen([str(PYTHON), "-m", module, *arguments])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    if code:
+        raise subprocess.CalledProcessError(code, process.args)
 
 
 def say(text: str, code: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import io
@@ -53,6 +54,23 @@ def test_list(tmp_path: Path) -> None:
     everything = promptcl("list", cwd=tmp_path).stdout
     assert all(word in everything for word in ("recipes:", "methods:", "datasets:", "ncm", "cifar100"))
     assert "did you mean datasets?" in refused("list", "dataset", cwd=tmp_path)
+    assert max(map(len, everything.splitlines())) > 80  # one line each, for grep
+
+
+def test_list_fits_a_terminal(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "promptcl", "list"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=theirs, env={**os.environ, "COLUMNS": "60"})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # that is how a terminal ends
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    lines = shown.decode().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()) == " ".join(promptcl("list", cwd=tmp_path).stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -200,19 +218,36 @@ def test_quiet_prints_one_line_a_task() -> None:
     assert lines[3] == "done average_accuracy 83.83 forgetting 7.63 results runs/x/results.json"
 
 
+def test_a_run_that_was_finished_before_says_so() -> None:
+    lines: list[str] = []
+    ui = QuietUi(Path("runs/x"), lines.append)
+    ui.start(1, Config())
+    ui.task(0, "t", 0)
+    ui.task_done(record(0, 1))
+    ui.finished(RESULTS)
+    assert "finished before" in lines[-2]
+    assert "finished before" not in shown_for_twenty_tasks(terminal=False)
+
+
 def test_time_left_counts_the_steps_and_tests_to_come() -> None:
     now = [0.0]
     left = TimeLeft(lambda: now[0])
+
+    def steps(*seconds: float) -> None:
+        for one in seconds:
+            now[0] += one
+            left.step()
+
     left.tasks = 3
     left.task(0, 10)
+    steps(60.0, 2.0, 2.0)  # the first step warms up
     assert left.text() == ""
-    for _ in range(5):
-        now[0] += 2.0
-        left.step()
+    steps(2.0, 2.0)
     assert left.seconds() == pytest.approx((5 + 10 + 10) * 2.0)
-    for _ in range(5):
-        now[0] += 2.0
-        left.step()
+    left.always_trains = False
+    assert left.text() == "10 s of training left"
+    left.always_trains = True
+    steps(*[2.0] * 5)
     left.task_done(0, 4.0, 1)  # one test set takes 4 s; tasks 2 and 3 will evaluate 2 and 3 of them
     left.task(1, 10)
     assert left.seconds() == pytest.approx(20 * 2.0 + (2 + 3) * 4.0)

@@ -12,9 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from promptcl import datasets
 from promptcl.backbone import Backbone
 from promptcl.config import BackboneConfig, DataConfig
 from promptcl.data import load_split
+from promptcl.errors import UserError
 from promptcl.export import export
 from promptcl.methods._base import Batch, load_method
 from promptcl.runtime import task_generator
@@ -37,6 +39,24 @@ def test_the_method_of_the_adding_guide(monkeypatch: pytest.MonkeyPatch) -> None
     assert loss.item() == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-6)
     gradients = {name: p.grad is not None for name, p in method.named_parameters()}
     assert gradients == {"prompt_LD": True, "head.weight_KD": True, "head.bias_K": True}
+
+
+def test_the_data_set_of_the_adding_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file among the others, found by its name."""
+    (tmp_path / "mine.py").write_text(blocks("docs/adding.md")[1])
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+    rows = [("a.png", "red", "train"), ("b.png", "blue", "train"), ("c.png", "red", "test"), ("d.png", "blue", "test")]
+    for i, (path, name, _) in enumerate(rows):
+        Image.new("RGB", (8 + i, 5), name).save(tmp_path / path)
+    (tmp_path / "list.csv").write_text("\n".join(map(",".join, [("path", "class", "part"), *rows])))
+    split = load_split(DataConfig(name="mine", root=str(tmp_path / "list.csv")))
+    assert split.train.classes == split.test.classes == ("blue", "red")
+    assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([1, 0], [1, 0])
+    assert split.test.image(1).shape == (3, 5, 11)
+    assert split.test.image(1)[:, 0, 0].tolist() == [0, 0, 255]
+    with pytest.raises(UserError, match=r"data\.root=FILE"):
+        load_split(DataConfig(name="mine"))
+    sys.modules.pop("promptcl.datasets.mine")
 
 
 def test_links_between_documents_exist() -> None:
@@ -67,22 +87,34 @@ def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     )  # each task when it was learned; chance is 10 to 50
 
 
-def test_the_python_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With digits for the pictures of the shop, and the small ViT; the exported program too."""
+def test_the_python_of_the_guide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With digits for the pictures of the shop, and the small ViT; the exported programs answer as the learner does."""
     split = load_split(DataConfig(name="mnist5k", train_per_class=8, test_per_class=4))
     for folder, images in (("monday", split.train), ("test", split.test)):
         for i, label in enumerate(images.of_classes(["0", "1"]).labels):
             file = tmp_path / folder / str(label) / f"{i}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images.of_classes(["0", "1"]).image(i)[0].numpy()).save(file)
-    (tmp_path / "photo.jpg").write_bytes((tmp_path / "test" / "0" / "0.png").read_bytes())
+    with Image.open(tmp_path / "test" / "0" / "0.png") as digit:  # wide, and turned by its EXIF tag
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        digit.convert("RGB").resize((130, 61)).save(tmp_path / "photo.jpg", exif=exif)
     monkeypatch.chdir(tmp_path)
-    learned, exported = blocks("docs/guide.md")
+    learned, *exported = blocks("docs/guide.md")
     names: dict[str, Any] = {}
-    exec(compile(smaller(learned, "grow-demo", ["train.epochs=1", "train.min_steps=4"]), "guide.md", "exec"), names)
+    settings = ["train.epochs=1", "train.min_steps=4", "data.eval_crop=0.8"]
+    exec(compile(smaller(learned, "grow-demo", settings), "guide.md", "exec"), names)
     assert len(names["answer"].top) == 2  # of three asked for: it knows two classes
+    wanted = names["answer"]
     export(names["learner"], tmp_path / "shop.pt2")
-    names["images"] = torch.rand(3, 3, 32, 32)
-    exec(compile(exported, "guide.md", "exec"), names)
-    assert names["probabilities"].shape == (3, 2)
-    assert names["about"]["classes"] == ["0", "1"]
+    export(names["learner"], tmp_path / "shop.onnx")
+    assert "Skipping" not in caplog.text
+    assert len(exported) == 2
+    for code in exported:
+        exec(compile(code, "guide.md", "exec"), names)
+        assert dict(zip(names["about"]["classes"], names["probabilities"], strict=True)) == pytest.approx(
+            dict(wanted.top), abs=1e-4
+        )
+        assert names["answer"](names["probabilities"]) == wanted.label

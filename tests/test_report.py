@@ -168,6 +168,7 @@ def test_command_needs_no_torch_and_says_what_it_wrote(runs: Path, tmp_path: Pat
     assert promptcl("report", "one", "two/results.json", cwd=tmp_path).returncode == 0
     text = (tmp_path / "report.html").read_text()
     assert "the same settings and seeds were run more than once" in text
+    assert f"A = {tmp_path / 'one'}<br>B = {tmp_path / 'two'}<br>" in text
     code = "import sys, promptcl.report\nassert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -208,6 +209,14 @@ def test_fields_of_later_versions_are_ignored(runs: Path, tmp_path: Path) -> Non
     results["tasks"][0]["also"] = None
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert write([tmp_path], tmp_path / "r.html") == 5
+
+
+def test_a_pool_of_one_prompt_has_no_figure_of_prompts(runs: Path, tmp_path: Path) -> None:
+    results = json.loads((runs / "l2p-seed1" / "results.json").read_text())
+    for rows in results["prompt_selections"].values():
+        rows[:] = [row and [sum(row)] for row in rows]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert write([tmp_path], tmp_path / "r.html") == 3
 
 
 def test_stream_without_tasks(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import json
 import re
 import shlex
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -208,13 +210,16 @@ def list_(
     """Show the recipes, methods and data sets that exist."""
     from promptcl.recipes import available
 
+    # A line each for programs; no narrower than there is room for beside the names.
+    columns = max(50, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
     for title in [kind] if kind else ["recipes", "methods", "datasets"]:
         found = available(title)
         if kind is None:
             print(f"{title}:")
         width = max(map(len, found), default=0)
         for name, line in found.items():
-            print(f"{'' if kind else '  '}{name:<{width}}  {line}")
+            head = f"{'' if kind else '  '}{name:<{width}}  "
+            print(textwrap.fill(head + line, columns, subsequent_indent=" " * len(head), break_on_hyphens=False))
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:

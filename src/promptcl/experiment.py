@@ -44,7 +44,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         learner = _begin(fresh, config, out, resume)
         done: dict[str, Any] = learner.notes["run"]
         tasks = [stream.everything] if learner.method.joint else stream.tasks
-        ui.start(len(tasks), config)
+        ui.start(len(tasks), config, learner.method.rehearses)
         for record in done["records"]:
             ui.task(record["task"], record["name"], 0)
             ui.task_done(record)

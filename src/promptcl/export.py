@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def _write_onnx(exported: torch.export.ExportedProgram, file: Path) -> None:
         count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))  # type: ignore[type-var]
         return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # which warns of every Split that it leaves as it is
     torch.onnx.export(
         exported,
         (),
@@ -101,7 +103,7 @@ def description(learner: Learner) -> dict[str, object]:
     return {
         "classes": learner.classes,
         "input": f"float32 (B, 3, {size}, {size}), RGB in [0, 1]; B is free",
-        "view": f"resize to {round(size / crop)} x {round(size / crop)} (bilinear, antialiased), "
+        "view": f"resize to {round(size / crop)} x {round(size / crop)} (bilinear, antialiased, aspect not kept), "
         f"then the central {size} x {size}",
         "output": f"float32 (B, {len(learner.classes)}), probabilities in the order of `classes`",
         "image_size": size,

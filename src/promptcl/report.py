@@ -149,7 +149,7 @@ def _pool(group: Group) -> list[Shown]:
         name = f"{group.letter.lower()}-prompts" + (f"-seed{run.seed}" if several else "")
         for part, when in (("train", "in training"), ("test", "in the last tests")):
             rows: list[Counts | None] = getattr(run.prompt_selections, part, [])
-            if any(row and sum(row) for row in rows):
+            if any(row and len(row) > 1 and sum(row) for row in rows):  # of one prompt there is nothing to tell
                 title = f"Prompts selected {when}" + (f" (seed {run.seed})" if several else "")
                 matches = getattr(run.pool, part, [])
                 cosines = [match.cosine for match in matches if match is not None]

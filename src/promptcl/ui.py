@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,8 +18,8 @@ from promptcl.config import Config
 class Ui(Protocol):
     """What experiment.run calls: start; for each task: task, step..., evaluating..., task_done; finished."""
 
-    def start(self, total_tasks: int, config: Config) -> None:
-        """The data are loaded and learning begins."""
+    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
+        """The data are loaded and learning begins; `always_trains`: in every task, not in the first alone."""
 
     def task(self, index: int, name: str, steps: int) -> None:
         """Task `index` (from 0) begins and will take `steps` optimiser steps (0: nothing is trained by steps)."""
@@ -39,6 +40,9 @@ class Ui(Protocol):
         """All is done and results.json is written."""
 
 
+FINISHED = "this run was finished before; nothing was left to do"
+
+
 def percent(value: float | None, digits: int = 1) -> str:
     """A percentage, or `-` where there is none yet."""
     return "-" if value is None else f"{value:.{digits}f}"
@@ -52,8 +56,9 @@ class QuietUi:
         self._out = out
         self._write = write
         self._total = 0
+        self._worked = False
 
-    def start(self, total_tasks: int, config: Config) -> None:
+    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
         """Say what runs."""
         self._total = total_tasks
         self._write(_headline(total_tasks, config))
@@ -65,7 +70,8 @@ class QuietUi:
         """Nothing."""
 
     def evaluating(self, name: str) -> None:
-        """Nothing."""
+        """Remember that there was something to do."""
+        self._worked = True
 
     def warn(self, text: str) -> None:
         """A line."""
@@ -84,6 +90,8 @@ class QuietUi:
 
     def finished(self, results: dict[str, Any]) -> None:
         """The result in one line."""
+        if not self._worked:
+            self._write(FINISHED)
         self._write(
             f"done average_accuracy {percent(results['average_accuracy'], 2)}"
             f" forgetting {percent(results['forgetting'], 2)}"
@@ -115,11 +123,12 @@ class RichUi:
         self._bar = self._progress.add_task("", left="", total=None, visible=False)
         self._left = TimeLeft(clock)
         self._total = 0
+        self._worked = False
 
-    def start(self, total_tasks: int, config: Config) -> None:
+    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
         """Say what runs, print the head of the table, start the bar."""
         self._total = total_tasks
-        self._left.tasks = total_tasks
+        self._left.tasks, self._left.always_trains = total_tasks, always_trains
         for part in _headline(total_tasks, config).split(" on frozen "):
             self._print(part)
         self._print(f"{'':28}{'images/s':>19}")
@@ -131,7 +140,8 @@ class RichUi:
         self._left.task(index, steps)
         description = f"task {index + 1}/{self._total}: learning"
         left = self._left.text()
-        self._progress.reset(self._bar, description=description, total=steps or None, visible=True, left=left)
+        self._progress.reset(self._bar, description=description, visible=True, left=left)
+        self._progress.tasks[0].total = steps or None  # which reset would take for "as it was"
 
     def step(self) -> None:
         """Move the bar."""
@@ -140,6 +150,7 @@ class RichUi:
 
     def evaluating(self, name: str) -> None:
         """Say that the test images of a task are being predicted."""
+        self._worked = True
         # A class-incremental task's name may list its classes; the bar has no room for them.
         description = f"evaluating {textwrap.shorten(name, 24, placeholder='…')}"
         self._progress.update(self._bar, description=description, left=self._left.text())
@@ -168,7 +179,7 @@ class RichUi:
             "learning_accuracy": "learning accuracy",
             "average_incremental_accuracy": "average incremental accuracy",
         }
-        self._print("")
+        self._print("" if self._worked else FINISHED)
         for key, name in names.items():
             if results[key] is not None:
                 self._print(f"{name:<29}{results[key]:>7.2f} %")
@@ -189,21 +200,24 @@ class TimeLeft:
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` counts seconds."""
         self.tasks = 1
+        self.always_trains = True
+        """False: only the first task takes steps."""
         self._clock = clock
-        self._index = self._steps = self._done_steps = self._all_steps = 0
-        self._began = self._learning = self._evaluation = 0.0
+        self._index = self._steps = self._done_steps = 0
+        self._began = self._evaluation = 0.0
+        self._recent: deque[float] = deque(maxlen=20)  # seconds a step, without the first of a task: it warms up
         self._single = 0  # tasks between two evaluations on a single test set
 
     def task(self, index: int, steps: int) -> None:
         """A task begins."""
-        self._index, self._steps, self._done_steps, self._began = index, steps, 0, self._clock()
+        self._index, self._steps, self._done_steps = index, steps, 0
 
     def step(self) -> None:
         """A step is done."""
-        self._done_steps += 1
-        self._all_steps += 1
         now = self._clock()
-        self._learning += now - self._began
+        if self._done_steps:
+            self._recent.append(now - self._began)
+        self._done_steps += 1
         self._began = now
 
     def task_done(self, index: int, eval_seconds: float, test_sets: int) -> None:
@@ -213,19 +227,25 @@ class TimeLeft:
             self._single = index + 1
 
     def seconds(self) -> float | None:
-        """Estimate; None before the first step."""
-        if not self._all_steps:
+        """Estimate; None before the first few steps."""
+        if len(self._recent) < 3:
             return None
-        steps = self._steps - self._done_steps + self._steps * (self.tasks - self._index - 1)
+        steps = self._steps - self._done_steps
+        if self.always_trains:
+            steps += self._steps * (self.tasks - self._index - 1)
         tests = sum(range(self._index + 1, self.tasks + 1))
         if self._single:
             tests = (self.tasks - self._index - 1) // self._single + 1
-        return steps * self._learning / self._all_steps + tests * self._evaluation
+        return steps * sum(self._recent) / len(self._recent) + tests * self._evaluation
 
     def text(self) -> str:
         """`4 min left`, or nothing yet."""
         seconds = self.seconds()
-        return "" if seconds is None else f"{_duration(seconds)} left"
+        if not seconds:
+            return ""
+        # Nothing is known yet of what tasks without training take.
+        only_training = not self.always_trains and self._index == 0 and self.tasks > 1
+        return f"{_duration(seconds)} {'of training ' if only_training else ''}left"
 
 
 def _headline(total_tasks: int, config: Config) -> str:

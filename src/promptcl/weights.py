@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import pickle
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from timm.models import clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 
@@ -52,11 +54,15 @@ def _download(name: str, hub: tuple[str, str] | None) -> Path:
     cached = try_to_load_from_cache(*hub)  # asks no server, so a machine without network does not wait for retries
     if isinstance(cached, str):
         return Path(cached)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries are not worth a line each
     try:
+        get_hf_file_metadata(hf_hub_url(*hub))  # asks once; without network the download would ask for half a minute
         return Path(hf_hub_download(*hub))
     except Exception as error:  # network, proxy, disk, permission: each has its own type
+        reason = textwrap.shorten(first_line(error), 80, placeholder="...")
         raise UserError(
-            f"backbone.weights=hub: {hub[1]} of {hub[0]} could not be downloaded ({first_line(error)}), {local}"
+            f"{hub[1]} of {hub[0]} could not be downloaded ({reason}): {local}, or take what needs no download, "
+            "promptcl learn --recipe grow-demo or promptcl train demo"
         ) from error
 
 
