@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from promptcl.config import Config
 from promptcl.metrics import mean_std
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,7 +88,8 @@ def load_row(folder: Path) -> list[Results]:
     settings: set[str] = set()
     for path in sorted(folder.glob("*.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        config = dict(results["config"])
+        # Completed: a setting that is newer than the run had its default.
+        config = Config.model_validate(results["config"]).model_dump(mode="json")
         seed = config.pop("seed")
         if seed in seeds:
             raise TableError(f"{path}: seed {seed} is there twice")
