@@ -65,7 +65,8 @@ def learn(
         kept = learner.calibration  # of what is in the store
         steps = learner.steps(len(images))
         if not quiet:
-            print(f"learning {len(images)} pictures of {len(images.classes)} classes, {steps} training steps at most")
+            more = f", at most {steps} training steps" if steps else ""
+            print(f"learning {len(images)} pictures of {len(images.classes)} classes{more}")
         try:
             with _progress(steps, quiet) as step:
                 record = learner.learn(images, step, folder.name, store)
