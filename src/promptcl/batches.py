@@ -64,10 +64,10 @@ class Batches:
         first = (
             method.needs_images
             and id(images) not in self._queries
+            and self._size(method) == self.config.eval.batch_size
             and ranks.size() == 1
             and range(len(images))[rows] == range(len(images))
         )
-        first = first and self._size(method) == self.config.eval.batch_size
         queries_ND = torch.empty(0) if first else self.queries(images)
         parts: list[Tensor] = []
         for span in _spans(slice(*rows.indices(len(images))), self._size(method)):

@@ -24,7 +24,7 @@ from promptcl.fit import fit, make_optimizer
 from promptcl.memory import Memory, Replay
 from promptcl.methods._base import load_method
 from promptcl.pictures import Pictures, labelled, unlabelled
-from promptcl.runtime import check_dtypes, pick_device, pick_precision, task_generator
+from promptcl.runtime import check_dtypes, pick_device, settled, task_generator
 from promptcl.store import Saved, TaskRecord
 from promptcl.weights import first_line
 
@@ -41,9 +41,7 @@ class Learner:
         model = load_method(config.method["name"])
         options = model.Options(**{k: v for k, v in config.method.items() if k != "name"})
         complete = {"name": config.method["name"], **options.model_dump(mode="json")}
-        precision = pick_precision(config.backbone.precision, self.device)
-        frozen = config.backbone.model_copy(update={"precision": precision})
-        self.config = config = config.model_copy(update={"method": complete, "backbone": frozen})
+        self.config = config = settled(config, self.device).model_copy(update={"method": complete})
         self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         self.method = model(options, self.backbone.width, task_generator(config.seed, 0, "initial values"))
         check_dtypes(self.method, self.device)
@@ -211,9 +209,8 @@ class Learner:
         config, method = self.config, self.method
         present_K = None
         if self._masked:
-            present_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device).index_fill_(
-                0, labels_N, True
-            )
+            present_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
+            present_K[labels_N] = True
         method.train()
         generator = task_generator(config.seed, len(self.history), "training")
         previous = None if self.boundaries else self._optimizer

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from promptcl import ranks
+from promptcl.config import Config
 from promptcl.errors import UserError
 
 
@@ -61,6 +62,12 @@ def pick_precision(name: str, device: torch.device) -> str:
         known: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # not in every version
         fast = device.type == "cpu" and bool(known().get("amx_bf16", False))
     return "bf16" if fast else "fp32"
+
+
+def settled(config: Config, device: torch.device) -> Config:
+    """`config` with the precision that `auto` means on `device`."""
+    precision = pick_precision(config.backbone.precision, device)
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"precision": precision})})
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

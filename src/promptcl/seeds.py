@@ -11,7 +11,7 @@ from promptcl import experiment, ranks
 from promptcl.config import Config
 from promptcl.errors import UserError
 from promptcl.metrics import mean_std
-from promptcl.runtime import pick_device, pick_precision
+from promptcl.runtime import pick_device, settled
 from promptcl.store import movable
 from promptcl.ui import Ui
 
@@ -58,10 +58,8 @@ def _finished(config: Config, folder: Path) -> dict[str, Any] | None:
         return None
     try:
         results: dict[str, Any] = json.loads(path.read_bytes())
-        precision = pick_precision(config.backbone.precision, pick_device(config.device))
-        backbone = config.backbone.model_copy(update={"precision": precision})  # results hold what was picked
-        whole = config.model_copy(update={"backbone": backbone})
-        same = results["config"] == movable(whole).model_dump(mode="json")
+        whole = movable(settled(config, pick_device(config.device)))
+        same = results["config"] == whole.model_dump(mode="json")
     except (ValueError, KeyError, TypeError):
         same = False
     if not same:

@@ -173,7 +173,8 @@ def _some(names: list[str] | set[str]) -> str:
 
 def _check(learner: Learner, tests: ImageSet | None, classes: list[str]) -> Evaluation | None:
     """Accuracy on those of the test pictures whose classes are among `classes`; None where there are none."""
-    if tests is None or not (known := [name for name in tests.classes if name in set(classes)]):
+    learned = set(classes)
+    if tests is None or not (known := [name for name in tests.classes if name in learned]):
         return None
     return learner.evaluate(tests.of_classes(known))
 
