@@ -26,7 +26,7 @@ from typing import Any
 from fuzz_targets import Target, targets
 
 from promptcl.errors import UserError
-from promptcl.runtime import git_commit, versions
+from promptcl.runtime.provenance import git_commit, versions
 
 SECONDS = 10
 MEMORY = 1 << 30  # bytes that reading may add to the process

@@ -22,15 +22,18 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from promptcl import durable, weights
-from promptcl.archive import open_tree
-from promptcl.backbone import Backbone
-from promptcl.config import BackboneConfig, DataConfig
-from promptcl.data import FileSource, load_split
+from promptcl.backbone import weights
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import BackboneConfig, DataConfig
+from promptcl.data.archive import open_tree
+from promptcl.data.images import FileSource
+from promptcl.data.inputs import labelled
+from promptcl.data.splits import load_split
 from promptcl.errors import UserError
-from promptcl.learner import Learner
-from promptcl.pictures import labelled
-from promptcl.recipes import available, load_config
+from promptcl.learner.learner import Learner
+from promptcl.recipes.load import load_config
+from promptcl.recipes.registry import available
+from promptcl.store import files
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 Reader = Callable[[bytes, Path], object]
@@ -226,7 +229,7 @@ def _sealed(document: dict[str, Any], state: bytes) -> bytes:
     """learner.json as a forger would write it: all checksums are right."""
     document.pop("checksum", None)
     document["state"] = {"sha256": hashlib.sha256(state).hexdigest(), "bytes": len(state)}
-    return durable._text({**document, "checksum": durable._checksum(document)})
+    return files._text({**document, "checksum": files._checksum(document)})
 
 
 def read_store(data: bytes, folder: Path) -> object:
@@ -247,7 +250,7 @@ def read_state(data: bytes, folder: Path) -> object:
 def targets() -> dict[str, Target]:
     """Every reader with its seeds."""
     recipes = [
-        (Path(__file__).parents[1] / f"src/promptcl/configs/{name}.yaml").read_bytes() for name in available("recipes")
+        (Path(__file__).parents[1] / f"src/promptcl/recipes/{name}.yaml").read_bytes() for name in available("recipes")
     ]
     settings = [
         b"train.epochs=5",

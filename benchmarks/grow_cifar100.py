@@ -28,12 +28,13 @@ import torch
 from PIL import Image
 
 from promptcl import store
-from promptcl.config import DataConfig
-from promptcl.data import ImageSet, load_split
-from promptcl.learner import Learner
-from promptcl.pictures import labelled
-from promptcl.recipes import load_config
-from promptcl.runtime import git_commit, versions
+from promptcl.config.schema import DataConfig
+from promptcl.data.images import ImageSet
+from promptcl.data.inputs import labelled
+from promptcl.data.splits import load_split
+from promptcl.learner.learner import Learner
+from promptcl.recipes.load import load_config
+from promptcl.runtime.provenance import git_commit, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, GUIDE = ROOT / "benchmarks" / "results" / "grow.json", ROOT / "docs" / "guide.md"

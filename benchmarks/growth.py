@@ -17,11 +17,11 @@ from typing import Any
 
 import matplotlib
 
-from promptcl.bench import circumstances
-from promptcl.learner import Learner
-from promptcl.parts import load_parts
-from promptcl.recipes import load_config
-from promptcl.stream import make_stream
+from promptcl.data.scenario import make_stream
+from promptcl.data.splits import load_domains
+from promptcl.experiments.speed import circumstances
+from promptcl.learner.learner import Learner
+from promptcl.recipes.load import load_config
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -37,7 +37,7 @@ def resident() -> int:
 def measure(recipe: str, settings: list[str]) -> dict[str, Any]:
     """Learn the stream; one entry a task."""
     config = load_config(recipe, settings)
-    stream = make_stream(load_parts(config.data), config)
+    stream = make_stream(load_domains(config.data), config)
     learner = Learner(config)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

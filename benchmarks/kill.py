@@ -27,13 +27,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptcl import experiment, store
-from promptcl.config import Config, DataConfig
-from promptcl.data import load_split
-from promptcl.learner import Learner
-from promptcl.runtime import git_commit, versions
-from promptcl.stream import class_incremental
-from promptcl.ui import QuietUi
+from promptcl import store
+from promptcl.config.schema import Config, DataConfig
+from promptcl.data.splits import load_split
+from promptcl.data.stream import class_incremental
+from promptcl.experiments import run as experiment
+from promptcl.experiments.progress import QuietUi
+from promptcl.learner.learner import Learner
+from promptcl.runtime.provenance import git_commit, versions
 
 TASKS = 3
 

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from promptcl import weights
-from promptcl.config import Config
-from promptcl.data import ImageSet
+from promptcl.backbone import weights
+from promptcl.config.schema import Config
+from promptcl.data.images import ImageSet
 
 
 class Engine:

@@ -19,11 +19,11 @@ from typing import Any
 
 from PIL import Image
 
-from promptcl.config import DataConfig
-from promptcl.data import load_split
-from promptcl.learner import Learner
-from promptcl.recipes import load_config
-from promptcl.runtime import git_commit, versions
+from promptcl.config.schema import DataConfig
+from promptcl.data.splits import load_split
+from promptcl.learner.learner import Learner
+from promptcl.recipes.load import load_config
+from promptcl.runtime.provenance import git_commit, versions
 
 COLD, WARM = 3, 1000
 

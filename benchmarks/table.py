@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from promptcl.config import Config
-from promptcl.metrics import mean_std
+from promptcl.config.schema import Config
+from promptcl.experiments.metrics import mean_std
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = re.compile(r"(?P<begin><!-- table: (?P<name>[\w.-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)

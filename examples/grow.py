@@ -15,8 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from promptcl.config import DataConfig
-from promptcl.data import ImageSet, load_split
+from promptcl.config.schema import DataConfig
+from promptcl.data.images import ImageSet
+from promptcl.data.splits import load_split
 
 
 def write_pictures(images: ImageSet, folder: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
-from promptcl.config import DataConfig
-from promptcl.data import load_split
-from promptcl.learner import Learner
-from promptcl.recipes import load_config
+from promptcl.config.schema import DataConfig
+from promptcl.data.splits import load_split
+from promptcl.learner.learner import Learner
+from promptcl.recipes.load import load_config
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -9,28 +9,30 @@ import json
 import sys
 from pathlib import Path
 
-from promptcl import cli, experiment, ranks
-from promptcl.config import Config
+from promptcl.cli import main as cli
+from promptcl.config.schema import Config
 from promptcl.errors import UserError
-from promptcl.ui import QuietUi
+from promptcl.experiments import run as experiment
+from promptcl.experiments.progress import QuietUi
+from promptcl.runtime import processes
 
 
 def main(jobs: Path, out: Path, interrupted: Path) -> None:
-    with ranks.group():
+    with processes.group():
         for name, settings in json.loads(jobs.read_text()).items():
             experiment.run(Config.model_validate(settings), out / name, QuietUi(out, write=lambda line: None))
         cli.app(["train", "--resume", str(interrupted), "--quiet"], standalone_mode=False)
         said = []
         for error in (UserError("one sentence"), OSError(28, "full", "disk")):
             try:
-                ranks.on_first(lambda error=error: fail(error))  # type: ignore[misc]
+                processes.on_first(lambda error=error: fail(error))  # type: ignore[misc]
             except (UserError, OSError) as raised:
                 said.append(repr(raised))
-        (out / f"said{ranks.rank()}").write_text(f"{ranks.size()} {said}")
+        (out / f"said{processes.rank()}").write_text(f"{processes.size()} {said}")
 
 
 def fail(error: Exception) -> None:
-    assert ranks.rank() == 0
+    assert processes.rank() == 0
     raise error
 
 

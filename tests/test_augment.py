@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
-from promptcl import augment
-from promptcl.augment import eval_view, random_boxes, train_view
-from promptcl.config import DataConfig
+from promptcl.config.schema import DataConfig
+from promptcl.data import augment
+from promptcl.data.augment import eval_view, random_boxes, train_view
 
 FLOAT32 = 2e-5  # largest difference allowed between two float computations of a pixel in [0, 1]
 

@@ -13,10 +13,11 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Prompt
-from promptcl.config import BackboneConfig
+from promptcl.backbone.inserts import Prompt
+from promptcl.backbone.vit import Backbone
+from promptcl.backbone.weights import tensors_sha256
+from promptcl.config.schema import BackboneConfig
 from promptcl.errors import UserError
-from promptcl.weights import tensors_sha256
 
 NEW_TIMM = "attn_layer" in inspect.signature(VisionTransformer).parameters
 SMALL: dict[str, Any] = {"depth": 3, "embed_dim": 48, "num_heads": 3}

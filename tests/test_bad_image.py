@@ -11,12 +11,13 @@ import pytest
 from test_experiment import make_config, timeless
 from test_verbs import call, good, write
 
-from promptcl import experiment, store
-from promptcl.config import Config, DataConfig
-from promptcl.data import load_split
+from promptcl import store
+from promptcl.config.schema import Config, DataConfig
+from promptcl.data.splits import load_split
 from promptcl.errors import UserError
-from promptcl.learner import Learner
-from promptcl.ui import QuietUi
+from promptcl.experiments import run as experiment
+from promptcl.experiments.progress import QuietUi
+from promptcl.learner.learner import Learner
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ import torch
 from test_experiment import make_config
 from typer.testing import CliRunner
 
-from promptcl import bench
-from promptcl.batches import Batches
-from promptcl.cli import app
-from promptcl.data import load_split
-from promptcl.learner import Learner
-from promptcl.runtime import task_generator
-from promptcl.stream import class_incremental
+from promptcl.cli.main import app
+from promptcl.cli.report import lines
+from promptcl.data.splits import load_split
+from promptcl.data.stream import class_incremental
+from promptcl.experiments import speed as bench
+from promptcl.learner.learner import Learner
+from promptcl.runtime.seeding import task_generator
+from promptcl.training.batches import Batches
 
 SETTINGS = [
     "backbone.name=test_vit",
@@ -94,7 +95,7 @@ def test_both_engines_train_and_are_compared() -> None:
         assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"]
     # Zero where this process has already used more: the command starts in a fresh one.
     assert result["memory_bytes"] is None or result["memory_bytes"] >= 0
-    for line in bench.lines(result):
+    for line in lines(result):
         assert len(line) <= 80
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from promptcl import archive
-from promptcl.archive import open_tree
-from promptcl.config import DataConfig
-from promptcl.data import load_split
+from promptcl.config.schema import DataConfig
+from promptcl.data import archive
+from promptcl.data.archive import open_tree
+from promptcl.data.inputs import unlabelled
+from promptcl.data.splits import load_split
 from promptcl.errors import UserError
-from promptcl.pictures import unlabelled
-from promptcl.recipes import load_config
+from promptcl.recipes.load import load_config
 
 MIB = 2**20
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from promptcl.calibration import Calibration, hold_out, measure
-from promptcl.config import DataConfig
-from promptcl.data import load_split
-from promptcl.head import RidgeHead
+from promptcl.config.schema import DataConfig
+from promptcl.data.splits import load_split
+from promptcl.layers.heads import RidgeHead
+from promptcl.learner.calibration import Calibration, hold_out, measure
 
 
 def test_balanced_ridge_finds_rare_classes() -> None:

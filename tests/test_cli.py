@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from promptcl.cli import free_folder, split_arguments
-from promptcl.config import Config
+from promptcl.cli.errors import explain
+from promptcl.cli.options import split_arguments
+from promptcl.cli.train import free_folder
+from promptcl.config.schema import Config
 from promptcl.errors import UserError
-from promptcl.shell import explain
-from promptcl.ui import QuietUi, RichUi, TimeLeft
+from promptcl.experiments.progress import QuietUi, RichUi, TimeLeft
 
 
 def promptcl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from promptcl.config import Config, DataConfig, Section, TrainConfig, dump_config
+from promptcl.config.schema import Config, DataConfig, Section, TrainConfig, dump_config
 from promptcl.errors import UserError
-from promptcl.recipes import available, load_config
+from promptcl.recipes.load import load_config
+from promptcl.recipes.registry import available
 
 
 def sentence(recipe: str, *overrides: str) -> str:

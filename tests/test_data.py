@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from promptcl.config import DataConfig
-from promptcl.data import ArraySource, FileSource, ImageSet, load_split
-from promptcl.decode import decode
+from promptcl.config.schema import DataConfig
+from promptcl.data.decode import decode
+from promptcl.data.images import ArraySource, FileSource, ImageSet
+from promptcl.data.splits import load_split
 from promptcl.errors import UserError
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)

@@ -15,8 +15,8 @@ import pytest
 import torch
 import torchvision
 
-from promptcl.config import DataConfig
-from promptcl.data import load_split
+from promptcl.config.schema import DataConfig
+from promptcl.data.splits import load_split
 from promptcl.errors import UserError
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from promptcl import decode
+from promptcl.data import decode
+from promptcl.data.inputs import labelled, unlabelled
 from promptcl.errors import UserError
-from promptcl.pictures import labelled, unlabelled
 
 RED = (255, 0, 0)
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from promptcl import datasets
-from promptcl.backbone import Backbone
-from promptcl.config import BackboneConfig, DataConfig
-from promptcl.data import load_split
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import BackboneConfig, DataConfig
+from promptcl.data import datasets
+from promptcl.data.splits import load_split
 from promptcl.errors import UserError
-from promptcl.export import export
+from promptcl.learner.export import export
 from promptcl.methods._base import Batch, load_method
-from promptcl.runtime import task_generator
+from promptcl.runtime.seeding import task_generator
 
 ROOT = Path(__file__).parents[1]
 

@@ -18,21 +18,22 @@ import pytest
 import torch
 from forked import in_child
 
-from promptcl import durable
 from promptcl.errors import UserError
+from promptcl.store import files
+from promptcl.store.lock import lock
 
-KIND = durable.Kind("thing", 1, "get another")
+KIND = files.Kind("thing", 1, "get another")
 OLD, NEW = {"format": 1, "name": "old"}, {"format": 1, "name": "new"}
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0, 4), "n": torch.tensor(3)}
 
 
 def put(folder: Path, document: dict[str, Any], scale: float) -> str:
-    return durable.write_pair(folder / "thing.json", document, {k: v * scale for k, v in TENSORS.items()})
+    return files.write_pair(folder / "thing.json", document, {k: v * scale for k, v in TENSORS.items()})
 
 
 def name_in(folder: Path) -> str:
     """`old` or `new`, with the tensors that belong to it."""
-    pair = durable.read_pair(folder / "thing.json", KIND)
+    pair = files.read_pair(folder / "thing.json", KIND)
     name = str(pair.document["name"])
     scale = {"old": 1, "new": 2}[name]
     assert all(torch.equal(pair.tensors[key], value * scale) for key, value in TENSORS.items())
@@ -49,7 +50,7 @@ def test_what_is_written_is_read_and_what_was_there_is_gone(folder: Path) -> Non
     assert name_in(folder) == "old"
     (folder / ".thing.json.1.tmp").write_text("left by a process that was killed")
     checksum = put(folder, NEW, 2)
-    pair = durable.read_pair(folder / "thing.json", KIND)
+    pair = files.read_pair(folder / "thing.json", KIND)
     assert pair.checksum == checksum
     assert pair.document == NEW
     assert len(list(folder.iterdir())) == 2
@@ -163,10 +164,10 @@ def test_power_failure_at_each_operation_of_a_write(
     put(folder, NEW, 2)
     monkeypatch.undo()
     names = []
-    for number, files in enumerate(possible):
+    for number, present in enumerate(possible):
         place = tmp_path / f"disk{number}"
         place.mkdir()
-        for name, data in files.items():
+        for name, data in present.items():
             (place / name).write_bytes(data)
         names.append(name_in(place))
     assert {"old", "new"} == set(names)
@@ -190,7 +191,7 @@ def test_a_disk_that_is_full(small_disk: Path) -> None:
     put(folder, OLD, 1)
     big = {"a": torch.zeros(1 << 16)}
     with pytest.raises(UserError, match="no disk space left, free some and repeat; what was there before is unchanged"):
-        durable.write_pair(folder / "thing.json", NEW, big)
+        files.write_pair(folder / "thing.json", NEW, big)
     assert name_in(folder) == "old"
     assert len(list(folder.iterdir())) == 2
     put(folder, NEW, 2)
@@ -203,7 +204,7 @@ def test_a_disk_mounted_read_only(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(UserError, match="no permission"):
         put(folder, NEW, 2)
-    with pytest.raises(UserError, match="no permission"), durable.lock(folder):
+    with pytest.raises(UserError, match="no permission"), lock(folder):
         pass
     assert name_in(folder) == "old"
 
@@ -211,7 +212,7 @@ def test_a_disk_mounted_read_only(small_disk: Path) -> None:
 def test_a_limit_on_the_size_of_files(folder: Path) -> None:
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        durable.write_pair(folder / "thing.json", NEW, {"a": torch.zeros(1 << 16)})
+        files.write_pair(folder / "thing.json", NEW, {"a": torch.zeros(1 << 16)})
 
     assert "could not be written: File too large" in in_child(limited)
     assert name_in(folder) == "old"
@@ -248,7 +249,7 @@ def test_a_reader_meets_a_writer(folder: Path) -> None:
 
     child = os.fork()
     if child == 0:
-        with durable.lock(folder):  # reading needs no lock
+        with lock(folder):  # reading needs no lock
             writer()
     try:
         seen = {name_in(folder) for _ in range(300)}

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from promptcl.backbone import Backbone
-from promptcl.config import Config
-from promptcl.data import ImageSet, load_split
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import Config
+from promptcl.data.images import ImageSet
+from promptcl.data.splits import load_split
+from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
-from promptcl.experiment import run
-from promptcl.learner import Learner
-from promptcl.stream import class_incremental
-from promptcl.ui import QuietUi
+from promptcl.experiments.progress import QuietUi
+from promptcl.experiments.run import run
+from promptcl.learner.learner import Learner
 
 SILENT = QuietUi(Path("."), write=lambda line: None)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from promptcl.config import DataConfig
-from promptcl.data import Split, load_split
+from promptcl.config.schema import DataConfig
+from promptcl.data.splits import Split, load_split
 from promptcl.errors import UserError
 
 SUFFIXES = ["", ".tar", ".tar.gz", ".tgz", ".zip"]

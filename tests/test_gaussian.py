@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from promptcl.config import Config
-from promptcl.data import ArraySource, ImageSet, Split
+from promptcl.config.schema import Config
+from promptcl.data.gaussian import draw_classes, gaussian_stream, inclusion, peaks
+from promptcl.data.images import ArraySource, ImageSet
+from promptcl.data.splits import Split
 from promptcl.errors import UserError
-from promptcl.gaussian import draw_classes, gaussian_stream, inclusion, peaks
-from promptcl.runtime import task_generator
+from promptcl.runtime.seeding import task_generator
 
 
 def split_of(classes: int, per_class: int) -> Split:

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from promptcl.config import DataConfig
-from promptcl.data import load_split
+from promptcl.config.schema import DataConfig
+from promptcl.data.splits import load_split
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "device=cpu"]

@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from promptcl.backbone import Backbone
-from promptcl.config import BackboneConfig, TrainConfig
-from promptcl.fit import effective_lr
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import BackboneConfig, TrainConfig
+from promptcl.layers.prompts import top_n
 from promptcl.methods._base import Batch
 from promptcl.methods.l2p import L2POptions, Model
-from promptcl.prompts import top_n
-from promptcl.runtime import task_generator
+from promptcl.runtime.seeding import task_generator
+from promptcl.training.optim import effective_lr
 
 
 @pytest.fixture(scope="module")

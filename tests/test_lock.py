@@ -13,9 +13,10 @@ import pytest
 import torch
 from forked import in_child
 
-from promptcl import durable
-from promptcl.checkpoint import Checkpoint, discard
 from promptcl.errors import UserError
+from promptcl.store import files
+from promptcl.store.checkpoint import Checkpoint, discard
+from promptcl.store.lock import lock
 
 
 @pytest.fixture
@@ -24,19 +25,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_second_writer_is_told_who_is_the_first(folder: Path) -> None:
-    command = [sys.executable, "-c", "import sys; from promptcl import durable; from pathlib import Path"]
-    command[-1] += "\nwith durable.lock(Path(sys.argv[1])): print('have it', flush=True); sys.stdin.read()"
-    environment = {**os.environ, "PYTHONPATH": str(Path(durable.__file__).parents[1])}
+    command = [sys.executable, "-c", "import sys; from promptcl.store import lock; from pathlib import Path"]
+    command[-1] += "\nwith lock(Path(sys.argv[1])): print('have it', flush=True); sys.stdin.read()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
     first = subprocess.Popen(
         [*command, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
     assert first.stdout is not None
     assert first.stdout.readline() == "have it\n"
-    with pytest.raises(UserError, match=f"being written by process {first.pid} on .* since 2"), durable.lock(folder):
+    with pytest.raises(UserError, match=f"being written by process {first.pid} on .* since 2"), lock(folder):
         pass
     first.kill()
     first.communicate()
-    with durable.lock(folder):  # its death released the lock
+    with lock(folder):  # its death released the lock
         holder = json.loads((folder / ".lock").read_text())
         assert holder["process"] == os.getpid()
 
@@ -44,27 +45,27 @@ def test_the_second_writer_is_told_who_is_the_first(folder: Path) -> None:
 def test_a_thread_may_lock_twice_and_another_may_not(folder: Path) -> None:
     def other() -> None:
         try:
-            with durable.lock(folder):
+            with lock(folder):
                 said.append("got it")
         except UserError as error:
             said.append(str(error))
 
     said: list[str] = []
-    with durable.lock(folder), durable.lock(folder):
+    with lock(folder), lock(folder):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        assert "being written by process" in in_child(lambda: durable.lock(folder).__enter__())
+        assert "being written by process" in in_child(lambda: lock(folder).__enter__())
     assert f"process {os.getpid()}" in said[0]
-    with durable.lock(folder):
+    with lock(folder):
         pass
 
 
 def test_a_lock_taken_twice_is_held_until_the_outer_one_ends(folder: Path) -> None:
-    with durable.lock(folder):
-        with durable.lock(folder):
+    with lock(folder):
+        with lock(folder):
             pass
-        assert "being written by process" in in_child(lambda: durable.lock(folder).__enter__())
+        assert "being written by process" in in_child(lambda: lock(folder).__enter__())
 
 
 def test_nothing_is_written_through_a_link(folder: Path) -> None:
@@ -72,7 +73,7 @@ def test_nothing_is_written_through_a_link(folder: Path) -> None:
     victim = folder.with_name("victim.txt")
     victim.write_text("mine")
     (folder / ".lock").symlink_to(victim)
-    with pytest.raises(UserError, match=r"\.lock is a link"), durable.lock(folder):
+    with pytest.raises(UserError, match=r"\.lock is a link"), lock(folder):
         pass
     assert victim.read_text() == "mine"
     elsewhere = folder.with_name("elsewhere")
@@ -89,13 +90,13 @@ def test_a_released_lock_forgets_its_holder(folder: Path) -> None:
     """Else we would take the next holder, which has not written its name yet, for ourselves."""
     folder.mkdir()
     (folder / "something").write_text("x")
-    with durable.lock(folder):
+    with lock(folder):
         assert (folder / ".lock").read_text()
     assert not (folder / ".lock").read_text()
 
 
 def test_a_lock_for_nothing_leaves_nothing(folder: Path) -> None:
-    with pytest.raises(UserError), durable.lock(folder):
+    with pytest.raises(UserError), lock(folder):
         raise UserError("a mistake found later")
     assert not folder.exists()
 
@@ -103,7 +104,7 @@ def test_a_lock_for_nothing_leaves_nothing(folder: Path) -> None:
 def test_a_folder_called_checkpoint_may_be_the_users_own(folder: Path) -> None:
     (folder / "checkpoint").mkdir(parents=True)
     (folder / "checkpoint" / "my_model.pt").write_text("mine")
-    durable.write_pair(folder / "checkpoint" / "checkpoint.json", {"format": 1}, {"x": torch.zeros(2)})
+    files.write_pair(folder / "checkpoint" / "checkpoint.json", {"format": 1}, {"x": torch.zeros(2)})
     discard(folder)
     assert [path.name for path in (folder / "checkpoint").iterdir()] == ["my_model.pt"]
 
@@ -111,7 +112,7 @@ def test_a_folder_called_checkpoint_may_be_the_users_own(folder: Path) -> None:
 def test_a_discard_that_is_killed_leaves_no_half_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The JSON goes first: tensors alone mean nothing."""
     path = folder / "checkpoint" / "checkpoint.json"
-    durable.write_pair(path, {"format": 1}, {"x": torch.zeros(2)})
+    files.write_pair(path, {"format": 1}, {"x": torch.zeros(2)})
     gone: list[str] = []
     monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: gone.append(self.name))
     discard(folder)

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from promptcl.data import ArraySource, ImageSet
-from promptcl.memory import Memory
-from promptcl.parts import concat
-from promptcl.runtime import task_generator
+from promptcl.data.images import ArraySource, ImageSet, concat
+from promptcl.runtime.seeding import task_generator
+from promptcl.training.memory import Memory
 
 
 def digits(name: str, classes: list[str], per_class: int) -> ImageSet:

@@ -12,15 +12,18 @@ import torch
 from test_experiment import make_config
 from test_verbs import write
 
-from promptcl import durable, store
-from promptcl.backbone import Backbone
-from promptcl.config import Config, DataConfig
-from promptcl.data import ImageSet, load_split
+from promptcl import store
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import Config, DataConfig
+from promptcl.data.images import ImageSet
+from promptcl.data.inputs import labelled
+from promptcl.data.splits import load_split
 from promptcl.errors import UserError
-from promptcl.learner import Learner
-from promptcl.memory import Memory
-from promptcl.pictures import labelled
-from promptcl.recipes import load_config
+from promptcl.learner.learner import Learner
+from promptcl.recipes.load import load_config
+from promptcl.store import files
+from promptcl.store.folder import KIND
+from promptcl.training.memory import Memory
 
 
 def settings(**memory: Any) -> Config:
@@ -116,9 +119,9 @@ def test_colour_and_large_pictures_come_back_as_they_were() -> None:
     ],
 )
 def test_forged_memories_are_refused(folder: Path, backbone: Backbone, change: dict[str, torch.Tensor | None]) -> None:
-    pair = durable.read_pair(folder / "learner.json", store.KIND)
+    pair = files.read_pair(folder / "learner.json", KIND)
     tensors = {name: value for name, value in {**pair.tensors, **change}.items() if value is not None}
-    durable.write_pair(folder / "learner.json", pair.document, tensors)
+    files.write_pair(folder / "learner.json", pair.document, tensors)
     with pytest.raises(UserError, match="the images of its memory are not what is expected"):
         Learner.load(folder, backbone=backbone)
 
@@ -126,9 +129,9 @@ def test_forged_memories_are_refused(folder: Path, backbone: Backbone, change: d
 def test_a_forged_picture_is_a_sentence_when_it_is_replayed(
     folder: Path, backbone: Backbone, lessons: list[Path]
 ) -> None:
-    pair = durable.read_pair(folder / "learner.json", store.KIND)
+    pair = files.read_pair(folder / "learner.json", KIND)
     forged = {f"memory.picture.{i}": torch.zeros(9, dtype=torch.uint8) for i in range(8)}
-    durable.write_pair(folder / "learner.json", pair.document, {**pair.tensors, **forged})
+    files.write_pair(folder / "learner.json", pair.document, {**pair.tensors, **forged})
     with pytest.raises(UserError, match=r"memory\.picture\.\d does not decode as an image"):
         Learner.load(folder, backbone=backbone).learn(lessons[2])
 

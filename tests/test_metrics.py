@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from promptcl import metrics
-from promptcl.metrics import selection_entropy, used_prompts
+from promptcl.experiments import metrics
+from promptcl.experiments.metrics import selection_entropy, used_prompts
 
 MATRIX: list[list[float | None]] = [
     [90.0, None, None],

@@ -13,12 +13,12 @@ from PIL import Image
 from test_store import rewrite
 from typer.testing import CliRunner
 
-from promptcl.calibration import hold_out
-from promptcl.cli import app
+from promptcl.cli.main import app
+from promptcl.data.inputs import labelled
 from promptcl.errors import UserError
-from promptcl.learner import Learner
-from promptcl.pictures import labelled
-from promptcl.recipes import load_config
+from promptcl.learner.calibration import hold_out
+from promptcl.learner.learner import Learner
+from promptcl.recipes.load import load_config
 
 TINY = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32"]
 QUICK = [*TINY, "train.epochs=1", "train.min_steps=1", "data.augment=none", "data.cache_mb=1"]

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from promptcl.config import Config, DataConfig
+from promptcl.config.schema import Config, DataConfig
+from promptcl.data.scenario import make_stream
+from promptcl.data.splits import Domain, load_domains
+from promptcl.data.stream import Stream
 from promptcl.errors import UserError
-from promptcl.parts import Part, load_parts
-from promptcl.stream import Stream, make_stream
 
 
 def png(value: int) -> bytes:
@@ -29,21 +30,21 @@ def write(root: Path, names: list[str]) -> None:
         (root / name).write_bytes(png(value))
 
 
-def domains(root: Path, **settings: Any) -> list[Part]:
-    return load_parts(DataConfig(name="domains", root=str(root), **settings))
+def domains(root: Path, **settings: Any) -> list[Domain]:
+    return load_domains(DataConfig(name="domains", root=str(root), **settings))
 
 
-def stream_of(parts: list[Part], **settings: Any) -> Stream:
+def stream_of(parts: list[Domain], **settings: Any) -> Stream:
     return make_stream(parts, Config.model_validate({"scenario": "domain", **settings}))
 
 
-def sizes(parts: list[Part]) -> dict[str, tuple[int, int]]:
+def sizes(parts: list[Domain]) -> dict[str, tuple[int, int]]:
     return {part.name: (len(part.train), len(part.test)) for part in parts}
 
 
 def test_five_datasets(assets: Path) -> None:
     root = str(assets / "data" / "five_datasets")
-    parts = load_parts(DataConfig(name="five_datasets", root=root, train_per_class=3, test_per_class=2))
+    parts = load_domains(DataConfig(name="five_datasets", root=root, train_per_class=3, test_per_class=2))
     assert [part.name for part in parts] == ["cifar10", "mnist", "svhn", "notmnist", "fashion_mnist"]
     assert all(size == (30, 20) for size in sizes(parts).values())
     assert parts[1].train.classes[3] == "mnist 3"
@@ -55,22 +56,22 @@ def test_five_datasets(assets: Path) -> None:
     assert [task.name for task in stream.tasks] == [part.name for part in parts]
     assert len(stream.everything.classes) == 50
     assert not stream.one_test
-    chosen = load_parts(DataConfig(name="five_datasets", root=root, order=("svhn", "mnist"), train_per_class=1))
+    chosen = load_domains(DataConfig(name="five_datasets", root=root, order=("svhn", "mnist"), train_per_class=1))
     assert [part.name for part in chosen] == ["svhn", "mnist"]
     with pytest.raises(UserError, match=r"data.order has 'kmnist', which is not one of the data sets: cifar10, mnist"):
-        load_parts(DataConfig(name="five_datasets", root=root, order=("kmnist",)))
+        load_domains(DataConfig(name="five_datasets", root=root, order=("kmnist",)))
 
 
 def test_digits_as_domains(assets: Path) -> None:
     root = str(assets / "data" / "five_datasets")
     settings = {"name": "domains", "root": root, "train_per_class": 2, "test_per_class": 3}
     for order in (("mnist", "svhn"), ("svhn", "mnist")):
-        stream = stream_of(load_parts(DataConfig.model_validate({**settings, "order": order})))
+        stream = stream_of(load_domains(DataConfig.model_validate({**settings, "order": order})))
         assert [task.name for task in stream.tasks] == list(order)
         assert [task.classes for task in stream.tasks] == [tuple("0123456789")] * 2
         assert [len(task.test) for task in stream.tasks] == [30, 30]
     with pytest.raises(UserError, match="domains 'mnist' and 'cifar10' have different classes"):
-        load_parts(DataConfig.model_validate({**settings, "order": ["mnist", "cifar10"]}))
+        load_domains(DataConfig.model_validate({**settings, "order": ["mnist", "cifar10"]}))
 
 
 def test_a_folder_of_domains_with_any_names(tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_a_domain_that_is_only_tested_needs_a_common_test_set(tmp_path: Path) ->
 
 def test_what_is_wrong_with_domains_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"needs data.root"):
-        load_parts(DataConfig(name="domains"))
+        load_domains(DataConfig(name="domains"))
     write(tmp_path, [f"{place}/{kind}/{i}.png" for place in ("a", "b b") for kind in ("x", "y") for i in range(5)])
     with pytest.raises(UserError, match="at least two domains to learn but the data has 1"):
         stream_of(domains(tmp_path, order=("a",)))
@@ -148,11 +149,11 @@ def test_what_is_wrong_with_domains_is_named(tmp_path: Path) -> None:
 
 def test_classes_that_differ_between_parts_are_no_domains(assets: Path) -> None:
     root = str(assets / "data" / "five_datasets")
-    parts = load_parts(DataConfig(name="five_datasets", root=root, train_per_class=1, test_per_class=1))
+    parts = load_domains(DataConfig(name="five_datasets", root=root, train_per_class=1, test_per_class=1))
     with pytest.raises(UserError, match=r"needs the same classes in every domain but 'cifar10 airplane'"):
         stream_of(parts)
     with pytest.raises(UserError, match=r"data.order needs data in parts but data.name=npz is one"):
-        load_parts(DataConfig(name="npz", root=f"{root}/mnist.npz", order=("mnist",)))
+        load_domains(DataConfig(name="npz", root=f"{root}/mnist.npz", order=("mnist",)))
 
 
 @pytest.mark.parametrize("archive", [False, True])
@@ -171,7 +172,7 @@ def test_core50_layout(tmp_path: Path, archive: bool) -> None:
     else:
         write(tmp_path, names)
         root = tmp_path / "core50_128x128"
-    parts = load_parts(DataConfig(name="core50", root=str(root), test_set="common", test_per_class=3))
+    parts = load_domains(DataConfig(name="core50", root=str(root), test_set="common", test_per_class=3))
     assert [part.name for part in parts] == ["s1", "s2", "s4", "s5", "s6", "s8", "s9", "s11"]
     assert parts[0].train.classes == ("o1", "o2", "o10")
     assert all(part.test is parts[0].test and len(part.train) == 12 for part in parts)
@@ -185,4 +186,4 @@ def test_core50_layout(tmp_path: Path, archive: bool) -> None:
         for frame in (root / "s7").rglob("*.png"):
             frame.unlink()
         with pytest.raises(UserError, match="session s7 has no frames"):
-            load_parts(DataConfig(name="core50", root=str(root)))
+            load_domains(DataConfig(name="core50", root=str(root)))

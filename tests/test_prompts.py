@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from promptcl.head import ClassMeans, GrowingLinear
-from promptcl.prompts import PromptPool, cosine, initialise, top_n, vote
-from promptcl.runtime import task_generator
+from promptcl.layers.heads import ClassMeans, GrowingLinear
+from promptcl.layers.prompts import PromptPool, cosine, initialise, top_n, vote
+from promptcl.runtime.seeding import task_generator
 
 
 @pytest.mark.parametrize(("pool", "length", "count"), [(10, 5, 46_080), (20, 5, 92_160), (10, 10, 84_480)])

@@ -17,11 +17,14 @@ import torch
 from test_experiment import make_config, timeless
 
 import promptcl
-from promptcl import durable, experiment, ranks, store
-from promptcl.augment import train_view
-from promptcl.config import Config, DataConfig
-from promptcl.learner import Learner
-from promptcl.ui import QuietUi
+from promptcl.config.schema import Config, DataConfig
+from promptcl.data.augment import train_view
+from promptcl.experiments import run as experiment
+from promptcl.experiments.progress import QuietUi
+from promptcl.learner.learner import Learner
+from promptcl.runtime import processes
+from promptcl.store import files
+from promptcl.store.folder import KIND
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(promptcl.__file__).parents[1])}
@@ -63,7 +66,7 @@ JOBS = {
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
-    return durable.read_pair(run / "learner" / "learner.json", store.KIND).tensors
+    return files.read_pair(run / "learner" / "learner.json", KIND).tensors
 
 
 def furthest(one: Path, other: Path) -> float:
@@ -181,8 +184,8 @@ def test_other_verbs_are_refused() -> None:
 
 
 def be(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
-    monkeypatch.setattr(ranks, "_rank", rank)
-    monkeypatch.setattr(ranks, "_size", size)
+    monkeypatch.setattr(processes, "_rank", rank)
+    monkeypatch.setattr(processes, "_size", size)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -193,7 +196,7 @@ def test_shares_are_all_rows_once(size: int, whole: int, monkeypatch: pytest.Mon
         lengths = []
         for rank in range(size):
             be(monkeypatch, rank, size)
-            mine = range(count)[ranks.share(count, whole)]
+            mine = range(count)[processes.share(count, whole)]
             assert not mine or mine.start % whole == 0
             rows += mine
             lengths.append(len(mine))

@@ -8,7 +8,8 @@ import pytest
 
 import promptcl
 from promptcl.errors import UserError
-from promptcl.recipes import available, load_config
+from promptcl.recipes.load import load_config
+from promptcl.recipes.registry import available
 
 FOLDER = Path(promptcl.__file__).parent
 RECIPES = sorted(available("recipes"))
@@ -18,7 +19,7 @@ RECIPES = sorted(available("recipes"))
 def test_recipe_loads_and_its_header_is_complete(name: str) -> None:
     header = [
         line
-        for line in (FOLDER / "configs" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        for line in (FOLDER / "recipes" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         if line.startswith("#")
     ]
     for field in (

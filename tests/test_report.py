@@ -18,10 +18,10 @@ from test_cli import promptcl, refused
 from test_experiment import make_config
 
 from promptcl.errors import UserError
-from promptcl.experiment import run
-from promptcl.report import entropy, write
-from promptcl.runs import Schedule, read
-from promptcl.ui import QuietUi
+from promptcl.experiments.progress import QuietUi
+from promptcl.experiments.run import run
+from promptcl.reports.report import entropy, write
+from promptcl.reports.results import Schedule, read
 
 FIGURES = {"average-accuracy", "average-accuracy-last", "forgetting", "forgetting-last", "a-accuracy", "b-accuracy"}
 FIGURES |= {f"a-prompts-seed{seed}-{part}" for seed in (1, 2) for part in ("train", "test")}
@@ -169,7 +169,7 @@ def test_command_needs_no_torch_and_says_what_it_wrote(runs: Path, tmp_path: Pat
     text = (tmp_path / "report.html").read_text()
     assert "the same settings and seeds were run more than once" in text
     assert f"A = {tmp_path / 'one'}<br>B = {tmp_path / 'two'}<br>" in text
-    code = "import sys, promptcl.report\nassert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
+    code = "import sys, promptcl.reports.report\nassert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

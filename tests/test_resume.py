@@ -18,14 +18,16 @@ import pytest
 import torch
 from test_experiment import make_config, timeless
 
-from promptcl import durable, experiment
-from promptcl.backbone import Backbone
-from promptcl.config import Config
-from promptcl.data import ImageSet, load_split
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import Config
+from promptcl.data.images import ImageSet
+from promptcl.data.splits import load_split
+from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
-from promptcl.learner import Learner
-from promptcl.stream import class_incremental
-from promptcl.ui import QuietUi
+from promptcl.experiments import run as experiment
+from promptcl.experiments.progress import QuietUi
+from promptcl.learner.learner import Learner
+from promptcl.store import files
 
 TRAIN = {"epochs": 2, "batch_size": 8, "checkpoint_steps": 2}
 
@@ -161,7 +163,7 @@ def test_a_damaged_checkpoint_says_what_to_do(interrupted: Path, backbone: Backb
             with pytest.raises(UserError, match="delete this folder to learn what was interrupted from its start"):
                 Learner.load(interrupted, backbone=backbone).learn(digits[0], checkpoint=interrupted)
         path.write_bytes(whole)
-    pair = durable.read_pair(interrupted / "checkpoint" / "checkpoint.json", durable.Kind("", 1, ""))
+    pair = files.read_pair(interrupted / "checkpoint" / "checkpoint.json", files.Kind("", 1, ""))
     path = interrupted / "checkpoint" / "checkpoint.json"
     oddities: tuple[dict[str, object], ...] = (
         {"groups": []},
@@ -170,10 +172,10 @@ def test_a_damaged_checkpoint_says_what_to_do(interrupted: Path, backbone: Backb
         {"seconds": []},
     )
     for odd in oddities:
-        durable.write_pair(path, {**pair.document, **odd}, pair.tensors)
+        files.write_pair(path, {**pair.document, **odd}, pair.tensors)
         with pytest.raises(UserError):
             Learner.load(interrupted, backbone=backbone).learn(digits[0], checkpoint=interrupted)
-    durable.write_pair(path, pair.document, {**pair.tensors, "loss": torch.zeros(3)})
+    files.write_pair(path, pair.document, {**pair.tensors, "loss": torch.zeros(3)})
     with pytest.raises(UserError):
         Learner.load(interrupted, backbone=backbone).learn(digits[0], checkpoint=interrupted)
 

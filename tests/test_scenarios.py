@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptcl.backbone import Backbone
-from promptcl.config import Config
-from promptcl.data import ImageSet, load_split
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import Config
+from promptcl.data.images import ImageSet, concat
+from promptcl.data.splits import load_split
+from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
-from promptcl.experiment import _selected, _watch_pool, nothing_done, run
-from promptcl.fit import carry_over, make_optimizer
-from promptcl.learner import Learner
+from promptcl.experiments.progress import QuietUi
+from promptcl.experiments.run import _selected, _watch_pool, nothing_done, run
+from promptcl.learner.learner import Learner
 from promptcl.methods._base import Batch
-from promptcl.parts import concat
-from promptcl.stream import class_incremental
-from promptcl.ui import QuietUi
+from promptcl.training.optim import carry_over, make_optimizer
 
 
 def make_config(**changes: Any) -> Config:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_cli import promptcl, refused
 
-from promptcl.cli import seed_settings
+from promptcl.cli.train import seed_settings
 from promptcl.errors import UserError
 
 SMALL = (

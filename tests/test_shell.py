@@ -6,8 +6,8 @@ import pytest
 import torch
 import typer
 
-from promptcl.runtime import versions
-from promptcl.shell import one_sentence
+from promptcl.cli.errors import one_sentence
+from promptcl.runtime.provenance import versions
 
 
 def test_out_of_memory_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

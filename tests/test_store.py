@@ -15,12 +15,15 @@ import safetensors.torch
 import torch
 from test_experiment import make_config
 
-from promptcl import durable, store
-from promptcl.backbone import Backbone
-from promptcl.data import ImageSet, load_split
+from promptcl import store
+from promptcl.backbone.vit import Backbone
+from promptcl.data.images import ImageSet
+from promptcl.data.splits import load_split
+from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
-from promptcl.learner import Learner
-from promptcl.stream import class_incremental
+from promptcl.learner.learner import Learner
+from promptcl.store import files
+from promptcl.store.folder import KIND
 
 METHODS: list[dict[str, Any]] = [
     {"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2, "head_init": "uniform"},
@@ -64,8 +67,8 @@ def logits(learner: Learner, images: ImageSet) -> torch.Tensor:
 
 def rewrite(folder: Path, **changes: Any) -> None:
     """Change fields of learner.json and give it the right checksum: what a forger would do."""
-    pair = durable.read_pair(folder / "learner.json", store.KIND)
-    durable.write_pair(folder / "learner.json", {**pair.document, **changes}, pair.tensors)
+    pair = files.read_pair(folder / "learner.json", KIND)
+    files.write_pair(folder / "learner.json", {**pair.document, **changes}, pair.tensors)
 
 
 def refused(folder: Path) -> bool:
@@ -107,7 +110,7 @@ def test_another_process_learns_the_same(folder: Path, digits: list[ImageSet], b
         "    learner.learn(tasks[1].train, name='two and three', checkpoint=sys.argv[1])\n"
         "    learner.save(sys.argv[1])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(durable.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", code, folder], check=True, env=environment)
     whole = Learner.create(make_config(), backbone)
     whole.learn(digits[0])

@@ -17,12 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_experiment import make_config
 
-from promptcl import durable, store
-from promptcl.backbone import Backbone
-from promptcl.data import load_split
+from promptcl.backbone.vit import Backbone
+from promptcl.data.splits import load_split
+from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
-from promptcl.learner import Learner
-from promptcl.stream import class_incremental
+from promptcl.learner.learner import Learner
+from promptcl.store import files
+from promptcl.store.folder import KIND
 
 INPUTS = int(os.environ.get("PROMPTCL_FUZZ", "100"))
 SETTINGS = settings(max_examples=INPUTS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -102,7 +103,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @given(data=st.data())
 def test_any_field_replaced_under_a_right_checksum(folder: Path, backbone: Backbone, data: st.DataObject) -> None:
     """What the checksum does not catch: a forger."""
-    pair = durable.read_pair(folder / "learner.json", store.KIND)
+    pair = files.read_pair(folder / "learner.json", KIND)
     document = copy.deepcopy(pair.document)
     *outer, last = data.draw(st.sampled_from(sorted(places(document), key=repr)))
     where: Any = document
@@ -117,7 +118,7 @@ def test_any_field_replaced_under_a_right_checksum(folder: Path, backbone: Backb
     other = folder.with_name("forged")
     shutil.copytree(folder, other)
     try:
-        durable.write_pair(other / "learner.json", document, pair.tensors)
+        files.write_pair(other / "learner.json", document, pair.tensors)
         outcome(other, backbone)
     finally:
         shutil.rmtree(other)
@@ -129,7 +130,7 @@ SIZES = ("pool_size", "prompt_length", "vote_size", "top_k")
 @SETTINGS
 @given(data=st.data())
 def test_any_tensor_replaced_under_a_right_checksum(folder: Path, backbone: Backbone, data: st.DataObject) -> None:
-    pair = durable.read_pair(folder / "learner.json", store.KIND)
+    pair = files.read_pair(folder / "learner.json", KIND)
     name = data.draw(st.sampled_from(sorted(pair.tensors)) | st.text(max_size=5))
     kind = data.draw(st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16]))
     shape = data.draw(st.lists(st.integers(0, 5), max_size=3))
@@ -137,7 +138,7 @@ def test_any_tensor_replaced_under_a_right_checksum(folder: Path, backbone: Back
     other = folder.with_name("forged")
     shutil.copytree(folder, other)
     try:
-        durable.write_pair(other / "learner.json", pair.document, changed)
+        files.write_pair(other / "learner.json", pair.document, changed)
         same = name in pair.tensors and (pair.tensors[name].shape, pair.tensors[name].dtype) == (
             torch.Size(shape),
             kind,
@@ -156,8 +157,8 @@ def test_any_tensor_file_under_a_right_checksum(folder: Path, backbone: Backbone
         patch.setattr(safetensors.torch, "save", lambda tensors: data)
         other = folder.with_name("forged")
         shutil.copytree(folder, other)
-        pair = durable.read_pair(folder / "learner.json", store.KIND)
-        durable.write_pair(other / "learner.json", pair.document, {})
+        pair = files.read_pair(folder / "learner.json", KIND)
+        files.write_pair(other / "learner.json", pair.document, {})
     try:
         assert outcome(other, backbone) is None
     finally:

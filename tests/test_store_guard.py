@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from test_experiment import make_config
 
-from promptcl.backbone import Backbone
-from promptcl.data import ImageSet, load_split
+from promptcl.backbone.vit import Backbone
+from promptcl.data.images import ImageSet
+from promptcl.data.splits import load_split
+from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
-from promptcl.learner import Learner
-from promptcl.stream import class_incremental
+from promptcl.learner.learner import Learner
 
 
 @pytest.fixture(scope="module")

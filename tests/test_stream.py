@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from promptcl.data import ArraySource, ImageSet, Split
+from promptcl.data.images import ArraySource, ImageSet
+from promptcl.data.splits import Split
+from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
-from promptcl.stream import class_incremental
 
 
 def split_of(classes: int, per_class: int = 3) -> Split:

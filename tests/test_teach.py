@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_verbs import SMALL, call, folders, good, store  # noqa: F401
 
-from promptcl.learner import Learner
+from promptcl.learner.learner import Learner
 
 
 def test_a_check_that_would_see_nothing_is_refused(store: Path, folders: Path, tmp_path: Path) -> None:  # noqa: F811

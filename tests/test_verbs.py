@@ -16,15 +16,16 @@ from PIL import Image
 from rich.cells import cell_len
 from typer.testing import CliRunner, Result
 
-from promptcl.augment import eval_view
-from promptcl.bars import bars
-from promptcl.cli import app
-from promptcl.config import Config, DataConfig
-from promptcl.data import ImageSet, load_split
+from promptcl.cli.main import app
+from promptcl.cli.terminal import bars
+from promptcl.config.schema import Config, DataConfig
+from promptcl.data.augment import eval_view
+from promptcl.data.images import ImageSet
+from promptcl.data.inputs import labelled
+from promptcl.data.splits import load_split
 from promptcl.errors import UserError
-from promptcl.export import export
-from promptcl.learner import Learner
-from promptcl.pictures import labelled
+from promptcl.learner.export import export
+from promptcl.learner.learner import Learner
 
 SMALL = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "train.min_steps=5"]
 SMALL += ["train.epochs=1", "device=cpu"]
@@ -67,7 +68,7 @@ def store(folders: Path) -> Path:
 
 
 def test_learning_in_two_calls_is_learning_twice_in_python(store: Path, folders: Path) -> None:
-    from promptcl.recipes import load_config
+    from promptcl.recipes.load import load_config
 
     learner = Learner.create(load_config("grow-demo", SMALL))
     learner.learn(folders / "first")

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from promptcl.backbone import Backbone
-from promptcl.config import BackboneConfig
+from promptcl.backbone.vit import Backbone
+from promptcl.backbone.weights import EMBEDDED
+from promptcl.config.schema import BackboneConfig
 from promptcl.errors import UserError
-from promptcl.weights import EMBEDDED
 
 NAME = "vit_tiny_patch16_224"
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 3}

@@ -1,5 +1,5 @@
 """`python -m promptcl`."""
 
-from promptcl.cli import main
+from promptcl.cli.main import main
 
 main()

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone
-from promptcl.config import Section
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import Section
 from promptcl.errors import UserError
 
 

@@ -14,11 +14,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Features, Prompt
-from promptcl.config import Section
-from promptcl.head import GrowingLinear
+from promptcl.backbone.inserts import Prompt
+from promptcl.backbone.vit import Backbone, Features
+from promptcl.config.schema import Section
+from promptcl.layers.heads import GrowingLinear
+from promptcl.layers.prompts import Init, PromptPool, initialise, rarely_chosen, top_n, vote
 from promptcl.methods._base import Batch, Method, masked_cross_entropy
-from promptcl.prompts import Init, PromptPool, initialise, rarely_chosen, top_n, vote
 
 
 class L2POptions(Section):

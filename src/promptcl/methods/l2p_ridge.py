@@ -14,11 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from promptcl import ranks
-from promptcl.backbone import Backbone
-from promptcl.head import RidgeHead
+from promptcl.backbone.vit import Backbone
+from promptcl.layers.heads import RidgeHead
 from promptcl.methods import l2p
 from promptcl.methods._base import Batch
+from promptcl.runtime import processes
 
 
 class L2PRidgeOptions(l2p.L2POptions):
@@ -60,7 +60,7 @@ class Model(l2p.Model):
 
     def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
         """Add the task's images, seen through the prompts, to the sums and solve."""
-        with ranks.tally(self.ridge.tallies):
+        with processes.tally(self.ridge.tallies):
             for batch in batches:
                 self.ridge.add(self.features(backbone, batch, self.select(batch.query_BD)[0]), batch.labels_B)
         self.ridge.solve(self.options.balance)

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from promptcl.backbone import Backbone
-from promptcl.config import Section
-from promptcl.head import GrowingLinear
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import Section
+from promptcl.layers.heads import GrowingLinear
 from promptcl.methods._base import Batch, Method
 
 

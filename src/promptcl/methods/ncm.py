@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from promptcl.backbone import Backbone
-from promptcl.config import Section
-from promptcl.head import ClassMeans
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import Section
+from promptcl.layers.heads import ClassMeans
 from promptcl.methods._base import Batch, Method
 
 

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from promptcl.backbone import Backbone
-from promptcl.config import Section
-from promptcl.head import RidgeHead
+from promptcl.backbone.vit import Backbone
+from promptcl.config.schema import Section
+from promptcl.layers.heads import RidgeHead
 from promptcl.methods._base import Batch, Method
 
 

@@ -1,0 +1,72 @@
+"""The command `promptcl`: parse, call, print; no logic. Heavy imports wait inside the functions."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from promptcl.cli import learn, predict, report, train
+from promptcl.cli.errors import fail, one_sentence
+from promptcl.runtime import processes
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    name="promptcl",
+    help="Prompt-based continual learning with a frozen pre-trained vision transformer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the `promptcl` script."""
+    app()
+
+
+for command in (train, learn, predict, report):
+    app.add_typer(command.app)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Options of the command itself."""
+    if processes.wanted() > 1 and context.invoked_subcommand != "train":
+        count = processes.wanted()
+        fail(f"torchrun started {count} processes: only promptcl train has work for several; leave out torchrun")
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"promptcl {installed('promptcl')}")
+        raise typer.Exit
+
+
+@app.command("list")
+@one_sentence
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[recipes|methods|datasets]", help="What to list; default: all.")
+    ] = None,
+) -> None:
+    """Show the recipes, methods and data sets that exist."""
+    from promptcl.recipes.registry import available
+
+    # A line each for programs; no narrower than there is room for beside the names.
+    columns = max(50, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
+    for title in [kind] if kind else ["recipes", "methods", "datasets"]:
+        found = available(title)
+        if kind is None:
+            print(f"{title}:")
+        width = max(map(len, found), default=0)
+        for name, line in found.items():
+            head = f"{'' if kind else '  '}{name:<{width}}  "
+            print(textwrap.fill(head + line, columns, subsequent_indent=" " * len(head), break_on_hyphens=False))

@@ -1,0 +1,75 @@
+"""Arguments that commands share, and what they mean. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from promptcl.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+Arguments = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE|PATH.yaml] [KEY=VALUE]...",
+        help="A recipe of `promptcl list recipes` (default: demo) or a YAML file, then settings to change, "
+        "such as train.epochs=1 seed=7.",
+        show_default=False,
+    ),
+]
+
+
+def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
+    """Recipe (or path) and key=value settings; without a recipe, `demo`. Raises UserError for a stray word."""
+    recipe, settings = "demo", arguments
+    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
+        recipe, settings = arguments[0], arguments[1:]
+    for text in settings:
+        if "=" not in text:
+            raise UserError(
+                f"{text}: expected one recipe and then key=value settings; write e.g. promptcl train {recipe} seed=7"
+            )
+    return recipe, settings
+
+
+@contextlib.contextmanager
+def extra(name: str, *packages: str) -> Iterator[None]:
+    """Turn the absence of an optional package into a UserError that says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in packages:
+            raise
+        raise UserError(f"{error.name} is not installed; write pip install 'promptcl[{name}]'") from None
+
+
+DEFAULT = "grow"
+
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the learner.", show_default=False)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings, such as device=cpu eval.batch_size=8.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run a method outside promptcl (a dotted name): its code runs.")]
+
+
+def cache_mb_of(settings: list[str] | None) -> int:
+    """data.cache_mb as given: pictures are looked for before a learner is opened or made."""
+    from promptcl.recipes.load import load_config
+
+    given = [text for text in settings or [] if text.partition("=")[0].strip() == "data.cache_mb"]
+    return load_config(DEFAULT, given).data.cache_mb

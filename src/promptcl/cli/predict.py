@@ -1,0 +1,162 @@
+"""The verbs of a learner that lives on: predict, evaluate, info, export (learn: teach.py). Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from promptcl.cli.errors import fail, one_sentence, printable
+from promptcl.cli.options import Json, Settings, Store, Trust, cache_mb_of
+from promptcl.cli.terminal import bars, table
+from promptcl.errors import UserError
+
+if TYPE_CHECKING:
+    from promptcl.learner.records import Prediction
+
+app = typer.Typer()
+
+
+@app.command()
+@one_sentence
+def predict(
+    store: Store,
+    picture: Annotated[str, typer.Argument(metavar="IMAGE|FOLDER|-", help="`-` reads one picture from stdin.")],
+    settings: Settings = None,
+    top: Annotated[int, typer.Option("--top", metavar="K", help="Show the K most probable classes.")] = 1,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold",
+            metavar="0..1",
+            help="Less probable answers are `unknown`; 0: none is.",
+            show_default="calibrated",
+        ),
+    ] = None,
+    as_json: Json = False,
+    trust: Trust = False,
+) -> None:
+    """Name the class of a picture, or of every picture below a folder; what cannot be read is said at the end."""
+    if top < 1:
+        raise UserError(f"--top {top}: expected how many classes to show, at least 1")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise UserError(f"--threshold {threshold:g}: expected a probability from 0 to 1, such as 0.5")
+    from promptcl.data.inputs import unlabelled
+    from promptcl.learner.learner import Learner
+
+    given = sys.stdin.buffer.read() if picture == "-" else picture
+    if not given:
+        raise UserError("predict - reads one picture from stdin, which is empty; write e.g. < photo.jpg")
+    images = unlabelled(given, cache_mb_of(settings))
+    names = ["-"] if picture == "-" else [images.name(i) for i in range(len(images))]
+    learner = Learner.load(store, settings or [], trust=trust)
+    bad: dict[int, str] = {}
+    for i in range(len(images)):
+        try:
+            images.image(i)
+        except UserError as error:
+            bad[i] = str(error)
+    readable = [i for i in range(len(images)) if i not in bad]
+    found = dict(
+        zip(readable, learner.predict(images.select(readable), top, threshold) if readable else [], strict=True)
+    )
+    if as_json:
+        print(json.dumps([_row(name, found.get(i), bad.get(i)) for i, name in enumerate(names)], indent=1))
+    else:
+        for i, answer in found.items():
+            print(f"{printable(names[i])}: {_answer(answer, top)}")
+    for sentence in list(bad.values())[:-1]:
+        print(f"error: {printable(sentence)}", file=sys.stderr)
+    if bad:
+        fail(list(bad.values())[-1])
+
+
+def _row(name: str, answer: Prediction | None, error: str | None) -> dict[str, Any]:
+    if answer is None:
+        return {"image": name, "error": error}
+    ranked = [{"label": label, "probability": p} for label, p in answer.top]
+    return {"image": name, "label": answer.label, "probability": answer.probability, "top": ranked}
+
+
+def _answer(answer: Prediction, top: int) -> str:
+    if top == 1 and answer.label == answer.top[0][0]:
+        return f"{answer.label}  {100 * answer.probability:.1f} %"
+    return f"{answer.label}  ({', '.join(f'{label} {100 * p:.1f} %' for label, p in answer.top)})"
+
+
+@app.command()
+@one_sentence
+def evaluate(
+    store: Store,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="FOLDER/CLASS/*.jpg, or an archive of that.")],
+    settings: Settings = None,
+    as_json: Json = False,
+    trust: Trust = False,
+) -> None:
+    """Accuracy on the pictures in FOLDER, every learned class competing."""
+    from promptcl.data.inputs import labelled
+    from promptcl.learner.learner import Learner
+
+    images = labelled(folder, cache_mb=cache_mb_of(settings))
+    result = Learner.load(store, settings or [], trust=trust).evaluate(images)
+    if as_json:
+        classes = {name: {"right": right, "images": n} for name, (right, n) in result.by_class.items()}
+        print(json.dumps({"accuracy": result.accuracy, "images": result.images, "classes": classes}, indent=1))
+        return
+    print(*bars(result.by_class), sep="\n")
+    print(f"{result.accuracy:.1f} % of {result.images} pictures")
+
+
+@app.command()
+@one_sentence
+def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
+    """What the learner in STORE knows, and what it learned when from how many pictures."""
+    from promptcl import store as stores
+    from promptcl.learner.calibration import Calibration
+
+    saved = stores.load(store, trust=trust)
+    size = sum(file.stat().st_size for file in store.iterdir() if file.is_file())
+    tasks = [task.model_dump(mode="json") for task in saved.tasks]
+    calibration = Calibration.of(saved.notes).model_dump() if "calibration" in saved.notes else None
+    if as_json:
+        about = {"classes": saved.classes, "tasks": tasks, "backbone": saved.backbone, "bytes": size}
+        print(
+            json.dumps({**about, "calibration": calibration, "config": saved.config.model_dump(mode="json")}, indent=1)
+        )
+        return
+    known = {key: ascii(saved.backbone.get(key))[1:-1] for key in ("name", "weights", "sha256")}
+    backbone = f"{known['name']} ({known['weights']}, sha256 {known['sha256'][:12]})"
+    rows = [
+        ("classes", f"{len(saved.classes)}: {', '.join(saved.classes)}"),
+        ("method", str(saved.config.method["name"])),
+        ("backbone", backbone),
+        ("size", f"{size / 1e6:.2f} MB without the backbone"),
+    ]
+    if calibration:
+        rows.append(("unknown", f"below probability {calibration['threshold']:.2f}"))
+    print(*table(rows), sep="\n")
+    if (store / "checkpoint" / "checkpoint.json").is_file():
+        print("a lesson was interrupted: repeat its `promptcl learn` line to go on")
+    for task in saved.tasks:
+        counts = ", ".join(f"{name} {count}" for name, count in task.images.items())
+        what = f"{sum(task.images.values())} pictures in {task.seconds:.0f} s ({counts})"
+        print(f"{printable(task.when)}  {printable(task.name)}: {what}")
+
+
+@app.command()
+@one_sentence
+def export(
+    store: Store,
+    file: Annotated[Path, typer.Argument(metavar="MODEL.pt2|MODEL.onnx", help="A .json is written beside it.")],
+    settings: Settings = None,
+    trust: Trust = False,
+) -> None:
+    """Write the learner as one program, backbone included, that runs without promptcl: images in, probabilities out."""
+    from promptcl.learner.export import export as write
+    from promptcl.learner.learner import Learner
+
+    about = write(Learner.load(store, settings or [], trust=trust), file)
+    print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB) and {about}")

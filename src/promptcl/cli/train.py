@@ -1,0 +1,155 @@
+"""The command `train`: a recipe's tasks one after the other. Heavy imports wait inside."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from promptcl.cli.errors import one_sentence
+from promptcl.errors import UserError
+from promptcl.runtime import processes
+
+if TYPE_CHECKING:
+    from promptcl.config.schema import Config
+    from promptcl.experiments.progress import Ui
+from promptcl.cli.options import Arguments, Trust, extra, split_arguments
+
+app = typer.Typer()
+
+
+@app.command()
+@one_sentence
+def train(
+    arguments: Arguments = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the results.", show_default="runs/RECIPE-seedSEED")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="One plain line a task, for logs.")] = False,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            metavar="1,2,3",
+            help="A run for each seed, in OUT/seed1, ..., and a summary. Interrupted: repeat the line with --out OUT.",
+        ),
+    ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="DIR", help="Go on with the interrupted run in DIR, as it began.")
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Learn a recipe's tasks one after the other, evaluate after each, write results.json.
+
+    With torchrun --nproc-per-node N -m promptcl train ..., N processes do it together.
+    """
+    with processes.group():
+        if resume is not None:
+            given = [*(arguments or []), *(["--seeds"] if seeds else []), *(["--out"] if out else [])]
+            processes.on_first(lambda: check_resume(resume, given))
+            arguments = [str(resume / "config.yaml")]
+        recipe, overrides = split_arguments(arguments or [])
+        if out is not None:
+            processes.on_first(lambda: check_out(out))
+        from promptcl.recipes.load import load_config
+
+        configs = [load_config(recipe, overrides + one, trust) for one in seed_settings(seeds, overrides)]
+        seed = None if seeds else configs[0].seed
+        folder = processes.on_first(lambda: resume or out or free_folder(recipe, seed))
+        again = ["--resume"] if seeds is None else [*(arguments or []), "--seeds", seeds, "--out"]
+        run(configs, folder, again, resume=resume is not None, quiet=quiet, tensorboard=tensorboard)
+
+
+def run(configs: list[Config], folder: Path, again: list[str], resume: bool, quiet: bool, tensorboard: bool) -> None:
+    """Run the configs, one a seed, into `folder`; the first process alone shows it, and after Ctrl-C how to go on."""
+    from promptcl.experiments.progress import QuietUi, RichUi
+
+    shown: list[QuietUi | RichUi] = []
+
+    def make_ui(folder: Path) -> Ui:
+        if processes.rank():
+            return QuietUi(folder, write=lambda line: None)
+        shown.append(QuietUi(folder) if quiet else RichUi(folder))
+        return with_events(shown[-1], folder) if tensorboard else shown[-1]
+
+    if tensorboard:
+        with extra("tensorboard", "tensorboard"):
+            from promptcl.experiments.tensorboard import with_events
+    try:
+        if "--seeds" not in again:
+            from promptcl.experiments import run as experiment
+
+            experiment.run(configs[0], folder, make_ui(folder), resume)
+        else:
+            from promptcl.experiments import seeds as repeat
+
+            summary = repeat.run(configs, folder, make_ui)
+            if not processes.rank():
+                print(f"{repeat.describe(summary)} summary {folder / 'summary.json'}")
+    except KeyboardInterrupt:
+        for ui in shown:
+            ui.close()
+        if not processes.rank() and next(folder.rglob("config.yaml"), None) is not None:  # something was begun
+            print(f"go on with: promptcl train {shlex.join([*again, str(folder)])}", file=sys.stderr)
+        raise
+    finally:
+        for ui in shown:
+            ui.close()
+
+
+def seed_settings(seeds: str | None, overrides: list[str]) -> list[list[str]]:
+    """The further settings of each run. Raises UserError for a bad list."""
+    if seeds is None:
+        return [[]]
+    numbers = seeds.split(",")
+    if not all(re.fullmatch(r"[0-9]+", number) for number in numbers) or len(set(map(int, numbers))) < len(numbers):
+        raise UserError(f"--seeds {seeds}: expected different whole numbers with commas; write e.g. --seeds 1,2,3")
+    given = [text for text in overrides if text.split("=")[0].strip() == "seed"]
+    if given:
+        raise UserError(f"{given[0]} and --seeds {seeds}: expected one of the two; leave out {given[0]}")
+    return [[f"seed={int(number)}"] for number in numbers]
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError if `out` cannot be the folder of a new run."""
+    if (out / "results.json").exists():
+        raise UserError(f"--out {out}: it already holds results.json; write another folder, or delete that file first")
+    if (out / "learner" / "learner.json").exists():
+        raise UserError(
+            f"--out {out}: a run was interrupted there; write promptcl train --resume {out}, or another folder"
+        )
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: it is a file; write the path of a folder")
+
+
+def check_resume(folder: Path, given: list[str]) -> None:
+    """Raise UserError if there is no run in `folder`, or something is `given` that it cannot take any more."""
+    if given:
+        raise UserError(
+            f"{given[0]}: a run goes on with the settings it began with; write promptcl train --resume {folder}"
+        )
+    if list(folder.glob("seed*/config.yaml")):
+        raise UserError(
+            f"--resume {folder}: it is the folder of --seeds; repeat the line it began with, and --out {folder}"
+        )
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"--resume {folder}: expected the folder of an interrupted run, there is no config.yaml in it")
+
+
+def free_folder(recipe: str, seed: int | None) -> Path:
+    """runs/<recipe>-seed<seed> (-seeds for several), with -2, -3, ... if that exists."""
+    path = Path(recipe)
+    # A run is repeated from its own config.yaml: its folder has the telling name.
+    name = path.resolve().parent.name if path.name == "config.yaml" else path.stem
+    name = re.sub(r"-seed\d+(-\d+)?$", "", name)
+    folder = first = Path("runs") / f"{name}-seed{'s' if seed is None else seed}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = first.with_name(f"{first.name}-{number}")
+    return folder

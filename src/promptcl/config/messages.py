@@ -1,0 +1,103 @@
+"""Sentences about a bad key or value: what was expected, what is nearest, what to write. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from promptcl.config.schema import Section
+
+# What other code bases call these settings; consulted only to answer "did you mean".
+_ALIASES = {
+    "model": "backbone.name",
+    "checkpoint": "backbone.weights",
+    "dataset": "data.name",
+    "domains": "data.order",
+    "buffer_size": "memory.per_class",
+    "num_tasks": "tasks",
+    "learning_rate": "train.lr",
+    "size": "method.pool_size",
+    "length": "method.prompt_length",
+    "pull_constraint_coeff": "method.pull",
+    "lambda": "method.pull",
+}
+_LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """`: did you mean X?`, or nothing if no known word is near."""
+    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else ""
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """The sentence for a dotted key that is not among the `known` ones."""
+    last = key.rpartition(".")[2]
+    lasts = {name.rpartition(".")[2]: name for name in reversed(known)}
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    close += [lasts[word] for word in difflib.get_close_matches(last, lasts, n=1)]
+    close += difflib.get_close_matches(key, known, n=1)
+    for candidate in (lasts.get(last), _ALIASES.get(last), *close):
+        if candidate in known:
+            return f"unknown key {key}: did you mean {candidate}?"
+    section = key.partition(".")[0] + "."
+    siblings = [name for name in known if name.startswith(section)] or list(dict.fromkeys(map(_outline, known)))
+    return f"unknown key {key}: expected one of {', '.join(siblings)}"
+
+
+def _outline(key: str) -> str:
+    section, dot, _ = key.partition(".")
+    return f"{section}.*" if dot else key
+
+
+def describe(field: FieldInfo) -> str:
+    """What a setting takes: `a whole number greater than 0 or null`."""
+    allowed = kinds(field.annotation)
+    words = [kind for kind in allowed if isinstance(kind, str)]
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    text = (
+        f"one of {', '.join(words)}" if words else next((names[kind] for kind in allowed if kind in names), "a value")
+    )
+    if any(get_origin(kind) is tuple for kind in allowed):
+        text = "a list such as [a, b]"
+    if get_origin(field.annotation) is tuple:
+        text = f"{len(get_args(field.annotation))} numbers"
+    if get_origin(field.annotation) is dict:
+        text = "a mapping"
+    limits = [
+        f"{phrase} {getattr(limit, name)}"
+        for limit in field.metadata
+        for name, phrase in _LIMITS.items()
+        if getattr(limit, name, None) is not None
+    ]
+    return f"{text} {' and '.join(limits)}".rstrip() + (" or null" if type(None) in allowed else "")
+
+
+def instead(key: str, field: FieldInfo) -> str:
+    """`; write e.g. key=default`, or nothing where the default is null."""
+    default = field.get_default(call_default_factory=True)
+    return "" if default is None else f"; write e.g. {key}={show(default)}"
+
+
+def example(section: type[Section]) -> str:
+    """`name=value` for the first setting of a section."""
+    name, field = next(iter(section.model_fields.items()))
+    return f"{name}={show(field.get_default(call_default_factory=True))}"
+
+
+def show(value: object) -> str:
+    """A value as it would be written on the command line."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(show, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def kinds(annotation: Any) -> tuple[Any, ...]:
+    """The types (or literal values) that an annotation allows, unions flattened."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(kind for part in get_args(annotation) for kind in kinds(part))
+    return get_args(annotation) if get_origin(annotation) is Literal else (annotation,)

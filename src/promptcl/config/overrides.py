@@ -1,0 +1,144 @@
+"""Turn YAML text and key=value into settings, and say which key or value is wrong. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from promptcl.config.messages import describe, did_you_mean, example, instead, kinds, show
+from promptcl.config.schema import Section
+from promptcl.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+_MAX_YAML = 100_000  # characters
+
+
+def safe_yaml(text: str) -> Any:
+    """Plain data from YAML. ValueError, which says where, for anything else.
+
+    Aliases are refused: a few lines of them make a billion values.
+    """
+    if len(text) > _MAX_YAML:
+        raise ValueError(f": {len(text)} characters, at most {_MAX_YAML} are read")
+    try:
+        aliases = [event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent)]
+        value = None if aliases else yaml.safe_load(text)
+    except Exception as error:  # beside YAMLError: dates that are none, numbers too long, brackets without end
+        mark = getattr(error, "problem_mark", None)
+        raise ValueError(f" at line {mark.line + 1}" if mark else "") from None
+    if aliases:
+        mark = aliases[0].start_mark
+        raise ValueError(f"{f' at line {mark.line + 1}' if mark else ''}: an alias (*) is not allowed")
+    return value
+
+
+class UnknownKey(Exception):
+    """A dotted key that no section has."""
+
+    def __init__(self, key: str) -> None:
+        """key: the whole dotted key, for the message."""
+        super().__init__(key)
+        self.key = key
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """Key and value of the text `key=value`. Raises UserError where there is no `=` or no key."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{override}: expected key=value, such as train.epochs=5")
+    return key.strip(), text.strip()
+
+
+def section_of(model: type[Section], key: str) -> type[Section] | None:
+    """The section that setting `key` of `model` is, or None where it is a plain value."""
+    field = model.model_fields.get(key)
+    annotation = field.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def assign(data: dict[str, Any], model: type[Section], key: str, text: str, prefix: str = "") -> None:
+    """Set the dotted `key` in nested `data`, parsing `text` as the type of that setting asks."""
+    *sections, last = key.removeprefix(prefix).split(".")
+    for position, part in enumerate(sections):
+        inner = section_of(model, part)
+        if inner is None:
+            return _assign_free(data, model, [*sections[position:], last], text, key)
+        data = data.setdefault(part, {})
+        model = inner
+        if not isinstance(data, dict):
+            return None  # the file is wrong here, which _validate reports
+    if last not in model.model_fields:
+        raise UnknownKey(key)
+    if inner := section_of(model, last):
+        raise UserError(f"{key}={text}: {key} is a section; write e.g. {key}.{example(inner)}")
+    data[last] = _parse(model.model_fields[last].annotation, text)
+    return None
+
+
+def _assign_free(data: dict[str, Any], model: type[Section], parts: list[str], text: str, key: str) -> None:
+    """Set a key inside a free-form dictionary (backbone.kwargs.depth=6)."""
+    name, *inside = parts
+    field = model.model_fields.get(name)
+    if field is None or get_origin(field.annotation) is not dict or len(inside) != 1:
+        raise UnknownKey(key)
+    data[name] = {**(data.get(name) or {}), inside[0]: _parse(Any, text)}
+
+
+def _parse(annotation: Any, text: str) -> Any:
+    """Text stays text where the setting is text (`123`, `on`); elsewhere it is read as YAML."""
+    allowed = kinds(annotation)
+    if text in ("null", "None") and type(None) in allowed:
+        return None
+    if any(kind is str or isinstance(kind, str) for kind in allowed):
+        return text
+    try:
+        return safe_yaml(text)
+    except ValueError:
+        return text
+
+
+def validate(model: type[Section], data: dict[str, Any], prefix: str = "") -> Any:
+    """An instance of `model` from `data`; `prefix` stands before the keys in messages.
+
+    Raises UnknownKey for a key that `model` does not have, UserError in one sentence for a bad value.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+    keys: list[str] = []
+    value: Any = data
+    field: FieldInfo | None = None
+    inner: type[Section] | None = model
+    for part in first["loc"]:
+        if inner is None:
+            break  # inside a value: a member of a pair, a branch of a union
+        keys.append(str(part))
+        field = inner.model_fields.get(str(part))
+        inner = section_of(inner, str(part))
+        value = value.get(part) if isinstance(value, dict) else value
+    key = prefix + ".".join(keys)
+    if first["type"] == "extra_forbidden":
+        raise UnknownKey(key)
+    if field is None:  # a check over several settings of the section
+        raise UserError(f"{prefix.rstrip('.') or 'recipe'}: {first['msg'].removeprefix('Value error, ')}")
+    if inner is not None:
+        raise UserError(f"{key}={value}: {key} is a section; write e.g. {key}.{example(inner)}")
+    if first["type"] == "value_error":
+        raise UserError(f"{key}={show(value)}: {first['msg'].removeprefix('Value error, ')}{instead(key, field)}")
+    hint = did_you_mean(value, [k for k in kinds(field.annotation) if isinstance(k, str)]) or instead(key, field)
+    raise UserError(f"{key}={show(value)}: expected {describe(field)}{hint}")
+
+
+def keys_of(model: type[Section], prefix: str = "") -> list[str]:
+    """All dotted keys of `model`, those of its sections included."""
+    found: list[str] = []
+    for name in model.model_fields:
+        inner = section_of(model, name)
+        found += keys_of(inner, f"{prefix}{name}.") if inner else [prefix + name]
+    return found

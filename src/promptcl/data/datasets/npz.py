@@ -1,0 +1,85 @@
+"""One .npz file with the keys of MedMNIST: train_images, train_labels, test_images, test_labels (data.root=FILE).
+
+Images are uint8, (N, H, W) or (N, H, W, 3); labels are integers, (N,) or (N, 1). Classes are called by their number,
+or by the optional array `class_names` that the labels then index. val_images and val_labels are not used.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from promptcl.config.schema import DataConfig
+from promptcl.data.images import ArraySource, ImageSet
+from promptcl.data.splits import Split
+from promptcl.errors import UserError
+
+
+def load(config: DataConfig) -> Split:
+    """Read the file `config.root`; test is empty where validation_per_class makes it needless.
+
+    Raises UserError: no root, no such file, not an npz, a missing key, a wrong shape or type.
+    """
+    if config.root is None:
+        raise UserError("data.name=npz needs data.root=FILE, an .npz with train_images, train_labels, test_images, ...")
+    file = Path(config.root).expanduser()
+    if not file.is_file():
+        raise UserError(f"data.root={file} does not exist or is not a file; expected an .npz file")
+    train = _part(file, "train")
+    return Split(train, train.select([]) if config.validation_per_class is not None else _part(file, "test"))
+
+
+def _part(file: Path, part: str) -> ImageSet:
+    images, labels = _read(file, f"{part}_images"), _read(file, f"{part}_labels")
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
+        raise UserError(
+            f"{part}_images in {file} is {images.dtype} {images.shape}; expected uint8 (N, H, W) or (N, H, W, 3)"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((len(images),), (len(images), 1)):
+        raise UserError(
+            f"{part}_labels in {file} is {labels.dtype} {labels.shape}; expected one integer for each of the "
+            f"{len(images)} images"
+        )
+    numbers, labels = np.unique(labels.reshape(-1), return_inverse=True)
+    source = ArraySource(images, f"{file}: {part}_images")
+    names = _read(file, "class_names", optional=True)
+    if names is None:
+        return ImageSet(source, [str(number) for number in numbers], labels)
+    if names.ndim != 1 or names.dtype.kind != "U":
+        raise UserError(f"class_names in {file} is {names.dtype} {names.shape}; expected a list of strings")
+    if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < len(names):
+        raise UserError(
+            f"{part}_labels in {file} go from {numbers[0]} to {numbers[-1]} but it has {len(names)} class_names"
+        )
+    return ImageSet(source, [str(name) for name in names], numbers[labels])
+
+
+def _read(file: Path, key: str, optional: bool = False) -> Any:
+    """The array `key`, or None if it is optional and missing."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            _check_size(file, arrays.zip.infolist())
+            if key in arrays:
+                array: npt.NDArray[Any] = arrays[key]
+                return array
+            keys = ", ".join(arrays)
+    except UserError:
+        raise
+    except Exception as error:  # numpy and zipfile raise about anything on damaged files, MemoryError included
+        raise UserError(f"{file} is not a readable .npz of plain arrays ({error}); get or write it again") from error
+    if optional:
+        return None
+    raise UserError(f"{file} has no array {key} (it has {keys}); expected the keys of MedMNIST, such as {key}")
+
+
+def _check_size(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    """Pictures in plain arrays pack ten times at best; a bomb packs a thousand times."""
+    limit = max(2**28, 100 * file.stat().st_size)
+    size = sum(member.file_size for member in members)
+    if size > limit:
+        raise UserError(f"{file} unpacks to {size >> 20:,} MiB, more than 100 times its size; write it with np.savez")

@@ -1,0 +1,234 @@
+"""Images with class names: decoded on demand, cached under a budget, cut to n per class, checked."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from promptcl.data.decode import KINDS, decode
+from promptcl.errors import UserError
+
+Indices = Sequence[int] | npt.NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Where an ImageSet gets its pixels from."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def read(self, row: int) -> Tensor:
+        """Image `row` as uint8 (3, H, W), RGB."""
+
+    def content(self, row: int) -> bytes:
+        """What image `row` is made from, to tell whether it is still the same."""
+
+    def name(self, row: int) -> str:
+        """What an error message calls image `row`."""
+
+
+class ArraySource:
+    """Images in one array, which is not copied."""
+
+    def __init__(self, images: npt.NDArray[np.uint8], name: str) -> None:
+        """images: uint8, (N, H, W) grey or (N, H, W, 3) RGB; name: what error messages call the array."""
+        self._images = torch.from_numpy(images)
+        self._name = name
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
+    def read(self, row: int) -> Tensor:
+        """Image `row` as uint8 (3, H, W); grey is repeated. Not to be written to."""
+        image = self._images[row]
+        return image.expand(3, -1, -1) if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
+
+    def content(self, row: int) -> bytes:
+        """The values of image `row`."""
+        return self._images[row].numpy().tobytes()
+
+    def name(self, row: int) -> str:
+        """Array and row."""
+        return f"{self._name}[{row}]"
+
+
+class FileSource:
+    """Encoded images, decoded on demand."""
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        fetch: Callable[[str], bytes],
+        where: str = "",
+        cache_mb: int = 2048,
+        max_side: int = 512,
+    ) -> None:
+        """fetch: path -> bytes of the file; where: the folder or archive, for error messages.
+
+        Decoded images stay in memory up to `cache_mb` MiB; once that is full, further ones are decoded each time.
+        Images whose short side exceeds `max_side` pixels are reduced to it.
+        """
+        self._paths, self._fetch, self._where, self._max_side = paths, fetch, where, max_side
+        self._cache: dict[int, Tensor] = {}
+        self._room = cache_mb * 2**20
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._paths)
+
+    def content(self, row: int) -> bytes:
+        """The file of image `row`, as it is. Raises UserError when it cannot be read."""
+        try:
+            return self._fetch(self._paths[row])
+        except Exception as error:  # files, archives and decompression: each has its own
+            raise UserError(f"{self.name(row)} cannot be read ({error}); give it back or remove it") from error
+
+    def name(self, row: int) -> str:
+        """Folder or archive, and the path in it."""
+        return f"{self._where}/{self._paths[row]}" if self._where else self._paths[row]
+
+    def read(self, row: int) -> Tensor:
+        """Image `row` as uint8 (3, H, W); not to be written to. Raises UserError when it does not decode."""
+        cached = self._cache.get(row)
+        if cached is not None:
+            return cached
+        try:
+            image = decode(self._fetch(self._paths[row]), self._max_side)
+        except Exception as error:  # Pillow's decoders raise about anything on damaged files, and bombs
+            raise UserError(
+                f"{self.name(row)} does not decode as an image ({error}); replace it by a {KINDS}, or remove it"
+            ) from error
+        with self._lock:
+            if image.nbytes <= self._room and row not in self._cache:
+                self._cache[row] = image
+                self._room -= image.nbytes
+        return image
+
+
+class ImageSet:
+    """Images, the names of their classes, and one label per image.
+
+    Views made by `select` and `of_classes` share the images and their cache.
+    """
+
+    def __init__(
+        self, source: Source, classes: Sequence[str], labels: npt.ArrayLike, rows: npt.ArrayLike | None = None
+    ) -> None:
+        """labels: int64 (N,), indices into `classes`; rows: where in `source` the N images are (None: all of it)."""
+        self._source = source
+        self._rows = np.arange(len(source)) if rows is None else np.asarray(rows, dtype=np.int64)
+        self.classes = tuple(classes)
+        self.labels: npt.NDArray[np.int64] = np.asarray(labels, dtype=np.int64).reshape(-1)
+        if len(self.labels) != len(self._rows):
+            raise ValueError(f"{len(self._rows)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._rows)
+
+    def image(self, i: int) -> Tensor:
+        """Image `i` as uint8 (3, H, W), RGB; not to be written to. Raises UserError when it does not decode."""
+        return self._source.read(int(self._rows[i]))
+
+    def images(self, indices: Indices) -> list[Tensor]:
+        """The images at `indices`; their sizes may differ."""
+        return [self.image(int(i)) for i in indices]
+
+    def name(self, i: int) -> str:
+        """What an error message calls image `i`: its file, or its row in the array."""
+        return self._source.name(int(self._rows[i]))
+
+    def digest(self, i: int) -> bytes:
+        """SHA-256 of the stored form of image `i`, 32 bytes. Raises UserError when it cannot be read."""
+        return hashlib.sha256(self._source.content(int(self._rows[i]))).digest()
+
+    def sha256(self) -> str:
+        """SHA-256 over the class names, the labels and the stored form of every image, hexadecimal."""
+        digest = hashlib.sha256(repr((self.classes, self.labels.tolist())).encode())
+        for i in range(len(self)):
+            digest.update(self.digest(i))
+        return digest.hexdigest()
+
+    def labelled(self, classes: Sequence[str], labels: npt.ArrayLike) -> ImageSet:
+        """The same images with other labels."""
+        return ImageSet(self._source, classes, labels, self._rows)
+
+    def select(self, indices: Indices) -> ImageSet:
+        """The images at `indices`, in that order; same classes."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return ImageSet(self._source, self.classes, self.labels[chosen], self._rows[chosen])
+
+    def renamed(self, classes: Sequence[str]) -> ImageSet:
+        """The same images with other names for the classes, one for each."""
+        return ImageSet(self._source, classes, self.labels, self._rows)
+
+    def of_classes(self, names: Sequence[str]) -> ImageSet:
+        """The images of the classes `names`, in their present order; labels are indices into `names`.
+
+        Raises UserError for a name that is not among `classes`.
+        """
+        numbers = {name: k for k, name in enumerate(self.classes)}
+        unknown = [name for name in names if name not in numbers]
+        if unknown:
+            raise UserError(f"class '{unknown[0]}' is not in the data; its classes are {', '.join(self.classes)}")
+        renumbered = np.full(len(self.classes), -1, dtype=np.int64)
+        renumbered[[numbers[name] for name in names]] = np.arange(len(names))
+        labels = renumbered[self.labels]
+        chosen = np.flatnonzero(labels >= 0)
+        return ImageSet(self._source, names, labels[chosen], self._rows[chosen])
+
+
+def concat(sets: Sequence[ImageSet]) -> ImageSet:
+    """All images of `sets` in that order; classes are joined by name, in order of first appearance."""
+    if len(sets) == 1:
+        return sets[0]
+    classes = tuple(dict.fromkeys(name for images in sets for name in images.classes))
+    number = {name: k for k, name in enumerate(classes)}
+    sources: dict[int, Source] = {}
+    which, rows, labels = [], [], []
+    for images in sets:
+        source, row_N = images._source, images._rows
+        inner, inner_N = [source], np.zeros(len(row_N), dtype=np.int64)
+        if isinstance(source, MixedSource):  # taken apart, so that joining again and again builds no tower
+            inner, inner_N, row_N = list(source.sources), source.which[row_N], source.rows[row_N]
+        for one in inner:
+            sources.setdefault(id(one), one)
+        place = {key: i for i, key in enumerate(sources)}
+        which.append(np.array([place[id(one)] for one in inner], dtype=np.int64)[inner_N])
+        rows.append(row_N)
+        labels.append(np.array([number[name] for name in images.classes], dtype=np.int64)[images.labels])
+    mixed = MixedSource(list(sources.values()), np.concatenate(which), np.concatenate(rows))
+    return ImageSet(mixed, classes, np.concatenate(labels))
+
+
+class MixedSource:
+    """Images picked from several sources."""
+
+    def __init__(self, sources: Sequence[Source], which: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
+        """Image i is row `rows[i]` of `sources[which[i]]`."""
+        self.sources, self.which, self.rows = sources, which, rows
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def read(self, row: int) -> Tensor:
+        """Image `row` as its source gives it."""
+        return self.sources[int(self.which[row])].read(int(self.rows[row]))
+
+    def content(self, row: int) -> bytes:
+        """Image `row` as its source stores it."""
+        return self.sources[int(self.which[row])].content(int(self.rows[row]))
+
+    def name(self, row: int) -> str:
+        """Image `row` as its source calls it."""
+        return self.sources[int(self.which[row])].name(int(self.rows[row]))

@@ -1,0 +1,1 @@
+"""A learner over a stream of tasks, measured."""

@@ -1,0 +1,270 @@
+"""What a run shows while it works: plain lines for logs, or a live bar and a table. Imports no torch."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from promptcl.config.schema import Config
+
+
+class Ui(Protocol):
+    """What experiment.run calls: start; for each task: task, step..., evaluating..., task_done; finished."""
+
+    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
+        """The data are loaded and learning begins; `always_trains`: in every task, not in the first alone."""
+
+    def task(self, index: int, name: str, steps: int) -> None:
+        """Task `index` (from 0) begins and will take `steps` optimiser steps (0: nothing is trained by steps)."""
+
+    def step(self) -> None:
+        """One optimiser step is done."""
+
+    def evaluating(self, name: str) -> None:
+        """Evaluation on the test set of task `name` begins."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know, in one sentence."""
+
+    def task_done(self, record: dict[str, Any]) -> None:
+        """A task is learned and evaluated; `record` is its entry in results.json."""
+
+    def finished(self, results: dict[str, Any]) -> None:
+        """All is done and results.json is written."""
+
+
+FINISHED = "this run was finished before; nothing was left to do"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A percentage, or `-` where there is none yet."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+class QuietUi:
+    """One plain line a task, for logs."""
+
+    def __init__(self, out: Path, write: Callable[[str], None] = print) -> None:
+        """`out` is the run's folder; `write` takes each line."""
+        self._out = out
+        self._write = write
+        self._total = 0
+        self._worked = False
+
+    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
+        """Say what runs."""
+        self._total = total_tasks
+        self._write(_headline(total_tasks, config))
+
+    def task(self, index: int, name: str, steps: int) -> None:
+        """Nothing."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+    def evaluating(self, name: str) -> None:
+        """Remember that there was something to do."""
+        self._worked = True
+
+    def warn(self, text: str) -> None:
+        """A line."""
+        self._write(f"warning: {text}")
+
+    def task_done(self, record: dict[str, Any]) -> None:
+        """The line of the task."""
+        accuracies = " ".join(percent(value) for value in record["accuracies"])
+        self._write(
+            f"task {record['task'] + 1}/{self._total} classes {record['classes']}"
+            f" average_accuracy {percent(record['average_accuracy'], 2)} forgetting {percent(record['forgetting'], 2)}"
+            f" train_images/s {record['train_images_per_second']:.1f}"
+            f" eval_images/s {record['eval_images_per_second']:.1f}"
+            f" accuracies {accuracies}"
+        )
+
+    def finished(self, results: dict[str, Any]) -> None:
+        """The result in one line."""
+        if not self._worked:
+            self._write(FINISHED)
+        self._write(
+            f"done average_accuracy {percent(results['average_accuracy'], 2)}"
+            f" forgetting {percent(results['forgetting'], 2)}"
+            f" results {self._out / 'results.json'}"
+        )
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class RichUi:
+    """A bar with the time left, and a table that grows by a row a task and fits 80 columns for any number of tasks."""
+
+    _HEAD = f"{'task':>7} {'average':>8} {'forgetting':>11} {'train':>9} {'test':>9}  "
+
+    def __init__(self, out: Path, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`out` is the run's folder; `clock` counts seconds."""
+        self._out = out
+        self._console = console or Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._bar = self._progress.add_task("", left="", total=None, visible=False)
+        self._left = TimeLeft(clock)
+        self._total = 0
+        self._worked = False
+
+    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
+        """Say what runs, print the head of the table, start the bar."""
+        self._total = total_tasks
+        self._left.tasks, self._left.always_trains = total_tasks, always_trains
+        for part in _headline(total_tasks, config).split(" on frozen "):
+            self._print(part)
+        self._print(f"{'':28}{'images/s':>19}")
+        self._print(f"{self._HEAD}accuracy of each task so far")
+        self._progress.start()
+
+    def task(self, index: int, name: str, steps: int) -> None:
+        """Start the bar of a task."""
+        self._left.task(index, steps)
+        description = f"task {index + 1}/{self._total}: learning"
+        left = self._left.text()
+        self._progress.reset(self._bar, description=description, visible=True, left=left)
+        self._progress.tasks[0].total = steps or None  # which reset would take for "as it was"
+
+    def step(self) -> None:
+        """Move the bar."""
+        self._left.step()
+        self._progress.update(self._bar, advance=1, left=self._left.text())
+
+    def evaluating(self, name: str) -> None:
+        """Say that the test images of a task are being predicted."""
+        self._worked = True
+        # A class-incremental task's name may list its classes; the bar has no room for them.
+        description = f"evaluating {textwrap.shorten(name, 24, placeholder='…')}"
+        self._progress.update(self._bar, description=description, left=self._left.text())
+
+    def warn(self, text: str) -> None:
+        """A line between the rows."""
+        self._print(f"warning: {text}")
+
+    def task_done(self, record: dict[str, Any]) -> None:
+        """Print the task's row of the table."""
+        self._left.task_done(record["task"], record["eval_seconds"], len(record["accuracies"]))
+        left = (
+            f"{record['task'] + 1:>4}/{self._total:<2} {percent(record['average_accuracy']):>8}"
+            f" {percent(record['forgetting']):>11} {record['train_images_per_second']:>9.1f}"
+            f" {record['eval_images_per_second']:>9.1f}  "
+        )
+        for line in _rows(left, [percent(value) for value in record["accuracies"]], min(self._console.width, 100)):
+            self._print(line)
+
+    def finished(self, results: dict[str, Any]) -> None:
+        """Print the result and where it is."""
+        self.close()
+        names = {
+            "average_accuracy": "average accuracy",
+            "forgetting": "forgetting",
+            "learning_accuracy": "learning accuracy",
+            "average_incremental_accuracy": "average incremental accuracy",
+        }
+        self._print("" if self._worked else FINISHED)
+        for key, name in names.items():
+            if results[key] is not None:
+                self._print(f"{name:<29}{results[key]:>7.2f} %")
+        self._print(f"{results['trained_parameters']:,} trained parameters, {_duration(results['seconds'])}")
+        self._print(f"results: {self._out / 'results.json'}")
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        self._progress.stop()
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+
+class TimeLeft:
+    """Seconds left: later tasks take as many steps as this one and one test set more, or always the one test set."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` counts seconds."""
+        self.tasks = 1
+        self.always_trains = True
+        """False: only the first task takes steps."""
+        self._clock = clock
+        self._index = self._steps = self._done_steps = 0
+        self._began = self._evaluation = 0.0
+        self._recent: deque[float] = deque(maxlen=20)  # seconds a step, without the first of a task: it warms up
+        self._single = 0  # tasks between two evaluations on a single test set
+
+    def task(self, index: int, steps: int) -> None:
+        """A task begins."""
+        self._index, self._steps, self._done_steps = index, steps, 0
+
+    def step(self) -> None:
+        """A step is done."""
+        now = self._clock()
+        if self._done_steps:
+            self._recent.append(now - self._began)
+        self._done_steps += 1
+        self._began = now
+
+    def task_done(self, index: int, eval_seconds: float, test_sets: int) -> None:
+        """A task was evaluated on `test_sets` test sets, in `eval_seconds` seconds."""
+        self._evaluation = eval_seconds / test_sets
+        if test_sets == 1 and index > 0 and not self._single:
+            self._single = index + 1
+
+    def seconds(self) -> float | None:
+        """Estimate; None before the first few steps."""
+        if len(self._recent) < 3:
+            return None
+        steps = self._steps - self._done_steps
+        if self.always_trains:
+            steps += self._steps * (self.tasks - self._index - 1)
+        tests = sum(range(self._index + 1, self.tasks + 1))
+        if self._single:
+            tests = (self.tasks - self._index - 1) // self._single + 1
+        return steps * sum(self._recent) / len(self._recent) + tests * self._evaluation
+
+    def text(self) -> str:
+        """`4 min left`, or nothing yet."""
+        seconds = self.seconds()
+        if not seconds:
+            return ""
+        # Nothing is known yet of what tasks without training take.
+        only_training = not self.always_trains and self._index == 0 and self.tasks > 1
+        return f"{_duration(seconds)} {'of training ' if only_training else ''}left"
+
+
+def _headline(total_tasks: int, config: Config) -> str:
+    tasks = "1 task" if total_tasks == 1 else f"{total_tasks} tasks"
+    backbone = f"{config.backbone.name} ({Path(config.backbone.weights).name} weights)"
+    return f"{config.method['name']}, {config.data.name}, {tasks}, seed {config.seed} on frozen {backbone}"
+
+
+def _rows(left: str, cells: Sequence[str], width: int) -> list[str]:
+    """The row of a task; accuracies that do not fit go on below, under their column."""
+    per_line = max(1, (width - len(left)) // 6)
+    lines = [
+        "".join(f"{cell:>5} " for cell in cells[i : i + per_line]).rstrip() for i in range(0, len(cells), per_line)
+    ]
+    return [(left if i == 0 else " " * len(left)) + line for i, line in enumerate(lines or [""])]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

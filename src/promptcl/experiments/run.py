@@ -1,0 +1,242 @@
+"""A learner over a stream of tasks -> results.json. T tasks."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from promptcl import store
+from promptcl.config.schema import Config, dump_config
+from promptcl.data.scenario import make_stream
+from promptcl.data.splits import load_domains
+from promptcl.data.stream import Stream, Task
+from promptcl.errors import UserError
+from promptcl.experiments import metrics
+from promptcl.experiments.progress import Ui
+from promptcl.learner.learner import Learner
+from promptcl.runtime import processes
+from promptcl.runtime.provenance import git_commit, versions
+from promptcl.store import files
+
+Matrix = list[list[float | None]]
+
+
+STORE = "learner"
+"""Folder of the learner inside the folder of a run: a store like any other."""
+
+
+def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, Any]:
+    """Learn the stream of `config`, evaluate on the way, write `out`/results.json and config.yaml.
+
+    Nothing is written before data, weights and settings have been loaded and checked. What was learned is in the store
+    `out`/learner; with `resume`, a run that was interrupted goes on from there, to the same results bit for bit.
+
+    Raises:
+        UserError: bad data, weights or settings; a loss that is not finite; `out` holds the learner of another run.
+        OSError: `out` cannot be written.
+    """
+    start, config = time.perf_counter(), store.with_absolute_paths(config)  # config.yaml repeats it from any folder
+    with processes.first_alone():  # which downloads what is missing
+        stream = make_stream(load_domains(config.data), config)
+        fresh = Learner(config)
+        config = fresh.config  # precision=auto means the same when it goes on elsewhere
+    with processes.in_first(lambda: store.lock(out / STORE)):
+        learner = _begin(fresh, config, out, resume)
+        done: dict[str, Any] = learner.notes["run"]
+        tasks = [stream.everything] if learner.method.joint else stream.tasks
+        ui.start(len(tasks), config, learner.method.rehearses)
+        for record in done["records"]:
+            ui.task(record["task"], record["name"], 0)
+            ui.task_done(record)
+        for t in [] if config.memory.store else done["remembered"]:  # images that are in the data, not in the store
+            learner.remember(tasks[t].train, t)
+        before = done["seconds"]
+        for t, task in list(enumerate(tasks))[len(learner.history) :]:
+            _learn(t, task, learner, out / STORE, done, ui)
+            if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
+                _evaluate(t, task, stream, learner, done, ui)
+            done["seconds"] = before + time.perf_counter() - start
+            learner.save(out / STORE)
+        results = processes.on_first(lambda: _write(out, _results(config, learner, stream, done)))
+    ui.finished(results)
+    return results
+
+
+def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner:
+    """The learner of the run in `out`, saved there: `learner`, or the one to go on with; its notes keep the results."""
+    folder, wanted = out / STORE, learner.config
+    if resume and processes.on_first(lambda: store.checksum(folder)) is not None:
+        learner = Learner.load(folder, backbone=learner.backbone, trust="." in wanted.method["name"])
+        if learner.config != wanted:
+            raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
+        return learner
+    learner.notes["run"] = nothing_done()
+    processes.on_first(lambda: write_atomically(out / "config.yaml", dump_config(config)))
+    learner.save(folder)
+    return learner
+
+
+def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, Any], ui: Ui) -> None:
+    """Learn task `t` and write what it took into `done`."""
+    trained = learner.method.trained
+    ui.task(t, task.name, learner.steps(len(task.train)))
+    learned = learner.learn(task.train, ui.step, task.name, folder)
+    done["learned"].append(asdict(learned))
+    if trained:
+        done["remembered"].append(t)
+    if learned.warning is not None:
+        _warn(done, learned.warning, ui)
+
+
+def nothing_done() -> dict[str, Any]:
+    """What a run has measured before its first task: plain data, all that a run needs beside its learner to go on."""
+    return {
+        "records": [],
+        "matrix": [],
+        "pool": {"train": [], "test": []},
+        "collapsed": None,
+        "warnings": [],
+        "images": 0,
+        "remembered": [],  # tasks that were offered to the memory
+        "learned": [],  # what learning took since the last evaluation
+        "seconds": 0.0,
+    }
+
+
+def _warn(done: dict[str, Any], text: str, ui: Ui) -> None:
+    """Tell the user now, and whoever reads the results."""
+    done["warnings"].append(text)
+    ui.warn(text)
+
+
+def _several_tests(stream: Stream, learner: Learner) -> bool:
+    """Whether there is a history of several test sets, without which forgetting means nothing."""
+    return not (stream.one_test or learner.method.joint)
+
+
+def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[str, Any], ui: Ui) -> None:
+    """Evaluate after task `t` and write what it took and gave into `done`."""
+    joint, tasks = learner.method.joint, stream.tasks
+    matrix: Matrix = done["matrix"]
+    tests = [task] if stream.one_test else tasks if joint else tasks[: t + 1]
+    evaluations = []
+    for seen in tests:
+        ui.evaluating(seen.name)
+        # With one test set for all, classes that have not come yet are in it.
+        evaluations.append(asdict(learner.evaluate(seen.test, unseen=stream.one_test)))
+    row: list[float | None] = [e["accuracy"] for e in evaluations]
+    width = 1 if stream.one_test else len(tasks)
+    if joint:
+        matrix += [[None] * width for _ in range(width - 1)]  # no history: only the last row is known
+    matrix.append(row + [None] * (width - len(row)))
+    done["images"] += sum(learned["images"] for learned in done["learned"])
+    done["pool"]["train"].append(_selected(done["learned"]))
+    done["pool"]["test"] = [_selected([e]) for e in evaluations]
+    record = _record(t, task, learner, done["learned"], evaluations)
+    record["images_so_far"] = done["images"]
+    several = _several_tests(stream, learner)
+    record["forgetting"] = metrics.forgetting([r[: t + 1] for r in matrix]) if several else None
+    done["records"].append(record)
+    _watch_pool(done, ui)
+    done["learned"] = []
+    ui.task_done(record)
+
+
+def _watch_pool(done: dict[str, Any], ui: Ui) -> None:
+    """Warn, once, if no more than N prompts have served all tasks so far (l2p issues 18, 24, 25)."""
+    counts = [entry["counts"] for entry in done["pool"]["train"] if entry is not None]
+    images = sum(learned["images"] for learned in done["learned"])
+    if len(counts) < 2:
+        return
+    total = [sum(column) for column in zip(*counts, strict=True)]
+    selected, used = round(sum(counts[-1]) / images), metrics.used_prompts(total)  # an image selects N
+    collapsed = used <= selected < len(total)
+    if collapsed and not done["collapsed"]:
+        _warn(
+            done,
+            f"the pool has collapsed: {used} of its {len(total)} prompts serve all tasks so far; compare with "
+            f"method.pool_size={used}, or with method.diversify",
+            ui,
+        )
+    done["collapsed"] = collapsed
+
+
+def _selected(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Histogram of the selected prompts, its entropy in bits, and the mean cosine between queries and selected keys."""
+    rows = [record for record in records if record["selections"] is not None and sum(record["selections"])]
+    if not rows:
+        return None
+    counts = [sum(column) for column in zip(*(row["selections"] for row in rows), strict=True)]
+    return {
+        "counts": counts,
+        "entropy": metrics.selection_entropy(counts),
+        "used": metrics.used_prompts(counts),
+        "cosine": sum(sum(row["selections"]) * row["match"] for row in rows) / sum(counts),
+    }
+
+
+def _record(
+    t: int, task: Task, learner: Learner, learned: list[dict[str, Any]], evaluations: list[dict[str, Any]]
+) -> dict[str, Any]:
+    seconds, images = sum(e["seconds"] for e in evaluations), sum(e["images"] for e in evaluations)
+    train_seconds, train_images = sum(r["seconds"] for r in learned), sum(r["images"] for r in learned)
+    return {
+        "task": t,
+        "name": task.name,
+        "class_names": list(task.classes),
+        "classes": len(learner.classes),
+        "accuracies": [e["accuracy"] for e in evaluations],
+        "average_accuracy": sum(e["accuracy"] for e in evaluations) / len(evaluations),
+        "train_images": train_images,
+        "train_seconds": train_seconds,
+        "train_images_per_second": train_images / train_seconds,
+        "eval_images": images,
+        "eval_seconds": seconds,
+        "eval_images_per_second": images / seconds,
+    }
+
+
+def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, Any]) -> dict[str, Any]:
+    """Everything a reader needs to trust the number; metrics that mean nothing in this scenario are null."""
+    matrix: Matrix = done["matrix"]
+    several = _several_tests(stream, learner)
+    pool = done["pool"] if any(done["pool"]["test"]) else {}
+    return {
+        "scenario": config.scenario,
+        "average_accuracy": metrics.average_accuracy(matrix),
+        "final_accuracy": matrix[-1][0] if stream.one_test else None,
+        "accuracy_curve": [[r["task"] + 1, r["images_so_far"], r["average_accuracy"]] for r in done["records"]],
+        "forgetting": metrics.forgetting(matrix) if several else None,
+        "learning_accuracy": metrics.learning_accuracy(matrix) if several else None,
+        "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix) if several else None,
+        "accuracy_matrix": matrix,
+        "trained_parameters": learner.trained_parameters(),
+        "memory_images": len(learner.memory),
+        "prompt_selections": {k: [e and e["counts"] for e in rows] for k, rows in pool.items()} or None,
+        "pool": {"collapsed": done["collapsed"], **pool} if pool else None,
+        "warnings": done["warnings"],
+        "schedule": stream.schedule,
+        "classes": learner.classes,
+        "tasks": done["records"],
+        "seconds": done["seconds"],
+        "backbone": learner.backbone.describe(),
+        "device": str(learner.device),
+        "config": config.model_dump(mode="json"),
+        "versions": versions(learner.device),
+        "git_commit": git_commit(),
+    }
+
+
+def _write(out: Path, results: dict[str, Any]) -> dict[str, Any]:
+    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write the whole file or nothing. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, text.encode())

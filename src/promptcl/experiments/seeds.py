@@ -1,0 +1,68 @@
+"""One recipe with several seeds: a run each, and summary.json over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from promptcl.config.schema import Config
+from promptcl.errors import UserError
+from promptcl.experiments import run as experiment
+from promptcl.experiments.metrics import mean_std
+from promptcl.experiments.progress import Ui
+from promptcl.runtime import processes
+from promptcl.runtime.device import pick_device, with_precision
+from promptcl.store.folder import with_absolute_paths
+
+METRICS = ("average_accuracy", "forgetting", "learning_accuracy", "average_incremental_accuracy")
+
+
+def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> dict[str, Any]:
+    """Run each config into `out`/seedSEED and write `out`/summary.json: n, and mean and std of every metric.
+
+    A run that is already there is kept if its settings are the same, and one that was interrupted goes on, so the
+    command can be given again after it was interrupted. A metric that a method does not have is null.
+
+    Raises:
+        UserError: as experiment.run; a finished run with other settings is in the way.
+        OSError: `out` cannot be written.
+    """
+    results = processes.on_first(lambda: [_finished(config, out / f"seed{config.seed}") for config in configs])
+    for i, config in enumerate(configs):
+        folder = out / f"seed{config.seed}"
+        results[i] = results[i] or experiment.run(config, folder, make_ui(folder), resume=True)
+    summary: dict[str, Any] = {"seeds": [config.seed for config in configs], "n": len(configs)}
+    for metric in METRICS:
+        found = mean_std([one[metric] for one in results if one is not None])
+        summary[metric] = found and {"mean": found[0], "std": found[1] if len(configs) > 1 else None}
+    text = json.dumps(summary, indent=1) + "\n"
+    processes.on_first(lambda: experiment.write_atomically(out / "summary.json", text))
+    return summary
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary in one line."""
+    parts = []
+    for metric in METRICS[:3]:
+        if (found := summary[metric]) is not None:
+            spread = "" if found["std"] is None else f" ± {found['std']:.2f}"
+            parts.append(f"{metric.replace('_', ' ')} {found['mean']:.2f}{spread}")
+    return f"{summary['n']} seeds: {', '.join(parts)}"
+
+
+def _finished(config: Config, folder: Path) -> dict[str, Any] | None:
+    """Results of a finished run of `config` in `folder`; None if there are none."""
+    path = folder / "results.json"
+    if not path.exists():
+        return None
+    try:
+        results: dict[str, Any] = json.loads(path.read_bytes())
+        whole = with_absolute_paths(with_precision(config, pick_device(config.device)))
+        same = results["config"] == whole.model_dump(mode="json")
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise UserError(f"{path}: a run with other settings is there; write another folder, or delete that one first")
+    return results

@@ -1,0 +1,127 @@
+"""Classifier heads that grow with the classes. B images, D width, K classes so far."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from promptcl.layers.prompts import cosine
+
+
+class GrowingLinear(nn.Module):
+    """Linear layer whose outputs are added class by class; old rows keep their values bit for bit."""
+
+    def __init__(self, width: int, init: Literal["zero", "uniform"] = "zero") -> None:
+        """`zero` as in the L2P release; `uniform` as torch.nn.Linear: U(-1/sqrt(D), 1/sqrt(D))."""
+        super().__init__()
+        self.init = init
+        self.weight_KD = nn.Parameter(torch.zeros(0, width))
+        self.bias_K = nn.Parameter(torch.zeros(0))
+
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Append rows for `classes` new classes."""
+        width, device = self.weight_KD.shape[1], self.weight_KD.device
+        weight, bias = torch.zeros(classes, width), torch.zeros(classes)
+        if self.init == "uniform":
+            bound = width**-0.5
+            weight.uniform_(-bound, bound, generator=generator)
+            bias.uniform_(-bound, bound, generator=generator)
+        self.weight_KD = nn.Parameter(torch.cat([self.weight_KD.detach(), weight.to(device)]))
+        self.bias_K = nn.Parameter(torch.cat([self.bias_K.detach(), bias.to(device)]))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        return features_BD @ self.weight_KD.T + self.bias_K
+
+
+class ClassMeans(nn.Module):
+    """Running mean of the features of each class; logits are cosines to the means."""
+
+    sum_KD: Tensor
+    count_K: Tensor
+
+    def __init__(self, width: int) -> None:
+        """Start with no class."""
+        super().__init__()
+        self.register_buffer("sum_KD", torch.zeros(0, width))
+        self.register_buffer("count_K", torch.zeros(0))
+
+    def grow(self, classes: int) -> None:
+        """Append `classes` classes with no image seen yet."""
+        self.sum_KD = torch.cat([self.sum_KD, self.sum_KD.new_zeros(classes, self.sum_KD.shape[1])])
+        self.count_K = torch.cat([self.count_K, self.count_K.new_zeros(classes)])
+
+    def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
+        """Count images [B, D] with class ids [B] in."""
+        self.sum_KD.index_add_(0, labels_B, features_BD)
+        self.count_K.index_add_(0, labels_B, torch.ones_like(features_BD[:, 0]))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Cosine [B, K] to each class mean."""
+        return cosine(features_BD, self.sum_KD / self.count_K.clamp_min(1)[:, None])
+
+
+class RidgeHead(nn.Module):
+    """Ridge regression from running sums, so that it never forgets: adding tasks one by one equals adding all at once.
+
+    Keeps sum of x x^T, of x, of x per class, and counts (float64); no image, no feature of one image.
+    """
+
+    scatter_DD: Tensor
+    sum_KD: Tensor
+    count_K: Tensor
+    weight_KD: Tensor
+    bias_K: Tensor
+
+    def __init__(self, width: int, strength: float) -> None:
+        """`strength`: penalty relative to each feature's own variance, so that it means the same for any backbone."""
+        super().__init__()
+        self.strength = strength
+        self.register_buffer("scatter_DD", torch.zeros(width, width, dtype=torch.float64))
+        for name in ("sum_KD", "weight_KD"):
+            self.register_buffer(name, torch.zeros(0, width, dtype=torch.float64))
+        for name in ("count_K", "bias_K"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
+
+    def grow(self, classes: int) -> None:
+        """Append `classes` classes with no image seen yet."""
+        for name in ("sum_KD", "weight_KD", "count_K", "bias_K"):
+            old: Tensor = getattr(self, name)
+            setattr(self, name, torch.cat([old, old.new_zeros(classes, *old.shape[1:])]))
+
+    def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
+        """Count images [B, D] with class ids [B] in."""
+        x_BD = features_BD.double()
+        self.scatter_DD += x_BD.T @ x_BD
+        self.sum_KD.index_add_(0, labels_B, x_BD)
+        self.count_K.index_add_(0, labels_B, torch.ones_like(x_BD[:, 0]))
+
+    @property
+    def tallies(self) -> list[Tensor]:
+        """The sums and counts that `add` adds to."""
+        return [self.scatter_DD, self.sum_KD, self.count_K]
+
+    def solve(self, balance: bool = False) -> None:
+        """Weights of the centred ridge regression onto one-hot labels.
+
+        balance: every class has the same say in targets and centre, however many images it has.
+        """
+        n, classes, mean_D = self.count_K.sum(), len(self.count_K), self.sum_KD.sum(0) / self.count_K.sum()
+        centred_DD = self.scatter_DD - n * torch.outer(mean_D, mean_D)
+        variance_D = centred_DD.diagonal()
+        # A feature that never varies would make the system singular; it gets weight 0 instead.
+        system_DD = centred_DD + torch.diag(self.strength * variance_D + torch.where(variance_D > 0, 0.0, 1.0))
+        prior_K = self.count_K / n
+        target_KD = self.sum_KD - torch.outer(self.count_K, mean_D)
+        if balance:
+            means_KD = self.sum_KD / self.count_K.clamp_min(1)[:, None]
+            mean_D, prior_K = means_KD.mean(0), torch.full_like(prior_K, 1 / classes)
+            target_KD = n / classes * (means_KD - mean_D)
+        self.weight_KD = torch.linalg.solve(system_DD, target_KD.T).T.contiguous()
+        self.bias_K = prior_K - self.weight_KD @ mean_D
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]: estimated one-hot labels."""
+        return (features_BD.double() @ self.weight_KD.T + self.bias_K).float()

@@ -1,0 +1,92 @@
+"""How sure is sure: a temperature and a threshold from pictures held out of training. N images, K classes so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from promptcl.config.schema import Section
+from promptcl.data.images import ImageSet
+from promptcl.errors import UserError
+
+MISSED = 0.05
+"""Share of the pictures answered right that the threshold calls unknown all the same."""
+
+
+class Calibration(Section):
+    """What turns logits into probabilities that can be believed; without held-out pictures it changes nothing."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Probabilities are softmax(logits / temperature)."""
+    threshold: float = Field(default=0.0, ge=0, le=1)
+    """Answers less probable than this are `unknown`."""
+    images: int = Field(default=0, ge=0)
+    """Held-out pictures that it was measured on."""
+
+    @classmethod
+    def of(cls, notes: Mapping[str, Any]) -> Calibration:
+        """What is kept in a learner's notes. Raises UserError for something else under its name."""
+        try:
+            return cls.model_validate(notes.get("calibration", {}))
+        except ValueError as error:
+            raise UserError("the notes of this learner hold no valid calibration; take a copy that is whole") from error
+
+    def joined(self, other: Calibration) -> Calibration:
+        """Both together, each counting by its pictures (none of the old ones is kept to measure again)."""
+        total = self.images + other.images
+        if not total:
+            return self
+        share = other.images / total
+        log = (1 - share) * math.log(self.temperature) + share * math.log(other.temperature)
+        threshold = (1 - share) * self.threshold + share * other.threshold
+        return Calibration(temperature=math.exp(log), threshold=threshold, images=total)
+
+
+def hold_out(images: ImageSet, share: float, generator: torch.Generator) -> tuple[ImageSet, ImageSet]:
+    """Split into (kept, held out): of each class with at least three images `share`, but at least one, is held out."""
+    if not share:
+        return images, images.select([])
+    order = torch.randperm(len(images), generator=generator).numpy()
+    held: list[int] = []
+    for label in range(len(images.classes)):
+        rows = order[images.labels[order] == label]
+        wanted = min(len(rows) - 1, max(1, round(len(rows) * share))) if len(rows) >= 3 else 0
+        held += rows[:wanted].tolist()
+    chosen = np.zeros(len(images), dtype=bool)
+    chosen[held] = True
+    return images.select(np.flatnonzero(~chosen)), images.select(np.flatnonzero(chosen))
+
+
+def measure(logits_NK: Tensor, labels_N: Tensor) -> Calibration:
+    """Temperature of the smallest cross-entropy (Guo et al. 2017, sec. 4.2), and the threshold that goes with it.
+
+    A handful of pictures that are all answered right would ask for boundless certainty: targets are (N+1)/(N+2) for
+    the true class, as Platt (1999) does, and the rest spread over the others.
+    """
+    count, classes = logits_NK.shape
+    if classes < 2:
+        return Calibration()
+    logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # not every device has float64
+    rest = 1 / (count + 2)
+    target_NK = torch.full_like(logits_NK, rest / (classes - 1))
+    target_NK.scatter_(1, labels_N[:, None], 1 - rest)
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(logits_NK / math.exp(log_temperature), target_NK).item()
+
+    low, high = math.log(1e-4), math.log(1e4)
+    for _ in range(60):  # one valley: the loss is convex in 1 / temperature
+        third = (high - low) / 3
+        low, high = (low + third, high) if loss(low + third) > loss(high - third) else (low, high - third)
+    temperature = math.exp((low + high) / 2)
+    best = (logits_NK / temperature).softmax(1).max(1)
+    right = best.values[best.indices == labels_N].cpu().numpy()
+    threshold = float(np.quantile(right, MISSED, method="lower")) if len(right) else 0.0
+    return Calibration(temperature=temperature, threshold=threshold, images=count)

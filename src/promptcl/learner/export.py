@@ -1,0 +1,113 @@
+"""A learner as a program that runs without promptcl: images in, probabilities out. B images, S pixels a side."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from promptcl.errors import UserError
+from promptcl.learner.learner import Learner
+from promptcl.methods._base import Batch
+from promptcl.store import files
+
+SUFFIXES = (".pt2", ".onnx")
+
+
+class Program(nn.Module):
+    """Backbone and method in one: float images (B, 3, S, S) in [0, 1] -> probabilities (B, K)."""
+
+    def __init__(self, learner: Learner) -> None:
+        """Copy what `learner` is now to the CPU."""
+        super().__init__()
+        self.backbone = copy.deepcopy(learner.backbone).cpu()
+        self.method = copy.deepcopy(learner.method).cpu().eval().requires_grad_(False)
+        self.temperature = learner.calibration.temperature
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Probabilities as Learner.predict gives them for the same view of an image."""
+        images_BCHW = self.backbone.normalise(images_BCHW)
+        labels_B = torch.zeros_like(images_BCHW[:, 0, 0, 0], dtype=torch.long)
+        batch = Batch(images_BCHW, self.backbone(images_BCHW).pooled_BD, labels_B)
+        return (self.method.logits(self.backbone, batch).float() / self.temperature).softmax(1)
+
+
+def export(learner: Learner, file: Path) -> Path:
+    """Write `file` (.pt2, a torch.export program, or .onnx) and beside it a .json that says what goes in and comes out.
+
+    Returns the path of the JSON file.
+    Raises UserError: another ending, nothing learned, ONNX not installed, a method whose answers depend on neighbours.
+    """
+    if file.suffix not in SUFFIXES:
+        raise UserError(f"{file}: expected a file that ends in {' or '.join(SUFFIXES)}; write e.g. {file.stem}.pt2")
+    if not learner.classes:
+        raise UserError("this learner knows no class yet; learn a folder of pictures first")
+    if learner.method.group > 1:
+        raise UserError(
+            "method.vote=batch makes an answer depend on its neighbours; only method.vote=image is exported"
+        )
+    if file.suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
+        raise UserError(
+            f"{file}: onnx and onnxscript are not both installed; pip install 'promptcl[onnx]', or write .pt2"
+        )
+    program, size = Program(learner).eval(), learner.backbone.image_size
+    example, shapes = (torch.zeros(2, 3, size, size),), {"images_BCHW": {0: torch.export.Dim("images", min=1)}}
+    temporary = file.with_name(f".{os.getpid()}-{file.name}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with torch.no_grad():
+            exported = torch.export.export(program, example, dynamic_shapes=shapes)
+        if file.suffix == ".onnx":
+            _write_onnx(exported, temporary)
+        else:
+            torch.export.save(exported, temporary)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    about = file.with_name(f"{file.name}.json")
+    files.write(about, (json.dumps(description(learner), indent=1) + "\n").encode())
+    return about
+
+
+def _write_onnx(exported: torch.export.ExportedProgram, file: Path) -> None:
+    from onnxscript import opset18 as op
+
+    def sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
+        """The stable sort of the prompt selection, unknown to torch.onnx: TopK of all, ties to the lower id."""
+        count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))  # type: ignore[type-var]
+        return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # which warns of every Split that it leaves as it is
+    torch.onnx.export(
+        exported,
+        (),
+        file,
+        input_names=["images"],
+        output_names=["probabilities"],
+        external_data=False,
+        verbose=False,
+        custom_translation_table={torch.ops.aten.sort.stable: sort},
+    )
+
+
+def description(learner: Learner) -> dict[str, object]:
+    """What a user of the program has to know."""
+    size, crop = learner.backbone.image_size, learner.config.data.eval_crop
+    return {
+        "classes": learner.classes,
+        "input": f"float32 (B, 3, {size}, {size}), RGB in [0, 1]; B is free",
+        "view": f"resize to {round(size / crop)} x {round(size / crop)} (bilinear, antialiased, aspect not kept), "
+        f"then the central {size} x {size}",
+        "output": f"float32 (B, {len(learner.classes)}), probabilities in the order of `classes`",
+        "image_size": size,
+        "eval_crop": crop,
+        "threshold": learner.calibration.threshold,
+        "backbone": learner.backbone.describe(),
+    }

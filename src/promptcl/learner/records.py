@@ -1,0 +1,98 @@
+"""What a learner returns. N images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptcl.data.images import ImageSet
+from promptcl.errors import UserError
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class LearnRecord:
+    """What learning one task took."""
+
+    images: int
+    """Images seen, epochs and replayed ones counted."""
+    seconds: float
+    selections: list[int] | None
+    """Selections of each prompt while training."""
+    match: float | None
+    """Mean cosine of the queries with the keys they selected while training."""
+    warning: str | None
+    held_out: dict[str, tuple[int, int]]
+    """Of each class: pictures kept out of training (train.holdout) answered right, and their number."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on one test set."""
+
+    accuracy: float
+    """Percent, top-1 among all classes so far, no task identity."""
+    images: int
+    seconds: float
+    selections: list[int] | None
+    match: float | None
+    """Mean cosine of the queries with the keys they selected."""
+    by_class: dict[str, tuple[int, int]]
+    """Of each class: pictures answered right, and their number."""
+
+
+class Prediction(NamedTuple):
+    """The answer for one picture."""
+
+    label: str
+    """Name of the most probable class, or UNKNOWN where its probability is below the threshold."""
+    probability: float
+    """Of the most probable class."""
+    top: list[tuple[str, float]]
+    """The most probable classes with their probabilities, best first."""
+
+
+def predictions(logits_NK: Tensor, classes: Sequence[str], top: int, threshold: float) -> list[Prediction]:
+    """The `top` most probable of `classes` by softmax, UNKNOWN where the first is below `threshold`."""
+    best = logits_NK.softmax(1).topk(max(1, min(top, len(classes))), dim=1)
+    found = []
+    for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+        row = [(classes[k], p) for k, p in zip(ids, values, strict=True)]
+        found.append(Prediction(UNKNOWN if values[0] < threshold else row[0][0], values[0], row))
+    return found
+
+
+def by_class(images: ImageSet, right_N: Tensor) -> dict[str, tuple[int, int]]:
+    """Of each class: images answered right, and their number."""
+    classes = len(images.classes)
+    all_C = np.bincount(images.labels, minlength=classes)
+    right_C = np.bincount(images.labels[right_N.cpu().numpy()], minlength=classes)
+    return {name: (int(r), int(n)) for name, r, n in zip(images.classes, right_C, all_C, strict=True)}
+
+
+def class_ids(images: ImageSet, classes: Sequence[str], unseen: bool = False) -> Tensor:
+    """Place in `classes` of each image (N,), on the CPU; with `unseen`, -1 for classes that are not among them.
+
+    Raises UserError: a class of `images` that is not among them, without `unseen`.
+    """
+    position = {name: k for k, name in enumerate(classes)}
+    unknown = [name for name in images.classes if name not in position]
+    if unknown and not unseen:
+        known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+        raise UserError(f"class {unknown[0]!r} was never learned: expected {known}; take it out, or learn it first")
+    return torch.tensor([position.get(name, -1) for name in images.classes])[torch.as_tensor(images.labels)]
+
+
+def check_names(classes: Sequence[str]) -> None:
+    """Raise UserError for a name that is no printable text, or that means no class."""
+    for name in classes:
+        if name == UNKNOWN:
+            raise UserError(f"the class name '{name}' is kept for pictures of no class; give this one another name")
+        if not name.isprintable():
+            raise UserError(f"the class name {name!a} cannot be learned: expected printable text; rename it")

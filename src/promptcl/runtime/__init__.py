@@ -1,0 +1,1 @@
+"""This machine and the processes on it."""

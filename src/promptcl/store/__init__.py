@@ -1,0 +1,29 @@
+"""What lies on disk: a learner's folder, written whole or not at all, by one writer at a time."""
+
+from promptcl.store.files import Absent
+from promptcl.store.folder import (
+    Saved,
+    TaskRecord,
+    check_backbone,
+    checksum,
+    fill,
+    load,
+    open_checkpoint,
+    save,
+    with_absolute_paths,
+)
+from promptcl.store.lock import lock
+
+__all__ = [
+    "Absent",
+    "Saved",
+    "TaskRecord",
+    "check_backbone",
+    "checksum",
+    "fill",
+    "load",
+    "lock",
+    "open_checkpoint",
+    "save",
+    "with_absolute_paths",
+]

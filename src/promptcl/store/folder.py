@@ -1,0 +1,203 @@
+"""A learner's folder: `learner.json` and `state-<hash>.safetensors`. The format is in docs/store.md."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from promptcl.config.schema import Config, Section
+from promptcl.data.images import ImageSet
+from promptcl.errors import UserError
+from promptcl.recipes.load import resolve
+from promptcl.store import files
+from promptcl.store.checkpoint import Checkpoint, discard
+from promptcl.store.files import Absent
+from promptcl.store.lock import lock
+
+__all__ = ["FORMAT", "Absent", "Saved", "TaskRecord", "load", "lock", "save"]
+
+FORMAT = 1
+KIND = files.Kind("promptcl store", FORMAT, "take a copy of it that is whole")
+_NO_FILE = ("hub", "random", "embedded")
+_MAY_CHANGE = (
+    "device",
+    "backbone.weights",
+    "backbone.precision",
+    "backbone.activation_checkpointing",
+    "train.",
+    "eval.",
+    "data.",
+    "memory.",
+)
+
+
+class TaskRecord(Section):
+    """One thing learned."""
+
+    name: str
+    when: str
+    """UTC, ISO 8601."""
+    images: dict[str, int]
+    """Images of each class, in the order in which new classes were added."""
+    seconds: float
+    sha256: str
+    """Of the images and their labels (ImageSet.sha256)."""
+
+    @classmethod
+    def of(cls, name: str, images: ImageSet, seconds: float, sha256: str) -> TaskRecord:
+        """The record of `images`, learned just now."""
+        counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
+        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        per_class = dict(zip(images.classes, counts, strict=True))
+        return cls(name=name, when=when, images=per_class, seconds=seconds, sha256=sha256)
+
+
+class _Document(Section):
+    """What learner.json holds beside `state` and `checksum`."""
+
+    format: int
+    promptcl: str
+    config: dict[str, Any]
+    backbone: dict[str, Any]
+    classes: list[str]
+    tasks: list[TaskRecord]
+    notes: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A learner as it lies in its folder."""
+
+    config: Config
+    backbone: dict[str, Any]
+    """`Backbone.describe()` of the backbone it was learned with."""
+    classes: list[str]
+    tasks: list[TaskRecord]
+    notes: dict[str, Any]
+    """JSON values that other parts keep with the learner."""
+    state: dict[str, Tensor]
+    checksum: str = ""
+    """Stands for all of the above, as written."""
+
+
+def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
+    """Replace the learner in `folder` (made if need be) by `saved` or leave it as it was; returns the checksum.
+
+    ancestors: checksums of the stores that `saved` descends from, as loaded or saved before.
+    Raises UserError: the folder holds another learner or was changed since, another process writes to it, no
+    permission, no space.
+    """
+    document = _Document(
+        format=FORMAT,
+        promptcl=version("promptcl"),
+        config=with_absolute_paths(saved.config).model_dump(mode="json"),
+        backbone=saved.backbone,
+        classes=saved.classes,
+        tasks=saved.tasks,
+        notes=saved.notes,
+    )
+    with lock(folder):
+        if (found := checksum(folder)) is not None and found not in ancestors:
+            raise UserError(
+                f"{folder} holds a learner that this one does not descend from (checksum {found[:8]}): "
+                "load it again and repeat, or save to another folder"
+            )
+        written = files.write_pair(folder / "learner.json", document.model_dump(mode="json"), saved.state)
+        discard(folder)  # what it belongs to is done, or was given up for what is saved now
+    return written
+
+
+def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Saved:
+    """Read and check the learner in `folder`; nothing in it is ever executed.
+
+    overrides: key=value settings that differ now: device, backbone.weights, backbone.precision, train.*, eval.*,
+    data.*, memory.*. trust: allow a method that is not part of promptcl (a dotted module name, which is imported).
+    Raises Absent where there is no learner; UserError for a damaged one, a newer format, an unknown method or a bad
+    setting.
+    """
+    pair = files.read_pair(folder / "learner.json", KIND)
+    try:
+        document = _Document.model_validate(pair.document)
+    except (ValidationError, RecursionError) as error:
+        raise UserError(f"{folder} is a damaged {KIND.name}: learner.json has other fields than expected") from error
+    learned = list(dict.fromkeys(name for task in document.tasks for name in task.images))
+    if document.classes != learned or not all(name.isprintable() for name in learned):
+        raise UserError(f"{folder} is a damaged {KIND.name}: its classes are not those of its tasks")
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        if not key.startswith(_MAY_CHANGE):
+            can = ", ".join(name + "*" if name.endswith(".") else name for name in _MAY_CHANGE)
+            raise UserError(f"{text}: {key} of a learner cannot change, only {can}; leave it out")
+    config = _find_weights(folder, resolve(document.config, overrides, trust))
+    return Saved(
+        config, document.backbone, document.classes, document.tasks, document.notes, pair.tensors, pair.checksum
+    )
+
+
+def check_backbone(saved: Saved, now: dict[str, Any], weights: str) -> None:
+    """Raise UserError if the backbone described by `now` is not the one that `saved` was learned with."""
+    for key in ("sha256", "sha256_of", "image_size", "mean", "std"):
+        if now[key] != saved.backbone.get(key):
+            raise UserError(
+                f"it was learned with backbone {saved.backbone.get('name')} {key} {saved.backbone.get(key)}, but "
+                f"backbone.weights={weights} has {key} {now[key]}: give its own weights, backbone.weights=PATH"
+            )
+
+
+def fill(method: nn.Module, saved: Saved) -> None:
+    """Give `method`, grown as that of `saved` was, its tensors. Raises UserError if names, shapes or types differ."""
+    state = {name: tensor for name, tensor in saved.state.items() if not name.startswith(("optimizer.", "memory."))}
+    here = {name: (tensor.shape, tensor.dtype) for name, tensor in method.state_dict().items()}
+    if here != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
+        raise UserError("its tensors are not those of its method and classes; take a copy of it that is whole")
+    method.load_state_dict(state)
+
+
+def checksum(folder: Path) -> str | None:
+    """Checksum of the learner in `folder`, None where there is none. Raises UserError for a damaged one."""
+    try:
+        return str(files.read_json(folder / "learner.json", KIND)[0]["checksum"])
+    except Absent:
+        return None
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """`config` with the full paths of weights and data: the next process may run in another folder."""
+    if (root := config.data.root) is not None:
+        data = config.data.model_copy(update={"root": str(Path(root).expanduser().absolute())})
+        config = config.model_copy(update={"data": data})
+    weights = config.backbone.weights
+    return config if weights in _NO_FILE else _with_weights(config, Path(weights).expanduser().absolute())
+
+
+def _with_weights(config: Config, path: Path) -> Config:
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update={"weights": str(path)})})
+
+
+def _find_weights(folder: Path, config: Config) -> Config:
+    """The recorded weight file, or one of that name inside the store (a store copied with its weights)."""
+    weights = config.backbone.weights
+    inside = folder / Path(weights).name
+    if weights in _NO_FILE or Path(weights).expanduser().is_file() or not inside.is_file():
+        return config
+    return _with_weights(config, inside)
+
+
+def open_checkpoint(folder: Path, ancestors: Sequence[str], images_sha256: str, config: Config) -> Checkpoint:
+    """The checkpoint of learning these images from the learner whose checksum is the last of `ancestors`, in `folder`.
+
+    Raises UserError where the learner was never saved (no `ancestors`).
+    """
+    if not ancestors:
+        raise UserError(f"checkpoints in {folder} belong to a saved learner: save this one there before it learns")
+    settings = with_absolute_paths(config).model_dump(mode="json")
+    identity = {"base": ancestors[-1], "images": images_sha256, "settings": settings}
+    return Checkpoint(folder, identity, config.train.checkpoint_steps)

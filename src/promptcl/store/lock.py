@@ -1,0 +1,77 @@
+"""One writer of a folder: a lock that the system releases when its process ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from promptcl.errors import UserError
+from promptcl.store.files import explained, make_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows: no lock, so two writers are not noticed there
+    fcntl = None  # type: ignore[assignment]
+
+_PROCESS = uuid.uuid4().hex  # process ids repeat between containers that share a folder
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Be the only writer of `folder` (made if need be); the system releases the lock when the process ends.
+
+    A thread that has the lock may take it again. Raises UserError naming the process that has it.
+    """
+    if (folder / ".lock").is_symlink():  # of a stranger's store: it would be written through
+        raise UserError(f"{folder / '.lock'} is a link, expected a file of the store; remove it")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; expected a folder, or the path of a new one")
+    fresh, flags = (
+        not folder.exists(),
+        os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0),
+    )
+    with explained(folder):
+        make_folder(folder)
+        file = os.open(folder / ".lock", flags, 0o644)
+    mine = False
+    try:
+        with explained(folder):
+            mine = _take(folder, file)
+        yield
+    finally:
+        if mine:
+            os.ftruncate(file, 0)  # or we would take the next holder, not yet named, for ourselves
+        if mine and fresh and os.listdir(folder) == [".lock"]:  # nothing came of it
+            with contextlib.suppress(OSError):
+                (folder / ".lock").unlink()
+                folder.rmdir()
+        os.close(file)
+
+
+def _take(folder: Path, file: int) -> bool:
+    """Take the lock and write our name into it; False where this thread has it already."""
+    me = {"process": os.getpid(), "host": socket.gethostname(), "thread": threading.get_ident(), "token": _PROCESS}
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        try:
+            holder = json.loads(os.pread(file, 4096, 0))
+            if {key: holder.get(key) for key in me} == me:
+                return False
+            who = f"process {holder['process']} on {holder['host']} since {holder['since']}"
+        except (ValueError, KeyError, AttributeError):  # it has the lock and has not written its name yet
+            who = "another process"
+        raise UserError(f"{folder} is being written by {who}: wait until it is done") from None
+    if not os.fstat(file).st_nlink:
+        raise UserError(f"{folder} was removed by another process just now; try again")
+    os.ftruncate(file, 0)
+    os.write(file, json.dumps({**me, "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}).encode())
+    return True
