@@ -1,1 +1,76 @@
-"""promptcl: prompt-based continual learning with a frozen vision transformer."""
+"""Prompt-based continual learning: a frozen, pre-trained vision transformer that learns new classes without forgetting.
+
+These are the names to build on; all else may move without notice. Each is imported when it is first used, so that
+`import promptcl` costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from promptcl.backbone import Backbone, Change, Prefix, Tokens
+    from promptcl.config import Config
+    from promptcl.data import ImageSet, class_incremental, domain_incremental, load_split
+    from promptcl.errors import UserError
+    from promptcl.layers import Sum
+    from promptcl.learner import Evaluation, Learner, LearnRecord, Prediction
+    from promptcl.methods._base import Batch, Method, Stage, TaskView
+    from promptcl.recipes import load_config
+
+    __version__: str
+
+_HOME = {
+    "promptcl.backbone": ("Backbone", "Change", "Prefix", "Tokens"),
+    "promptcl.config": ("Config",),
+    "promptcl.data": ("ImageSet", "class_incremental", "domain_incremental", "load_split"),
+    "promptcl.errors": ("UserError",),
+    "promptcl.layers": ("Sum",),
+    "promptcl.learner": ("Evaluation", "LearnRecord", "Learner", "Prediction"),
+    "promptcl.methods._base": ("Batch", "Method", "Stage", "TaskView"),
+    "promptcl.recipes": ("load_config",),
+}
+_MODULES = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Backbone",
+    "Batch",
+    "Change",
+    "Config",
+    "Evaluation",
+    "ImageSet",
+    "LearnRecord",
+    "Learner",
+    "Method",
+    "Prediction",
+    "Prefix",
+    "Stage",
+    "Sum",
+    "TaskView",
+    "Tokens",
+    "UserError",
+    "__version__",
+    "class_incremental",
+    "domain_incremental",
+    "load_config",
+    "load_split",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on its first use."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("promptcl")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'promptcl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -112,6 +112,7 @@ class TrainConfig(Section):
     """View that queries the keys in training; `clean` queries are computed once per image."""
     checkpoint_steps: int = Field(default=200, gt=0)
     """Steps between two checkpoints; one is written after every epoch too."""
+    checkpoint_seconds: float | None = Field(default=60, gt=0)
 
 
 class EvalConfig(Section):

@@ -152,3 +152,6 @@ def _check(tree: Tree, classes: dict[str, list[str]]) -> None:
     for name in classes:
         if not name.isprintable():  # which bytes that are no UTF-8 are not
             raise UserError(f"the class folder {name!a} in {tree.where} has unprintable characters; rename it")
+
+
+ImagesLike = Pictures

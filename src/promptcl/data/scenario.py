@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from promptcl.config.schema import Config
 from promptcl.data.gaussian import gaussian_stream
@@ -33,3 +34,16 @@ def make_stream(parts: Sequence[Domain], config: Config) -> Stream:
 def _parts_as_tasks(tasks: list[Task], whole: Split, common: bool, at_once: bool) -> Stream:
     everything = Task("all tasks", whole.train.classes, whole.train, whole.test)
     return Stream([everything] if at_once else tasks, everything, common)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What a learner has to know about the stream that its tasks come from."""
+
+    boundaries: bool
+    """Whether it is ever said where a task ends."""
+    masked: bool
+    """Whether classes outside a task may be left out of its loss: not where every task has all classes."""
+
+
+SCENARIOS = {"class": Scenario(True, True), "domain": Scenario(True, False), "gaussian": Scenario(False, True)}

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,22 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
     with processes.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
         done: dict[str, Any] = learner.notes["run"]
-        tasks = [stream.everything] if learner.method.joint else stream.tasks
-        ui.start(len(tasks), config, learner.method.rehearses)
+        tasks = stream.tasks
+        ui.start(len(tasks), config)
         for record in done["records"]:
-            ui.task(record["task"], record["name"], 0)
+            ui.task(record["task"], record["name"])
             ui.task_done(record)
-        for t in [] if config.memory.store else done["remembered"]:  # images that are in the data, not in the store
-            learner.remember(tasks[t].train, t)
+        if not config.memory.store:  # its images are in the data, not in the store
+            for t, task in enumerate(tasks[: len(learner.history)]):
+                learner.remember(task.train, t)
         before = done["seconds"]
         for t, task in list(enumerate(tasks))[len(learner.history) :]:
             _learn(t, task, learner, out / STORE, done, ui)
             if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
                 _evaluate(t, task, stream, learner, done, ui)
+            if t + 1 == len(tasks) > 1 and config.memory.per_class and not done["memory_was_read"]:
+                name = config.method["name"]
+                _warn(done, f"method.name={name} never replays images: memory.per_class did nothing", ui)
             done["seconds"] = before + time.perf_counter() - start
             learner.save(out / STORE)
         results = processes.on_first(lambda: _write(out, _results(config, learner, stream, done)))
@@ -82,14 +87,12 @@ def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner
 
 def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, Any], ui: Ui) -> None:
     """Learn task `t` and write what it took into `done`."""
-    trained = learner.method.trained
-    ui.task(t, task.name, learner.steps(len(task.train)))
-    learned = learner.learn(task.train, ui.step, task.name, folder)
+    ui.task(t, task.name)
+    learned = learner.learn(task.train, name=task.name, checkpoint=folder, progress=ui)
     done["learned"].append(asdict(learned))
-    if trained:
-        done["remembered"].append(t)
-    if learned.warning is not None:
-        _warn(done, learned.warning, ui)
+    done["memory_was_read"] |= learner.memory_was_read
+    for sentence in learned.warnings:
+        _warn(done, sentence, ui)
 
 
 def nothing_done() -> dict[str, Any]:
@@ -97,11 +100,11 @@ def nothing_done() -> dict[str, Any]:
     return {
         "records": [],
         "matrix": [],
-        "pool": {"train": [], "test": []},
+        "statistics": {"train": [], "test": []},
         "collapsed": None,
         "warnings": [],
         "images": 0,
-        "remembered": [],  # tasks that were offered to the memory
+        "memory_was_read": False,
         "learned": [],  # what learning took since the last evaluation
         "seconds": 0.0,
     }
@@ -113,44 +116,48 @@ def _warn(done: dict[str, Any], text: str, ui: Ui) -> None:
     ui.warn(text)
 
 
-def _several_tests(stream: Stream, learner: Learner) -> bool:
-    """Whether there is a history of several test sets, without which forgetting means nothing."""
-    return not (stream.one_test or learner.method.joint)
-
-
 def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[str, Any], ui: Ui) -> None:
     """Evaluate after task `t` and write what it took and gave into `done`."""
-    joint, tasks = learner.method.joint, stream.tasks
-    matrix: Matrix = done["matrix"]
-    tests = [task] if stream.one_test else tasks if joint else tasks[: t + 1]
     evaluations = []
-    for seen in tests:
+    for seen in stream.tests_after(t):
         ui.evaluating(seen.name)
         # With one test set for all, classes that have not come yet are in it.
         evaluations.append(asdict(learner.evaluate(seen.test, unseen=stream.one_test)))
+    matrix: Matrix = done["matrix"]
     row: list[float | None] = [e["accuracy"] for e in evaluations]
-    width = 1 if stream.one_test else len(tasks)
-    if joint:
-        matrix += [[None] * width for _ in range(width - 1)]  # no history: only the last row is known
+    width = 1 if stream.one_test else len(stream.tests)
+    if not stream.history and not stream.one_test:
+        matrix += [[None] * width for _ in range(width - 1)]  # only the last row is known
     matrix.append(row + [None] * (width - len(row)))
     done["images"] += sum(learned["images"] for learned in done["learned"])
-    done["pool"]["train"].append(_selected(done["learned"]))
-    done["pool"]["test"] = [_selected([e]) for e in evaluations]
+    done["statistics"]["train"].append(_together([learned["statistics"] for learned in done["learned"]]))
+    done["statistics"]["test"] = [e["statistics"] for e in evaluations]
     record = _record(t, task, learner, done["learned"], evaluations)
     record["images_so_far"] = done["images"]
-    several = _several_tests(stream, learner)
-    record["forgetting"] = metrics.forgetting([r[: t + 1] for r in matrix]) if several else None
+    record["forgetting"] = metrics.forgetting([r[: t + 1] for r in matrix]) if stream.history else None
     done["records"].append(record)
     _watch_pool(done, ui)
     done["learned"] = []
     ui.task_done(record)
 
 
+def _together(statistics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of several tasks added up, means averaged (each weighs the same)."""
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for one in statistics for name in one):
+        values = [one[name] for one in statistics if name in one]
+        if isinstance(values[0], list):
+            found[name] = [sum(column) for column in zip_longest(*values, fillvalue=0)]
+        else:
+            found[name] = sum(values) / len(values)
+    return found
+
+
 def _watch_pool(done: dict[str, Any], ui: Ui) -> None:
     """Warn, once, if no more than N prompts have served all tasks so far (l2p issues 18, 24, 25)."""
-    counts = [entry["counts"] for entry in done["pool"]["train"] if entry is not None]
+    counts = [one["prompts"] for one in done["statistics"]["train"] if "prompts" in one]
     images = sum(learned["images"] for learned in done["learned"])
-    if len(counts) < 2:
+    if len(counts) < 2 or not images or len({len(row) for row in counts}) > 1:  # a pool that grows cannot collapse
         return
     total = [sum(column) for column in zip(*counts, strict=True)]
     selected, used = round(sum(counts[-1]) / images), metrics.used_prompts(total)  # an image selects N
@@ -165,18 +172,19 @@ def _watch_pool(done: dict[str, Any], ui: Ui) -> None:
     done["collapsed"] = collapsed
 
 
-def _selected(records: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Histogram of the selected prompts, its entropy in bits, and the mean cosine between queries and selected keys."""
-    rows = [record for record in records if record["selections"] is not None and sum(record["selections"])]
-    if not rows:
-        return None
-    counts = [sum(column) for column in zip(*(row["selections"] for row in rows), strict=True)]
-    return {
-        "counts": counts,
-        "entropy": metrics.selection_entropy(counts),
-        "used": metrics.used_prompts(counts),
-        "cosine": sum(sum(row["selections"]) * row["match"] for row in rows) / sum(counts),
-    }
+def _pool(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """Of each task how its selections are spread: entropy in bits, prompts used, mean cosine to the selected keys."""
+    return [
+        {
+            "counts": one["prompts"],
+            "entropy": metrics.selection_entropy(one["prompts"]),
+            "used": metrics.used_prompts(one["prompts"]),
+            "cosine": one.get("cosine"),
+        }
+        if sum(one.get("prompts", []))
+        else None
+        for one in statistics
+    ]
 
 
 def _record(
@@ -203,8 +211,9 @@ def _record(
 def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, Any]) -> dict[str, Any]:
     """Everything a reader needs to trust the number; metrics that mean nothing in this scenario are null."""
     matrix: Matrix = done["matrix"]
-    several = _several_tests(stream, learner)
-    pool = done["pool"] if any(done["pool"]["test"]) else {}
+    several, statistics = stream.history, done["statistics"]
+    found = {part: _pool(rows) for part, rows in statistics.items()}
+    pool = found if any(any(rows) for rows in found.values()) else None
     return {
         "scenario": config.scenario,
         "average_accuracy": metrics.average_accuracy(matrix),
@@ -216,8 +225,9 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
         "accuracy_matrix": matrix,
         "trained_parameters": learner.trained_parameters(),
         "memory_images": len(learner.memory),
-        "prompt_selections": {k: [e and e["counts"] for e in rows] for k, rows in pool.items()} or None,
-        "pool": {"collapsed": done["collapsed"], **pool} if pool else None,
+        "statistics": statistics,
+        "prompt_selections": pool and {k: [e and e["counts"] for e in rows] for k, rows in pool.items()},
+        "pool": pool and {"collapsed": done["collapsed"], **pool},
         "warnings": done["warnings"],
         "schedule": stream.schedule,
         "classes": learner.classes,

@@ -18,17 +18,14 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from promptcl.config.schema import Config
-from promptcl.data.augment import train_view
-from promptcl.data.images import ImageSet
-from promptcl.data.scenario import make_stream
-from promptcl.data.splits import load_domains
+from promptcl.config import Config
+from promptcl.data import ImageSet, load_domains, make_stream
 from promptcl.errors import UserError
-from promptcl.learner.learner import Learner
-from promptcl.methods._base import Batch
+from promptcl.learner import Learner, story
 from promptcl.runtime.provenance import git_commit, process_age, resident_peak, versions
-from promptcl.runtime.seeding import task_generator
-from promptcl.training.optim import make_optimizer
+from promptcl.training import Silent, Trainer
+from promptcl.training.batches import TrainBatch
+from promptcl.training.loop import Run
 
 STAGES = ("decode and augment", "query", "prompted forward", "backward", "optimiser")
 
@@ -43,6 +40,16 @@ class Engine(Protocol):
         """Accuracy on the images, percent."""
 
 
+class _Steps(Silent):
+    """Calls a function after every optimiser step."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def step(self) -> None:
+        self._call()
+
+
 class _Ours:
     def __init__(self, config: Config) -> None:
         self.learner = Learner(config)
@@ -51,7 +58,7 @@ class _Ours:
     def train(self, images: ImageSet, step: Callable[[], None] = lambda: None) -> None:
         # A new learner each time: what some methods train is frozen after their first task.
         self.learner = Learner(self.learner.config, self.learner.backbone)
-        self.seen = self.learner.learn(images, step).images
+        self.seen = self.learner.learn(images, progress=_Steps(step)).images
 
     def evaluate(self, images: ImageSet) -> float:
         return self.learner.evaluate(images).accuracy
@@ -156,52 +163,29 @@ def matmul_gflops(device: torch.device, precision: str, calls: int = 5) -> float
 def _anatomy(
     used: Learner, images: ImageSet, measured: dict[str, list[float]], seen: int, steps: int = 5
 ) -> dict[str, Any]:
-    """Seconds of each stage of a training step, and its arithmetic against the machine's."""
+    """Seconds of each part of a training step, and its arithmetic against the machine's; {} where none is taken."""
     learner = Learner(used.config, used.backbone)
-    learner.make_room(images.classes)
-    method, passes = learner.method, max(1, round(seen / len(images)))
-    if not method.trained or not method.parameter_groups(1.0)[0]["params"]:
+    with torch.no_grad():
+        task = story.begin(learner, images)
+        stage = next(learner.method.learn(learner.backbone, task), None)
+    if stage is None or stage.images is None or not learner.trained_parameters():
         return {}
-    config, device, size = learner.config, learner.device, learner.backbone.image_size
-    optimizer = make_optimizer(method, config.train)
-    labels_N = torch.tensor([learner.classes.index(images.classes[k]) for k in images.labels], device=device)
-    generator = task_generator(config.seed, 0, "bench")
-    method.train()
+    trainer = story.trainer(learner, task)
+    run = trainer.prepare(stage, 0)
+    order_N = torch.arange(len(stage.images)).repeat(steps + 2)
+    learner.method.train()
+    reads_query = _Step(learner, trainer, run, order_N, 0).count()["query"] > 0  # warms up, too
+    learner.backbone.activation_checkpointing = False  # what is computed twice to save memory counts once
+    counted = _Step(learner, trainer, run, order_N, 0).count()
+    learner.backbone.activation_checkpointing = learner.config.backbone.activation_checkpointing
     seconds: dict[str, list[float]] = {name: [] for name in STAGES}
-    counted = {"query": 0, "student": 0}
-    for step in range(steps + 2):
-        rows = torch.randperm(len(images), generator=generator)[: config.train.batch_size]
-        made: dict[str, Any] = {}
-
-        def augment(rows: torch.Tensor = rows, made: dict[str, Any] = made) -> None:
-            pixels = train_view(images.images(rows.tolist()), size, config.data, generator, device)
-            made["pixels"] = learner.backbone.normalise(pixels)
-
-        def query(made: dict[str, Any] = made) -> None:
-            made["query"] = learner.backbone.query(made["pixels"])
-
-        def forward(rows: torch.Tensor = rows, made: dict[str, Any] = made) -> None:
-            batch = Batch(made["pixels"], made["query"], labels_N[rows.to(device)])
-            made["loss"] = method.loss(learner.backbone, batch, None)
-            optimizer.zero_grad(set_to_none=True)
-
-        def backward(made: dict[str, Any] = made) -> None:
-            made["loss"].backward()
-
-        jobs: Sequence[Callable[[], object]] = (augment, query, forward, backward, optimizer.step)
-        if step == 0:  # what is computed twice to save memory counts once
-            learner.backbone.activation_checkpointing = False
-            counted = {"query": _flops(augment, query), "student": _flops(forward, jobs[3])}
-            learner.backbone.activation_checkpointing = config.backbone.activation_checkpointing
-            continue
-        for name, job in zip(STAGES, jobs, strict=True):
-            seconds[name].append(_timed(job, device))
-    method.eval()
-    method.pop_match()
-    method.pop_selections()
-    clean = config.train.query_view == "clean" or config.data.augment == "none"
-    batch_size = min(config.train.batch_size, len(images))
-    per_image = (counted["query"] / (passes if clean else 1) + counted["student"]) / batch_size
+    for number in range(1, steps + 2):
+        step = _Step(learner, trainer, run, order_N, 0 if number == 1 else number % run.per_epoch, reads_query)
+        for name, job in zip(STAGES, step.jobs(), strict=True):
+            seconds[name].append(_timed(job, learner.device))
+    passes = max(1, round(seen / len(images)))
+    clean = learner.batches.clean
+    per_image = (counted["query"] / (passes if clean else 1) + counted["student"]) / counted["images"]
     rates = [per_image * seen / s / 1e9 for s in measured["train"]]
     stages = {name: statistics.median(values[1:]) for name, values in seconds.items()}
     return {
@@ -211,6 +195,53 @@ def _anatomy(
         "peak_gflops": statistics.median(measured["peak"]),
         "share_of_peak": statistics.median(r / p for r, p in zip(rates, measured["peak"], strict=True)),
     }
+
+
+class _Step:
+    """One training step, taken apart."""
+
+    def __init__(
+        self, learner: Learner, trainer: Trainer, run: Run, order_N: torch.Tensor, step: int, query: bool = True
+    ) -> None:
+        self.learner, self.run, self.query = learner, run, query
+        self.batch, _ = trainer.batch(run, step, order_N)
+        self.loss = torch.zeros(())
+
+    def jobs(self) -> list[Callable[[], object]]:
+        """The parts of the step, in order, as STAGES names them."""
+
+        def query() -> None:
+            if self.query:
+                self.batch.__dict__["query_BD"] = self.learner.backbone.query(self.batch.images_BCHW)
+
+        def forward() -> None:
+            loss = self.run.stage.loss or self.learner.method.loss
+            self.loss = loss(self.learner.backbone, self.batch)
+            self.run.optimizer.zero_grad(set_to_none=True)
+
+        return [lambda: self.batch.images_BCHW, query, forward, lambda: self.loss.backward(), self.run.optimizer.step]
+
+    def count(self) -> dict[str, int]:
+        """Floating-point operations of the query and of the rest; the query counts if the method reads it."""
+        self.query = False
+        _, _, forward, backward, _ = self.jobs()
+        pixels = self.batch.images_BCHW
+        known = self.learner.backbone.query(pixels)
+        self.batch.__dict__["query_BD"] = known
+        student = _flops(forward, backward)
+        del self.batch.__dict__["query_BD"]
+        reads = "query_BD" in _read_by(lambda: forward(), self.batch)
+        return {
+            "query": _flops(lambda: self.learner.backbone.query(pixels)) if reads else 0,
+            "student": student,
+            "images": len(pixels),
+        }
+
+
+def _read_by(job: Callable[[], object], batch: TrainBatch) -> set[str]:
+    """What `job` asked `batch` for and was computed."""
+    job()
+    return set(batch.__dict__)
 
 
 def _flops(*jobs: Callable[[], object]) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from promptcl.layers.prompts import cosine
+from promptcl.layers.sums import Sum
 
 
 class GrowingLinear(nn.Module):
@@ -39,39 +40,33 @@ class GrowingLinear(nn.Module):
 class ClassMeans(nn.Module):
     """Running mean of the features of each class; logits are cosines to the means."""
 
-    sum_KD: Tensor
-    count_K: Tensor
-
     def __init__(self, width: int) -> None:
         """Start with no class."""
         super().__init__()
-        self.register_buffer("sum_KD", torch.zeros(0, width))
-        self.register_buffer("count_K", torch.zeros(0))
+        self.sum_KD = Sum(0, width, dtype=torch.float32)
+        self.count_K = Sum(0, dtype=torch.float32)
 
     def grow(self, classes: int) -> None:
         """Append `classes` classes with no image seen yet."""
-        self.sum_KD = torch.cat([self.sum_KD, self.sum_KD.new_zeros(classes, self.sum_KD.shape[1])])
-        self.count_K = torch.cat([self.count_K, self.count_K.new_zeros(classes)])
+        self.sum_KD.grow(classes)
+        self.count_K.grow(classes)
 
     def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
         """Count images [B, D] with class ids [B] in."""
-        self.sum_KD.index_add_(0, labels_B, features_BD)
-        self.count_K.index_add_(0, labels_B, torch.ones_like(features_BD[:, 0]))
+        self.sum_KD.add_rows(labels_B, features_BD)
+        self.count_K.add_rows(labels_B, torch.ones_like(features_BD[:, 0]))
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Cosine [B, K] to each class mean."""
-        return cosine(features_BD, self.sum_KD / self.count_K.clamp_min(1)[:, None])
+        return cosine(features_BD, self.sum_KD.value / self.count_K.value.clamp_min(1)[:, None])
 
 
 class RidgeHead(nn.Module):
     """Ridge regression from running sums, so that it never forgets: adding tasks one by one equals adding all at once.
 
-    Keeps sum of x x^T, of x, of x per class, and counts (float64); no image, no feature of one image.
+    Keeps sum of x x^T, of x per class, and counts (float64); no image, no feature of one image.
     """
 
-    scatter_DD: Tensor
-    sum_KD: Tensor
-    count_K: Tensor
     weight_KD: Tensor
     bias_K: Tensor
 
@@ -79,44 +74,39 @@ class RidgeHead(nn.Module):
         """`strength`: penalty relative to each feature's own variance, so that it means the same for any backbone."""
         super().__init__()
         self.strength = strength
-        self.register_buffer("scatter_DD", torch.zeros(width, width, dtype=torch.float64))
-        for name in ("sum_KD", "weight_KD"):
-            self.register_buffer(name, torch.zeros(0, width, dtype=torch.float64))
-        for name in ("count_K", "bias_K"):
-            self.register_buffer(name, torch.zeros(0, dtype=torch.float64))
+        self.scatter_DD, self.sum_KD, self.count_K = Sum(width, width), Sum(0, width), Sum(0)
+        self.register_buffer("weight_KD", torch.zeros(0, width, dtype=torch.float64))
+        self.register_buffer("bias_K", torch.zeros(0, dtype=torch.float64))
 
     def grow(self, classes: int) -> None:
         """Append `classes` classes with no image seen yet."""
-        for name in ("sum_KD", "weight_KD", "count_K", "bias_K"):
-            old: Tensor = getattr(self, name)
-            setattr(self, name, torch.cat([old, old.new_zeros(classes, *old.shape[1:])]))
+        self.sum_KD.grow(classes)
+        self.count_K.grow(classes)
+        self.weight_KD = torch.cat([self.weight_KD, self.weight_KD.new_zeros(classes, self.weight_KD.shape[1])])
+        self.bias_K = torch.cat([self.bias_K, self.bias_K.new_zeros(classes)])
 
     def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
         """Count images [B, D] with class ids [B] in."""
         x_BD = features_BD.double()
-        self.scatter_DD += x_BD.T @ x_BD
-        self.sum_KD.index_add_(0, labels_B, x_BD)
-        self.count_K.index_add_(0, labels_B, torch.ones_like(x_BD[:, 0]))
-
-    @property
-    def tallies(self) -> list[Tensor]:
-        """The sums and counts that `add` adds to."""
-        return [self.scatter_DD, self.sum_KD, self.count_K]
+        self.scatter_DD.add(x_BD.T @ x_BD)
+        self.sum_KD.add_rows(labels_B, x_BD)
+        self.count_K.add_rows(labels_B, torch.ones_like(x_BD[:, 0]))
 
     def solve(self, balance: bool = False) -> None:
         """Weights of the centred ridge regression onto one-hot labels.
 
         balance: every class has the same say in targets and centre, however many images it has.
         """
-        n, classes, mean_D = self.count_K.sum(), len(self.count_K), self.sum_KD.sum(0) / self.count_K.sum()
-        centred_DD = self.scatter_DD - n * torch.outer(mean_D, mean_D)
+        scatter_DD, sum_KD, count_K = self.scatter_DD.value, self.sum_KD.value, self.count_K.value
+        n, classes, mean_D = count_K.sum(), len(count_K), sum_KD.sum(0) / count_K.sum()
+        centred_DD = scatter_DD - n * torch.outer(mean_D, mean_D)
         variance_D = centred_DD.diagonal()
         # A feature that never varies would make the system singular; it gets weight 0 instead.
         system_DD = centred_DD + torch.diag(self.strength * variance_D + torch.where(variance_D > 0, 0.0, 1.0))
-        prior_K = self.count_K / n
-        target_KD = self.sum_KD - torch.outer(self.count_K, mean_D)
+        prior_K = count_K / n
+        target_KD = sum_KD - torch.outer(count_K, mean_D)
         if balance:
-            means_KD = self.sum_KD / self.count_K.clamp_min(1)[:, None]
+            means_KD = sum_KD / count_K.clamp_min(1)[:, None]
             mean_D, prior_K = means_KD.mean(0), torch.full_like(prior_K, 1 / classes)
             target_KD = n / classes * (means_KD - mean_D)
         self.weight_KD = torch.linalg.solve(system_DD, target_KD.T).T.contiguous()

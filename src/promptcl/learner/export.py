@@ -7,18 +7,50 @@ import importlib.util
 import json
 import logging
 import os
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from promptcl.backbone import Backbone
+from promptcl.backbone.weights import first_line
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
-from promptcl.methods._base import Batch
 from promptcl.store import files
 
 SUFFIXES = (".pt2", ".onnx")
+
+
+class _Batch:
+    """The batch inside a program: the query is part of the program only if the method reads it."""
+
+    allowed_BK = None
+    kept: Mapping[str, Tensor] = {}
+
+    def __init__(self, backbone: Backbone, images_BCHW: Tensor) -> None:
+        self.backbone, self.images_BCHW = backbone, images_BCHW
+
+    @cached_property
+    def query_BD(self) -> Tensor:
+        return self.backbone(self.images_BCHW).pooled_BD  # type: ignore[no-any-return]
+
+    @property
+    def labels_B(self) -> Tensor:
+        return torch.zeros_like(self.images_BCHW[:, 0, 0, 0], dtype=torch.long)
+
+    @property
+    def old_B(self) -> Tensor:
+        return self.labels_B.bool()
+
+    @property
+    def generator(self) -> torch.Generator:
+        raise UserError("this method draws random numbers to answer, which an exported program cannot do")
+
+    def another_view(self) -> Tensor:
+        raise UserError("this method augments images to answer, which an exported program cannot do")
 
 
 class Program(nn.Module):
@@ -33,9 +65,7 @@ class Program(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Probabilities as Learner.predict gives them for the same view of an image."""
-        images_BCHW = self.backbone.normalise(images_BCHW)
-        labels_B = torch.zeros_like(images_BCHW[:, 0, 0, 0], dtype=torch.long)
-        batch = Batch(images_BCHW, self.backbone(images_BCHW).pooled_BD, labels_B)
+        batch = _Batch(self.backbone, self.backbone.normalise(images_BCHW))
         return (self.method.logits(self.backbone, batch).float() / self.temperature).softmax(1)
 
 
@@ -49,7 +79,7 @@ def export(learner: Learner, file: Path) -> Path:
         raise UserError(f"{file}: expected a file that ends in {' or '.join(SUFFIXES)}; write e.g. {file.stem}.pt2")
     if not learner.classes:
         raise UserError("this learner knows no class yet; learn a folder of pictures first")
-    if learner.method.group > 1:
+    if learner.method.together > 1:
         raise UserError(
             "method.vote=batch makes an answer depend on its neighbours; only method.vote=image is exported"
         )
@@ -63,7 +93,7 @@ def export(learner: Learner, file: Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         with torch.no_grad():
-            exported = torch.export.export(program, example, dynamic_shapes=shapes)
+            exported = _exported(program, example, shapes, str(learner.config.method["name"]))
         if file.suffix == ".onnx":
             _write_onnx(exported, temporary)
         else:
@@ -74,6 +104,18 @@ def export(learner: Learner, file: Path) -> Path:
     about = file.with_name(f"{file.name}.json")
     files.write(about, (json.dumps(description(learner), indent=1) + "\n").encode())
     return about
+
+
+def _exported(program: Program, example: tuple[Tensor], shapes: Any, method: str) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(program, example, dynamic_shapes=shapes)
+    except UserError:
+        raise
+    except Exception as error:  # torch.export has many errors of its own for what it cannot trace
+        raise UserError(
+            f"method.name={method} cannot be exported ({first_line(error)}): its answers are no fixed program of the "
+            "pixels; use Learner.predict, or another method"
+        ) from error
 
 
 def _write_onnx(exported: torch.export.ExportedProgram, file: Path) -> None:

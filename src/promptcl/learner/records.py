@@ -16,6 +16,10 @@ from promptcl.errors import UserError
 UNKNOWN = "unknown"
 
 
+Statistics = dict[str, list[int] | float]
+"""What a method counted, by name: `prompts` (choices of each prompt), `cosine` (a mean), or names of its own."""
+
+
 @dataclass(frozen=True)
 class LearnRecord:
     """What learning one task took."""
@@ -23,13 +27,12 @@ class LearnRecord:
     images: int
     """Images seen, epochs and replayed ones counted."""
     seconds: float
-    selections: list[int] | None
-    """Selections of each prompt while training."""
-    match: float | None
-    """Mean cosine of the queries with the keys they selected while training."""
-    warning: str | None
+    statistics: Statistics
+    """What the method counted while training."""
+    warnings: list[str]
+    """What the user should know, a sentence each."""
     held_out: dict[str, tuple[int, int]]
-    """Of each class: pictures kept out of training (train.holdout) answered right, and their number."""
+    """Of each class: images kept out of training (train.holdout) that were answered right, and their number."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +43,14 @@ class Evaluation:
     """Percent, top-1 among all classes so far, no task identity."""
     images: int
     seconds: float
-    selections: list[int] | None
-    match: float | None
-    """Mean cosine of the queries with the keys they selected."""
+    statistics: Statistics
+    """What the method counted while answering."""
     by_class: dict[str, tuple[int, int]]
-    """Of each class: pictures answered right, and their number."""
+    """Of each class: images answered right, and their number."""
 
 
 class Prediction(NamedTuple):
-    """The answer for one picture."""
+    """The answer for one image."""
 
     label: str
     """Name of the most probable class, or UNKNOWN where its probability is below the threshold."""
@@ -93,6 +95,6 @@ def check_names(classes: Sequence[str]) -> None:
     """Raise UserError for a name that is no printable text, or that means no class."""
     for name in classes:
         if name == UNKNOWN:
-            raise UserError(f"the class name '{name}' is kept for pictures of no class; give this one another name")
+            raise UserError(f"the class name '{name}' is kept for images of no class; give this one another name")
         if not name.isprintable():
             raise UserError(f"the class name {name!a} cannot be learned: expected printable text; rename it")

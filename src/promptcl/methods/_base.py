@@ -1,128 +1,204 @@
-"""The contract of a method. B images, C channels, H W pixels, D width, K classes so far."""
+"""The contract of a method: what it is given, and the eight names by which it tells how a task is learned.
+
+B images, C channels, H W pixels, D width, K classes so far.
+"""
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptcl.backbone.vit import Backbone
-from promptcl.config.schema import Section
+from promptcl.backbone import Backbone
+from promptcl.config import Section
+from promptcl.config.extensions import load_module
+from promptcl.data import ImageSet
 from promptcl.errors import UserError
+from promptcl.layers.sums import Statistics
 
 
-class Batch(NamedTuple):
-    """What a method sees of B images: nothing about tasks."""
+class Batch(Protocol):
+    """B images: what is not asked of them is not computed, and nothing is computed twice."""
 
-    images_BCHW: Tensor | None  # normalised pixels; None where the method has needs_images = False
-    query_BD: Tensor  # the plain frozen ViT's class token
-    labels_B: Tensor  # class ids 0..K-1; unread in evaluation
+    @property
+    def images_BCHW(self) -> Tensor:
+        """Normalised pixels: an augmented view in training, the evaluation view elsewhere."""
+
+    @property
+    def query_BD(self) -> Tensor:
+        """Class token of the plain frozen ViT after the final norm, without gradient; cached where it can be."""
+
+    @property
+    def labels_B(self) -> Tensor:
+        """Class ids 0 .. K-1; they mean nothing where images are only predicted."""
+
+    @property
+    def allowed_BK(self) -> Tensor | None:
+        """Which classes compete in the loss of each image (the training mask); None: all of them."""
+
+    @property
+    def old_B(self) -> Tensor:
+        """True for the images that come from the memory."""
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        """What `Method.keep` gave for the rows of `old_B` when they were stored; NaN where nothing was known then."""
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Randomness of this batch: a function of seed, task, stage and step. On the CPU."""
+
+    def another_view(self) -> Tensor:
+        """The same images, augmented once more [B, C, H, W]."""
+
+
+class TaskView(Protocol):
+    """What a method may see of the task it learns.
+
+    When a learner is loaded, `grow` is told of its past tasks again: then there are `index`, `new_classes` and
+    `generator`, and nothing else.
+    """
+
+    @property
+    def index(self) -> int:
+        """Number of the task, from 0. Raises UserError in a stream that has no boundaries between tasks."""
+
+    @property
+    def new_classes(self) -> int:
+        """Number of classes that were never seen before."""
+
+    @property
+    def new(self) -> ImageSet:
+        """The images to learn."""
+
+    @property
+    def held_out(self) -> ImageSet:
+        """Images of the task that are kept out of training (`train.holdout`)."""
+
+    @property
+    def memory(self) -> ImageSet | None:
+        """Images kept for rehearsal, None where there are none; with a training mask, of this task too."""
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Randomness of this task: a function of seed and task. On the CPU."""
+
+    def batches(self, images: ImageSet | None = None) -> Iterator[Batch]:
+        """The evaluation view of `images` (None: `new`); with several processes, of those that are this one's to do."""
+
+    def collect(self, function: Callable[[Batch], Tensor], images: ImageSet | None = None) -> Tensor:
+        """Rows [N, X] that `function` gives for all of `images`, in their order, the same in every process."""
+
+    def queries(self, images: ImageSet | None = None) -> Tensor:
+        """Queries [N, D] of all of `images`, in their order, the same in every process."""
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user something about this task, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the training loop, as a method asks for it."""
+
+    images: ImageSet | None
+    """What to train on; None: `steps` steps on what the loss draws itself."""
+    loss: Callable[[Backbone, Batch], Tensor] | None = None
+    """Scalar, a mean over the rows of the batch; None: `Method.loss`."""
+    groups: Sequence[dict[str, Any]] | None = None
+    """Parameters to train and their learning rates, as an optimiser takes them; None: `Method.parameter_groups`."""
+    replay: ImageSet | None = None
+    """Images of which some join each batch (`memory.batch_size`)."""
+    epochs: int | None = None
+    """Epochs over `images`; None: as `train` says."""
+    steps: int | None = None
+    """Optimiser steps, instead of epochs."""
+    lr: float | None = None
+    """Learning rate of the groups that name none; None: as `train` says."""
+    together: int = 1
+    """Consecutive rows that are never dealt to different processes; 0: the whole batch."""
+    after_step: Callable[[], None] | None = None
+    """Called after every step: moving averages, projections."""
 
 
 class Method(nn.Module, ABC):
     """A learner of classes on top of a frozen backbone.
 
-    `state_dict()` is exactly what was learned: a new instance, grown as this one was, that loads it is this one again
-    (what training freezes, for one, has to follow from it). The backbone is an argument, never a member. A subclass is
+    `state_dict()` is exactly what was learned: a new instance whose `grow` is told of the same tasks, and that loads
+    it, is this one again. The backbone is an argument, never a member (`Backbone.copy()` may be one). A subclass is
     called Model, lives in methods/<name>.py and has its settings in `Options`.
     """
 
     Options: ClassVar[type[Section]] = Section
-    needs_images: ClassVar[bool] = True
-    """False: the query feature is all it reads, so cached queries save the whole forward pass."""
-    joint: ClassVar[bool] = False
-    """True: an upper bound that is shown all tasks at once."""
-    use_mask: ClassVar[bool] = True
-    """False: train.mask does not apply."""
-    rehearses: ClassVar[bool] = True
-    """False: no gradient step comes after the first task, so a memory of images would never be replayed."""
-    sums: ClassVar[bool] = False
-    """True: `finish` adds up over images and sums over processes (`promptcl.ranks`), so each gives it its own part."""
-    group: int = 1
-    """Images whose predictions depend on each other (above 1 only for vote: batch); evaluation keeps groups whole."""
+    together: int = 1
+    """Images whose predictions depend on each other (a vote): such groups are never cut."""
 
-    def __init__(self, options: Any, width: int, generator: torch.Generator) -> None:
-        """Start with no class: `options` of type Options, the backbone's `width`, `generator` for initial values."""
+    def __init__(self, options: Any, backbone: Backbone, generator: torch.Generator) -> None:
+        """Start with no class.
+
+        Args: options of type Options; backbone, to read its sizes or to copy it (no reference may be kept); generator
+        for initial values.
+        """
         super().__init__()
         self.options = options
-
-    @property
-    def tallies(self) -> list[Tensor]:
-        """Buffers that only add up over images; several processes add up their own images and these are summed."""
-        return []
+        self.stats = Statistics()
+        """Counts and means by name, for whoever drives this method."""
 
     @abstractmethod
-    def grow(self, classes: int, generator: torch.Generator) -> None:
-        """Make room for `classes` more classes; how many follow is never known."""
+    def grow(self, task: TaskView) -> None:
+        """Make room for a task: shapes change here and nowhere else, since this is repeated when a learner is loaded.
 
-    @property
-    def needs_tasks(self) -> bool:
-        """True if the method uses the boundaries between tasks, which a Gaussian stream does not have."""
-        return False
+        Called once a task, before `learn`, with 0 new classes too. Who needs to know where tasks end reads `task.index`
+        here, which refuses a stream without boundaries before anything is learned.
+        """
 
-    def start(self, task: int) -> str | None:
-        """Training on task `task` (from 0) begins; never called without boundaries. Returns a warning for the user."""
-        return None
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Tell how the task is learned: each stage that is yielded is trained before the story goes on.
+
+        Runs without gradient outside of the stages (`torch.enable_grad()` gives it). An interrupted task is told again
+        from the start, so everything here must follow from the arguments and from what was learned.
+        """
+        yield Stage(task.new, replay=task.memory)
 
     @abstractmethod
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K] without any knowledge of tasks."""
 
-    def loss(self, backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
-        """Scalar training loss; here cross-entropy over the classes marked in present_K (None: all).
-
-        With rehearsal present_K is [B, K]: a mask for each row. It is a mean over rows, of which several processes have
-        some each.
-        """
-        return masked_cross_entropy(self.logits(backbone, batch), batch.labels_B, present_K)
-
-    def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
-        """After a task: its training images, evaluation view (class means, freezing); made only if iterated.
-
-        With train.holdout it is called twice, and the second part is what was kept out of training.
-        """
-
-    @property
-    def trained(self) -> bool:
-        """False: the next task takes no gradient steps, `finish` does all."""
-        return True
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Scalar training loss, a mean over rows; here cross-entropy over the classes that the batch allows."""
+        return masked_cross_entropy(self.logits(backbone, batch), batch)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """Parameters to train and their learning rates."""
+        """Parameters to train and their learning rates; here all that require a gradient, at `lr`."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
-    def pop_selections(self) -> list[int] | None:
-        """How often each prompt was selected since the last call; None for a method without a pool."""
-        return None
+    def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
+        """Take in images that were held out of training, after they were measured on: what only adds up adds them."""
 
-    def pop_match(self) -> float | None:
-        """Mean cosine of queries with the keys they selected, since the last call; None without a pool."""
-        return None
+    def keep(self, backbone: Backbone, batch: Batch) -> dict[str, Tensor]:
+        """What the memory keeps beside each of these images [B, ...], float, by name; it comes back as `Batch.kept`."""
+        return {}
 
 
-def masked_cross_entropy(logits_BK: Tensor, labels_B: Tensor, present_K: Tensor | None) -> Tensor:
-    """Mean cross-entropy; logits outside present_K become -inf, so their head rows get no gradient (as in the release).
-
-    present_K is [K], or [B, K] where rows differ (rehearsal).
-    """
-    if present_K is not None:
-        logits_BK = logits_BK.masked_fill(~present_K, float("-inf"))
-    return F.cross_entropy(logits_BK, labels_B)
+def masked_cross_entropy(logits_BK: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy; logits of classes that are not allowed become -inf, so their head rows get no gradient."""
+    allowed_BK = batch.allowed_BK
+    if allowed_BK is not None:
+        logits_BK = logits_BK.masked_fill(~allowed_BK, float("-inf"))
+    return F.cross_entropy(logits_BK, batch.labels_B)
 
 
 def load_method(name: str) -> type[Method]:
-    """Class Model of methods/<name>.py, or of the module `name` if it is dotted.
+    """Class Model of methods/<name>.py, of <name>.py in the current folder, or of the module `name` if it is dotted.
 
-    Importing runs code: names from files are checked before (`recipes.resolve`).
-    Raises UserError where a dotted name is no module with a Model.
+    Importing runs code: names from files are checked before (`promptcl.recipes.resolve`).
+    Raises UserError where there is no such module, or it has no Model that is a Method.
     """
-    try:
-        model: type[Method] = importlib.import_module(name if "." in name else f"promptcl.methods.{name}").Model
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"method.name={name} cannot be used ({error}): expected a module with a class Model") from error
+    model = getattr(load_module("method", "promptcl.methods", name), "Model", None)
+    if not (isinstance(model, type) and issubclass(model, Method)):
+        raise UserError(f"method.name={name} cannot be used: expected a module with a class Model(promptcl.Method)")
     return model

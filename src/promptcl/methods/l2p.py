@@ -8,18 +8,18 @@ M pool size, N selected, L prompt tokens, B images, D width, K classes so far.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptcl.backbone.inserts import Prompt
-from promptcl.backbone.vit import Backbone, Features
-from promptcl.config.schema import Section
-from promptcl.layers.heads import GrowingLinear
-from promptcl.layers.prompts import Init, PromptPool, initialise, rarely_chosen, top_n, vote
-from promptcl.methods._base import Batch, Method, masked_cross_entropy
+from promptcl.backbone import Backbone, Features, Prompt
+from promptcl.config import Section
+from promptcl.layers import GrowingLinear, PromptPool, Sum
+from promptcl.layers.prompts import Init, initialise, rarely_chosen, top_n, vote
+from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 
 class L2POptions(Section):
@@ -70,61 +70,51 @@ class Model(Method):
 
     Options = L2POptions
     options: L2POptions
-    counts_M: Tensor
-    cosine_sum: Tensor
-    chosen_M: Tensor
     frequency_M: Tensor
     slots_N: Tensor
 
-    def __init__(self, options: L2POptions, width: int, generator: torch.Generator) -> None:
+    def __init__(self, options: L2POptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw prompts [M, L, D] and keys [M, D]."""
-        super().__init__(options, width, generator)
-        o = options
+        super().__init__(options, backbone, generator)
+        o, width = options, backbone.width
         prompts_MLD = initialise((o.pool_size, o.prompt_length, width), o.prompt_init, o.init_scale, generator)
         self.pool = PromptPool(prompts_MLD, initialise((o.pool_size, width), o.key_init, o.key_scale, generator))
         self.pool.prompts_MLD.requires_grad_(o.train_prompts)
         self.head = GrowingLinear(width, o.head_init)
-        self.group = o.vote_size if o.vote == "batch" else 1
-        self.register_buffer("counts_M", torch.zeros(o.pool_size, dtype=torch.long), persistent=False)
-        self.register_buffer("cosine_sum", torch.zeros(()), persistent=False)
+        self.together = o.vote_size if o.vote == "batch" else 1
         # Selections in training so far, and the h of eq. 4, which a task keeps from its start to its end.
-        self.register_buffer("chosen_M", torch.zeros(o.pool_size, dtype=torch.long), o.diversify == "frequency")
+        self.chosen_M = Sum(o.pool_size, dtype=torch.long, persistent=o.diversify == "frequency")
         self.register_buffer("frequency_M", torch.ones(o.pool_size), o.diversify == "frequency")
         self.register_buffer("slots_N", torch.zeros(0, dtype=torch.long), persistent=False)
 
-    @property
-    def tallies(self) -> list[Tensor]:
-        """Selections and their cosines."""
-        return [self.counts_M, self.chosen_M, self.cosine_sum]
+    def grow(self, task: TaskView) -> None:
+        """Append head rows; the pool never grows."""
+        if self.options.diversify != "none":
+            _ = task.index  # refuses a stream that has no boundaries between tasks
+        self.head.grow(task.new_classes, task.generator)
 
-    @property
-    def needs_tasks(self) -> bool:
-        """True with diversified selection."""
-        return self.options.diversify != "none"
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Fix h (eq. 4), or the slots of the task, then train prompts, keys and head on its images."""
+        if self.options.diversify == "frequency" and self.chosen_M.value.any():
+            self.frequency_M = self.chosen_M.value / self.chosen_M.value.sum()
+        if self.options.diversify == "slots":
+            self._take_slots(task)
+        yield Stage(task.new, replay=task.memory)
 
-    def start(self, task: int) -> str | None:
-        """Fix h (eq. 4), or the slots of the task. Warns when the slots are beyond the pool."""
+    def _take_slots(self, task: TaskView) -> None:
+        """The N prompts that this task trains, and with `copy_slots` their initial values."""
         o = self.options
-        if o.diversify == "frequency" and self.chosen_M.any():
-            self.frequency_M = self.chosen_M / self.chosen_M.sum()
-        if o.diversify != "slots":
-            return None
-        first, last = task * o.top_k, (task + 1) * o.top_k
+        first, last = task.index * o.top_k, (task.index + 1) * o.top_k
         if last > o.pool_size:
             self.slots_N = self.slots_N[:0]
-            return (
-                f"task {task + 1} selects freely: its slots {first} to {last - 1} are beyond the pool of "
+            task.warn(
+                f"task {task.index + 1} selects freely: its slots {first} to {last - 1} are beyond the pool of "
                 f"{o.pool_size}; method.pool_size={last} would hold them"
             )
+            return
         self.slots_N = torch.arange(first, last, device=self.slots_N.device)
-        if o.copy_slots and task > 0:
-            with torch.no_grad():
-                self.pool.prompts_MLD[first:last] = self.pool.prompts_MLD[first - o.top_k : first].clone()
-        return None
-
-    def grow(self, classes: int, generator: torch.Generator) -> None:
-        """Append head rows; the pool never grows."""
-        self.head.grow(classes, generator)
+        if o.copy_slots and task.index > 0:
+            self.pool.prompts_MLD[first:last] = self.pool.prompts_MLD[first - o.top_k : first].clone()
 
     def select(self, query_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Chosen ids [B, N] and cosine of every query with every key [B, M] (eq. 3)."""
@@ -137,18 +127,14 @@ class Model(Method):
             index_BN = top_n(similarity_BM.detach(), o.top_k)
         if o.vote == "batch":
             index_BN = vote(index_BN, o.pool_size, o.vote_size)
-        if torch.compiler.is_compiling():  # an exported program keeps no counts
-            return index_BN, similarity_BM
-        ones = torch.ones_like(index_BN).flatten()
-        self.counts_M.scatter_add_(0, index_BN.flatten(), ones)
         if self.training:
-            self.chosen_M.scatter_add_(0, index_BN.flatten(), ones)
-        self.cosine_sum += similarity_BM.detach().gather(1, index_BN).sum()
+            self.chosen_M.add_rows(index_BN.flatten(), torch.ones_like(index_BN).flatten())
+        self.stats.count("prompts", index_BN, o.pool_size)
+        self.stats.mean("cosine", similarity_BM.gather(1, index_BN))
         return index_BN, similarity_BM
 
     def features(self, backbone: Backbone, batch: Batch, index_BN: Tensor) -> Tensor:
         """Feature [B, D] that the head reads, with prompts `index_BN` in front of block 0 (eq. 2 and f_avg)."""
-        assert batch.images_BCHW is not None
         tokens_BPD = self.pool.take(index_BN)
         if self.options.position == "class":
             tokens_BPD = tokens_BPD + backbone.class_position_D
@@ -160,12 +146,12 @@ class Model(Method):
         logits_BK: Tensor = self.head(self.features(backbone, batch, self.select(batch.query_BD)[0]))
         return logits_BK
 
-    def loss(self, backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy minus lambda times the cosines to the selected keys, summed over N, averaged over B (eq. 5)."""
         index_BN, similarity_BM = self.select(batch.query_BD)
         logits_BK = self.head(self.features(backbone, batch, index_BN))
         pull = similarity_BM.gather(1, index_BN).sum(1).mean()
-        return masked_cross_entropy(logits_BK, batch.labels_B, present_K) - self.options.pull * pull
+        return masked_cross_entropy(logits_BK, batch) - self.options.pull * pull
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """Keys and head at `lr`, prompts at `prompt_lr`."""
@@ -174,15 +160,3 @@ class Model(Method):
         if self.pool.prompts_MLD.requires_grad:
             groups.append({"params": [self.pool.prompts_MLD], "lr": self.options.prompt_lr or lr})
         return groups
-
-    def pop_match(self) -> float | None:
-        """Mean cosine of queries with the keys they selected; call before pop_selections, which forgets how many."""
-        selected, total = int(self.counts_M.sum()), float(self.cosine_sum)
-        self.cosine_sum.zero_()
-        return total / selected if selected else None
-
-    def pop_selections(self) -> list[int]:
-        """Selections of each prompt since the last call."""
-        counts: list[int] = self.counts_M.tolist()
-        self.counts_M.zero_()
-        return counts

@@ -8,17 +8,16 @@ without its random projection), exact however the classes arrive; and prompts ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from promptcl.backbone.vit import Backbone
-from promptcl.layers.heads import RidgeHead
+from promptcl.backbone import Backbone
+from promptcl.layers import RidgeHead
 from promptcl.methods import l2p
-from promptcl.methods._base import Batch
-from promptcl.runtime import processes
+from promptcl.methods._base import Batch, Stage, TaskView
 
 
 class L2PRidgeOptions(l2p.L2POptions):
@@ -34,35 +33,29 @@ class Model(l2p.Model):
     """Prompt pool, keys, an auxiliary linear head for training, and a ridge classifier."""
 
     Options = L2PRidgeOptions
-    rehearses = False
     options: L2PRidgeOptions
-    sums = True
 
-    def __init__(self, options: L2PRidgeOptions, width: int, generator: torch.Generator) -> None:
+    def __init__(self, options: L2PRidgeOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw prompts and keys; start the sums at zero."""
-        super().__init__(options, width, generator)
-        self.ridge = RidgeHead(width, options.strength)
+        super().__init__(options, backbone, generator)
+        self.ridge = RidgeHead(backbone.width, options.strength)
 
-    @property
-    def trained(self) -> bool:
-        """True for the first task; then the sums hold images seen through these very prompts."""
-        return not self.ridge.count_K.any()
-
-    @property
-    def needs_tasks(self) -> bool:
-        """True: prompts are frozen at the end of a task."""
-        return True
-
-    def grow(self, classes: int, generator: torch.Generator) -> None:
+    def grow(self, task: TaskView) -> None:
         """Append rows to both heads."""
-        super().grow(classes, generator)
-        self.ridge.grow(classes)
+        _ = task.index  # prompts are frozen where the first task ends, so there must be one
+        super().grow(task)
+        self.ridge.grow(task.new_classes)
 
-    def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
-        """Add the task's images, seen through the prompts, to the sums and solve."""
-        with processes.tally(self.ridge.tallies):
-            for batch in batches:
-                self.ridge.add(self.features(backbone, batch, self.select(batch.query_BD)[0]), batch.labels_B)
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Train in the first task only, so that the sums hold images seen through these very prompts."""
+        if task.index == 0:
+            yield from super().learn(backbone, task)
+        self.absorb(backbone, task.batches())
+
+    def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
+        """Add images, seen through the prompts, to the sums and solve."""
+        for batch in batches:
+            self.ridge.add(self.features(backbone, batch, self.select(batch.query_BD)[0]), batch.labels_B)
         self.ridge.solve(self.options.balance)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:

@@ -7,32 +7,32 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from promptcl.backbone.vit import Backbone
-from promptcl.config.schema import Section
-from promptcl.layers.heads import GrowingLinear
-from promptcl.methods._base import Batch, Method
+from promptcl.backbone import Backbone
+from promptcl.config import Section
+from promptcl.layers import GrowingLinear
+from promptcl.methods._base import Batch, Method, TaskView
 
 
 class LinearOptions(Section):
     """Settings."""
 
     head_init: Literal["zero", "uniform"] = "zero"
+    """Initial values of the rows of new classes: zeros, or torch.nn.Linear's uniform ones."""
 
 
 class Model(Method):
     """A growing linear head."""
 
     Options = LinearOptions
-    needs_images = False
 
-    def __init__(self, options: LinearOptions, width: int, generator: torch.Generator) -> None:
+    def __init__(self, options: LinearOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class."""
-        super().__init__(options, width, generator)
-        self.head = GrowingLinear(width, options.head_init)
+        super().__init__(options, backbone, generator)
+        self.head = GrowingLinear(backbone.width, options.head_init)
 
-    def grow(self, classes: int, generator: torch.Generator) -> None:
+    def grow(self, task: TaskView) -> None:
         """Append head rows."""
-        self.head.grow(classes, generator)
+        self.head.grow(task.new_classes, task.generator)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K]."""

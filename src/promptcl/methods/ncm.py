@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from promptcl.backbone.vit import Backbone
-from promptcl.config.schema import Section
-from promptcl.layers.heads import ClassMeans
-from promptcl.methods._base import Batch, Method
+from promptcl.backbone import Backbone
+from promptcl.config import Section
+from promptcl.layers import ClassMeans
+from promptcl.methods._base import Batch, Method, Stage, TaskView
 
 
 class NCMOptions(Section):
@@ -21,20 +21,23 @@ class Model(Method):
     """One mean feature a class."""
 
     Options = NCMOptions
-    needs_images = False
-    rehearses = False
 
-    def __init__(self, options: NCMOptions, width: int, generator: torch.Generator) -> None:
+    def __init__(self, options: NCMOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class."""
-        super().__init__(options, width, generator)
-        self.means = ClassMeans(width)
+        super().__init__(options, backbone, generator)
+        self.means = ClassMeans(backbone.width)
 
-    def grow(self, classes: int, generator: torch.Generator) -> None:
-        """Make room for more means."""
-        self.means.grow(classes)
+    def grow(self, task: TaskView) -> None:
+        """Make room for the means of new classes."""
+        self.means.grow(task.new_classes)
 
-    def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
-        """Add the task's images to their classes' means."""
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Add the images to the means of their classes; nothing is trained."""
+        self.absorb(backbone, task.batches())
+        yield from ()
+
+    def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
+        """Add images to the means of their classes."""
         for batch in batches:
             self.means.add(batch.query_BD, batch.labels_B)
 
@@ -42,8 +45,3 @@ class Model(Method):
         """Cosine [B, K] of the frozen feature with each class mean."""
         logits_BK: Tensor = self.means(batch.query_BD)
         return logits_BK
-
-    @property
-    def trained(self) -> bool:
-        """Means take no gradient steps."""
-        return False

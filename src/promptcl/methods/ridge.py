@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from promptcl.backbone.vit import Backbone
-from promptcl.config.schema import Section
-from promptcl.layers.heads import RidgeHead
-from promptcl.methods._base import Batch, Method
+from promptcl.backbone import Backbone
+from promptcl.config import Section
+from promptcl.layers import RidgeHead
+from promptcl.methods._base import Batch, Method, Stage, TaskView
 
 
 class RidgeOptions(Section):
@@ -25,20 +25,23 @@ class Model(Method):
     """`l2p_ridge` without prompts: what is left when nothing adapts to the data."""
 
     Options = RidgeOptions
-    needs_images = False
-    rehearses = False
 
-    def __init__(self, options: RidgeOptions, width: int, generator: torch.Generator) -> None:
+    def __init__(self, options: RidgeOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class."""
-        super().__init__(options, width, generator)
-        self.ridge = RidgeHead(width, options.strength)
+        super().__init__(options, backbone, generator)
+        self.ridge = RidgeHead(backbone.width, options.strength)
 
-    def grow(self, classes: int, generator: torch.Generator) -> None:
-        """Make room for more classes."""
-        self.ridge.grow(classes)
+    def grow(self, task: TaskView) -> None:
+        """Make room for new classes."""
+        self.ridge.grow(task.new_classes)
 
-    def finish(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
-        """Add the task's images to the sums and solve."""
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Add the images to the sums and solve; nothing is trained by steps."""
+        self.absorb(backbone, task.batches())
+        yield from ()
+
+    def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
+        """Add images to the sums and solve."""
         for batch in batches:
             self.ridge.add(batch.query_BD, batch.labels_B)
         self.ridge.solve()
@@ -47,8 +50,3 @@ class Model(Method):
         """Estimated one-hot labels [B, K]."""
         logits_BK: Tensor = self.ridge(batch.query_BD)
         return logits_BK
-
-    @property
-    def trained(self) -> bool:
-        """Sums take no gradient steps."""
-        return False

@@ -61,11 +61,6 @@ def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = F
     except UnknownKey as error:
         known = [*keys_of(Config), "method.name", *keys_of(_model(method["name"]).Options, "method.")]
         raise UserError(unknown_key(error.key, [name for name in known if name != "method"])) from None
-    if config.memory.per_class and not model.rehearses:
-        raise UserError(
-            f"memory.per_class={config.memory.per_class}: method.name={method['name']} never replays images; "
-            "write memory.per_class=0, or a method that is trained in every task, such as method.name=l2p"
-        )
     return config.model_copy(update={"method": {"name": method["name"], **resolved.model_dump(mode="json")}})
 
 

@@ -153,21 +153,15 @@ def sum_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
     return flat[-1]
 
 
-def begin_tally(tallies: Iterable[Tensor]) -> None:
-    """From here each process adds to `tallies` what its own rows give: the first to what is there, others to zero."""
-    for tensor in tallies if _rank else ():
-        tensor.zero_()
-
-
-def end_tally(tallies: Sequence[Tensor]) -> None:
-    """Sum `tallies` over the processes, in one exchange."""
-    if _size == 1 or not tallies:
-        return
+def add_up(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Each of `parts` summed over the processes, in one exchange; counts are exact up to 2^53."""
+    if _size == 1 or not parts:
+        return list(parts)
     import torch
 
-    flat = _sum(torch.cat([tensor.flatten().double() for tensor in tallies]))  # counts are exact up to 2^53
-    for tensor, part in zip(tallies, flat.split([tensor.numel() for tensor in tallies]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+    flat = _sum(torch.cat([part.flatten().double() for part in parts]))
+    whole = flat.split([part.numel() for part in parts])
+    return [total.view_as(part).to(part.dtype) for total, part in zip(whole, parts, strict=True)]
 
 
 def _sum(tensor: Tensor) -> Tensor:
@@ -178,12 +172,16 @@ def _sum(tensor: Tensor) -> Tensor:
     return tensor
 
 
-@contextlib.contextmanager
-def tally(tallies: Sequence[Tensor]) -> Iterator[None]:
-    """What the processes add to `tallies` in here is summed at its end."""
-    begin_tally(tallies)
-    yield
-    end_tally(tallies)
+def everyones(value: T) -> list[T]:
+    """What each process has as `value`, in the order of their numbers, known to all of them."""
+    if _size == 1:
+        return [value]
+    import torch.distributed as dist
+
+    found: list[Any] = [None] * _size
+    with _together():
+        dist.all_gather_object(found, value)
+    return found
 
 
 def gather(parts: Sequence[Tensor], rows: slice, shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,6 +18,7 @@ from promptcl.config.schema import Config, Section
 from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
 from promptcl.recipes.load import resolve
+from promptcl.runtime import processes
 from promptcl.store import files
 from promptcl.store.checkpoint import Checkpoint, discard
 from promptcl.store.files import Absent
@@ -24,7 +26,7 @@ from promptcl.store.lock import lock
 
 __all__ = ["FORMAT", "Absent", "Saved", "TaskRecord", "load", "lock", "save"]
 
-FORMAT = 1
+FORMAT = 2
 KIND = files.Kind("promptcl store", FORMAT, "take a copy of it that is whole")
 _NO_FILE = ("hub", "random", "embedded")
 _MAY_CHANGE = (
@@ -86,6 +88,7 @@ class Saved:
     state: dict[str, Tensor]
     checksum: str = ""
     """Stands for all of the above, as written."""
+    format: int = FORMAT
 
 
 def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
@@ -137,8 +140,13 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
             can = ", ".join(name + "*" if name.endswith(".") else name for name in _MAY_CHANGE)
             raise UserError(f"{text}: {key} of a learner cannot change, only {can}; leave it out")
     config = _find_weights(folder, resolve(document.config, overrides, trust))
+    state = pair.tensors
+    if document.format == 1:  # which knew one stage a task
+        state = {re.sub("^optimizer[.]", "optimizer.0.", name): tensor for name, tensor in state.items()}
     return Saved(
-        config, document.backbone, document.classes, document.tasks, document.notes, pair.tensors, pair.checksum
+        *(config, document.backbone, document.classes, document.tasks, document.notes, state),
+        checksum=pair.checksum,
+        format=document.format,
     )
 
 
@@ -156,6 +164,8 @@ def fill(method: nn.Module, saved: Saved) -> None:
     """Give `method`, grown as that of `saved` was, its tensors. Raises UserError if names, shapes or types differ."""
     state = {name: tensor for name, tensor in saved.state.items() if not name.startswith(("optimizer.", "memory."))}
     here = {name: (tensor.shape, tensor.dtype) for name, tensor in method.state_dict().items()}
+    if saved.format == 1:  # which called a sum by its plain name
+        state = {f"{name}.value" if f"{name}.value" in here else name: tensor for name, tensor in state.items()}
     if here != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
         raise UserError("its tensors are not those of its method and classes; take a copy of it that is whole")
     method.load_state_dict(state)
@@ -200,4 +210,6 @@ def open_checkpoint(folder: Path, ancestors: Sequence[str], images_sha256: str, 
         raise UserError(f"checkpoints in {folder} belong to a saved learner: save this one there before it learns")
     settings = with_absolute_paths(config).model_dump(mode="json")
     identity = {"base": ancestors[-1], "images": images_sha256, "settings": settings}
-    return Checkpoint(folder, identity, config.train.checkpoint_steps)
+    # By the clock only where one process decides alone.
+    seconds = config.train.checkpoint_seconds if processes.size() == 1 else None
+    return Checkpoint(folder, identity, config.train.checkpoint_steps, seconds)

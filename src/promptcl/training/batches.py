@@ -1,135 +1,144 @@
-"""Images to batches: views, normalisation, frozen queries, each computed once where it can be.
+"""Images to batches: views, normalisation, frozen queries, each computed when it is asked for and once where it can be.
 
-B images, C channels, H W pixels, N images of a set, D width.
+B images, C channels, H W pixels, N images of a set, D width, K classes so far.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from promptcl.backbone.vit import Backbone
-from promptcl.config.schema import Config
+from promptcl.backbone import Backbone
+from promptcl.config import Config
+from promptcl.data import ImageSet
 from promptcl.data.augment import eval_view, train_view
-from promptcl.data.images import ImageSet
-from promptcl.methods._base import Batch, Method
 from promptcl.runtime import processes
 from promptcl.runtime.device import send
+from promptcl.runtime.seeding import task_generator
+from promptcl.training.memory import Replay
+
+Generators = Callable[[str], torch.Generator]
+"""Purpose -> randomness, always the same for the same step."""
+
+
+@dataclass
+class _Queries:
+    """Queries of a set as far as they are known: whole runs of `eval.batch_size` images."""
+
+    images: weakref.ref[ImageSet]
+    values_ND: Tensor
+    known: list[bool]
 
 
 class Batches:
     """Feeds one learner: its backbone, its settings, its device, and a bounded cache of queries."""
 
     def __init__(self, backbone: Backbone, config: Config, device: torch.device, cache_bytes: int = 2**29) -> None:
-        """Cache at most `cache_bytes` of query features."""
+        """Keep at most `cache_bytes` of query features."""
         self.backbone, self.config, self.device = backbone, config, device
         self.cache_bytes = cache_bytes
-        self._queries: OrderedDict[int, tuple[weakref.ref[ImageSet], Tensor]] = OrderedDict()
+        self._cache: OrderedDict[int, _Queries] = OrderedDict()
 
-    def _eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
+    @property
+    def clean(self) -> bool:
+        """Whether queries in training are of the image as it is, and not of its augmented view."""
+        return self.config.data.augment == "none" or self.config.train.query_view == "clean"
+
+    def eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
+        """Normalised pixels [B, C, H, W] of the evaluation view of `images` at `indices`."""
         crop = self.config.data.eval_crop
         return self.backbone.normalise(eval_view(images.images(indices), self.backbone.image_size, crop, self.device))
 
-    def queries(self, images: ImageSet) -> Tensor:
-        """Queries [N, D] of the evaluation view of a whole set; computed once, least recently used sets dropped.
+    def train_images(
+        self, images: ImageSet, index: Sequence[int], rows: slice, total: int, at: torch.Generator
+    ) -> Tensor:
+        """Normalised pixels of a random view of `images` at `index`, the `rows` of a batch of `total`."""
+        size, data = self.backbone.image_size, self.config.data
+        if data.augment == "none":
+            return self.eval_images(images, index)
+        return self.backbone.normalise(train_view(images.images(index), size, data, at, self.device, rows, total))
 
-        Several processes compute a part each, so all of them have to ask.
+    def rows_of(self, images: ImageSet, index: Sequence[int]) -> Tensor:
+        """Queries [B, D] of the evaluation view of `images` at `index`, from the cache; what is missing is computed.
+
+        Whole runs of `eval.batch_size` are computed: the last bits of a query depend on what it is computed with.
         """
-        if id(images) in self._queries:
-            self._queries.move_to_end(id(images))
-            return self._queries[id(images)][1]
-        size = self.config.eval.batch_size
-        mine = processes.share(len(images), size)
-        parts = [self.backbone.query(self._eval_images(images, span)) for span in _spans(mine, size)]
-        queries_ND = processes.gather(parts, mine, (len(images), self.backbone.width), self.device)
-        self._keep(images, queries_ND)
-        return queries_ND
+        size, known = self.config.eval.batch_size, self._of(images)
+        for run in sorted({i // size for i in index}):
+            if not known.known[run]:
+                span = range(run * size, min((run + 1) * size, len(images)))
+                self._fill(known, run, self.backbone.query(self.eval_images(images, span)))
+        if isinstance(index, range):
+            return known.values_ND[index.start : index.stop]
+        return known.values_ND[send(torch.tensor(index, dtype=torch.long), self.device)]
 
-    def _keep(self, images: ImageSet, queries_ND: Tensor) -> None:
-        # A set that nobody else holds goes, with its decoded images and its queries; only then is its id() free again.
+    def queries(self, images: ImageSet) -> Tensor:
+        """Queries [N, D] of a whole set. Several processes compute a part each, so all of them have to ask."""
+        mine = processes.share(len(images), self.config.eval.batch_size)
+        part = self.rows_of(images, range(mine.start, mine.stop))
+        if processes.size() == 1:
+            return part
+        whole_ND = processes.gather([part], mine, (len(images), self.backbone.width), self.device)
+        known = self._of(images)
+        known.values_ND, known.known = whole_ND, [True] * len(known.known)
+        return whole_ND
+
+    def _of(self, images: ImageSet) -> _Queries:
+        """The entry of `images` in the cache, made if need be; the least recently used sets are dropped."""
         key = id(images)
-        self._queries[key] = (weakref.ref(images, lambda _: self._queries.pop(key, None)), queries_ND)
-        while len(self._queries) > 1 and sum(q.nbytes for _, q in self._queries.values()) > self.cache_bytes:
-            self._queries.popitem(last=False)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        # A set that nobody else holds goes, with its decoded images and its queries; only then is its id() free again.
+        reference = weakref.ref(images, lambda _: self._cache.pop(key, None))
+        runs = -(-len(images) // self.config.eval.batch_size)
+        empty_ND = torch.empty((len(images), self.backbone.width), device=self.device)
+        self._cache[key] = _Queries(reference, empty_ND, [False] * runs)
+        while len(self._cache) > 1 and sum(one.values_ND.nbytes for one in self._cache.values()) > self.cache_bytes:
+            self._cache.popitem(last=False)
+        return self._cache[key]
+
+    def _fill(self, known: _Queries, run: int, query_BD: Tensor) -> None:
+        start = run * self.config.eval.batch_size
+        known.values_ND[start : start + len(query_BD)] = query_BD
+        known.known[run] = True
+
+    def remember(self, images: ImageSet, span: range, pixels_BCHW: Tensor) -> Tensor:
+        """Queries [B, D] of the run `span` of `images`, of pixels that are there already where they are not known."""
+        size, known = self.config.eval.batch_size, self._of(images)
+        if span.start % size == 0 and len(span) == min(size, len(images) - span.start):
+            if not known.known[span.start // size]:
+                self._fill(known, span.start // size, self.backbone.query(pixels_BCHW))
+            return known.values_ND[span.start : span.stop]
+        return self.rows_of(images, span)
 
     def evaluation(
-        self, images: ImageSet, labels_N: Tensor, method: Method, rows: slice = slice(None)
-    ) -> Iterator[Batch]:
-        """Batches of `rows` in order, evaluation view, for `method`."""
-        # The first time, one view of a picture serves query and method, where both take the same batches.
-        first = (
-            method.needs_images
-            and id(images) not in self._queries
-            and self._size(method) == self.config.eval.batch_size
-            and processes.size() == 1
-            and range(len(images))[rows] == range(len(images))
-        )
-        queries_ND = torch.empty(0) if first else self.queries(images)
-        parts: list[Tensor] = []
-        for span in _spans(slice(*rows.indices(len(images))), self._size(method)):
-            pixels = self._eval_images(images, span) if method.needs_images else None
-            if first:
-                assert pixels is not None
-                parts.append(self.backbone.query(pixels))
-            query_BD = parts[-1] if first else queries_ND[span.start : span.stop]
-            yield Batch(pixels, query_BD, labels_N[span.start : span.stop])
-        if first:
-            self._keep(images, torch.cat(parts))
+        self, images: ImageSet, labels_N: Tensor, together: int, at: Generators | None = None, everything: bool = False
+    ) -> Iterator[EvalBatch]:
+        """Batches of the evaluation view, in order; with several processes those of this one (`mine`), or `everything`.
 
-    def mine(self, images: ImageSet, method: Method) -> slice:
-        """Which of `images` this process evaluates: whole batches."""
-        return processes.share(len(images), self._size(method))
-
-    def _size(self, method: Method) -> int:
-        """Images of an evaluation batch, rounded up so that no group of images that vote together is cut."""
-        return -(-self.config.eval.batch_size // method.group) * method.group
-
-    def cut(self, order_N: Tensor, count: int) -> Iterator[Tensor]:
-        """Rows `order_N` of a set of `count` images, in training batches."""
-        train = self.config.train
-        for index_B in order_N.split(train.batch_size):
-            if train.drop_last and len(index_B) < train.batch_size <= count:
-                return
-            yield index_B
-
-    def view(
-        self,
-        images: ImageSet,
-        labels_N: Tensor,
-        index_B: Tensor,
-        needs_images: bool,
-        generator: torch.Generator,
-        rows: slice = slice(None),
-        cached: bool = True,
-    ) -> Batch:
-        """The training view of the images `index_B` as a batch; the query sees the same view or the clean one.
-
-        rows: only this part of the batch, as it would be in the whole; without `cached`, queries of these images only.
+        together: images that are never cut apart; at: randomness of the batches, None where they need none.
         """
-        total, index_B = len(index_B), index_B[rows]
-        data, chosen, pixels = self.config.data, index_B.tolist(), None
-        clean = data.augment == "none" or self.config.train.query_view == "clean"
-        if data.augment == "none":
-            pixels = self._eval_images(images, chosen) if needs_images else None
-        elif needs_images or not clean:
-            size = self.backbone.image_size
-            mine = images.images(chosen)
-            pixels = self.backbone.normalise(train_view(mine, size, data, generator, self.device, rows, total))
-        index_B = send(index_B, self.device)
-        if clean and cached:
-            query_BD = self.queries(images)[index_B]
-        elif not chosen:  # no ViT takes an empty batch
-            query_BD = torch.zeros((0, self.backbone.width), device=self.device)
-        elif clean:
-            query_BD = self.backbone.query(self._eval_images(images, chosen))
-        else:
-            assert pixels is not None
-            query_BD = self.backbone.query(pixels)
-        return Batch(pixels, query_BD, labels_N[index_B])
+        mine = slice(0, len(images)) if everything else self.mine(images, together)
+        at = at or (lambda purpose: task_generator(self.config.seed, 0, purpose))
+        size = self._size(together)
+        for start in range(mine.start, mine.stop, size):
+            span = range(start, min(start + size, mine.stop))
+            yield EvalBatch(self, images, span, labels_N[span.start : span.stop], at)
+
+    def mine(self, images: ImageSet, together: int) -> slice:
+        """Which of `images` this process evaluates: whole batches."""
+        return processes.share(len(images), self._size(together))
+
+    def _size(self, together: int) -> int:
+        """Images of an evaluation batch, rounded up so that no group of images that depend on each other is cut."""
+        return -(-self.config.eval.batch_size // together) * together
 
     def order(self, images: ImageSet, generator: torch.Generator) -> Tensor:
         """Rows of `images` in the order of one epoch."""
@@ -139,22 +148,137 @@ class Batches:
         weights_N = 1 / torch.bincount(labels_N)[labels_N].double()
         return torch.multinomial(weights_N, len(images), replacement=True, generator=generator)
 
-    def epochs(self, count: int) -> int:
-        """Epochs over `count` images."""
-        train = self.config.train
-        wanted = -(-(train.min_steps or 0) // self.steps_per_epoch(count))
-        return max(train.epochs, min(wanted, 8 * train.epochs))
-
-    def steps(self, count: int) -> int:
-        """Optimiser steps that learning `count` images takes."""
-        return self.epochs(count) * self.steps_per_epoch(count)
-
     def steps_per_epoch(self, count: int) -> int:
         """Optimiser steps of one epoch over `count` images."""
         size = self.config.train.batch_size
         return max(1, count // size) if self.config.train.drop_last else -(-count // size)
 
+    def epochs(self, count: int) -> int:
+        """Epochs over `count` images as the settings have it."""
+        train = self.config.train
+        wanted = -(-(train.min_steps or 0) // self.steps_per_epoch(count))
+        return max(train.epochs, min(wanted, 8 * train.epochs))
 
-def _spans(rows: slice, size: int) -> list[range]:
-    """`rows` in runs of `size`."""
-    return [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
+
+@dataclass
+class EvalBatch:
+    """A batch of the evaluation view (see `promptcl.Batch`)."""
+
+    batches: Batches
+    images: ImageSet
+    span: range
+    labels_B: Tensor
+    generators: Generators
+    allowed_BK: Tensor | None = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def images_BCHW(self) -> Tensor:
+        """Normalised pixels of the evaluation view."""
+        return self.batches.eval_images(self.images, self.span)
+
+    @cached_property
+    def query_BD(self) -> Tensor:
+        """Queries from the cache; where they are not known, of the same pixels if those are there."""
+        pixels = self.__dict__.get("images_BCHW")
+        if pixels is None:
+            return self.batches.rows_of(self.images, self.span)
+        return self.batches.remember(self.images, self.span, pixels)
+
+    @property
+    def old_B(self) -> Tensor:
+        """All False: nothing is replayed here."""
+        return torch.zeros(len(self.labels_B), dtype=torch.bool, device=self.labels_B.device)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Randomness of this batch."""
+        return self.generators(f"batch {self.span.start}")
+
+    def another_view(self) -> Tensor:
+        """A random view of the same images."""
+        count, at = len(self.span), self.generators(f"another view {self.span.start}")
+        return self.batches.train_images(self.images, self.span, slice(0, count), count, at)
+
+
+@dataclass
+class TrainBatch:
+    """The rows of a training batch that are this process's: new images, then replayed ones (see `promptcl.Batch`)."""
+
+    batches: Batches
+    images: ImageSet | None
+    index: Sequence[int]
+    """Places of the new rows in `images`, in the whole batch of all processes."""
+    labels_B: Tensor
+    allowed_BK: Tensor | None
+    rows: slice
+    """Which rows of the whole batch these are, replayed ones counted."""
+    generators: Generators
+    replay: Replay | None = None
+    old_index: Sequence[int] = ()
+    """Places of the replayed rows in the memory, in the whole batch of all processes."""
+    _views: int = 0
+
+    @cached_property
+    def _parts(self) -> list[tuple[ImageSet, list[int], slice, int, str]]:
+        """Of new and of replayed images: set, this process's places in it, their rows, all rows, purpose."""
+        new, parts = len(self.index), []
+        if self.images is not None:
+            mine = slice(min(self.rows.start, new), min(self.rows.stop, new))
+            parts.append((self.images, list(self.index[mine]), mine, new, "view"))
+        if self.replay is not None:
+            mine = slice(max(self.rows.start - new, 0), max(self.rows.stop - new, 0))
+            total = len(self.old_index)
+            parts.append((self.replay.images, list(self.old_index[mine]), mine, total, "replayed view"))
+        return parts
+
+    @cached_property
+    def images_BCHW(self) -> Tensor:
+        """Normalised pixels of a random view."""
+        return self._view("")
+
+    def _view(self, which: str) -> Tensor:
+        pixels = [
+            self.batches.train_images(images, index, rows, total, self.generators(purpose + which))
+            for images, index, rows, total, purpose in self._parts
+        ]
+        return pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+
+    def another_view(self) -> Tensor:
+        """The same images, in another random view each time."""
+        self._views += 1
+        return self._view(f" {self._views}")
+
+    @cached_property
+    def query_BD(self) -> Tensor:
+        """Queries of the same view, or of the images as they are (`train.query_view`)."""
+        if not self.batches.clean:
+            return self.batches.backbone.query(self.images_BCHW)
+        found = []
+        for images, index, *_ in self._parts:
+            if self.replay is not None and images is self.replay.images:
+                # The memory changes with every (micro-)task: the queries of all of it would rarely be used.
+                if index:
+                    found.append(self.batches.backbone.query(self.batches.eval_images(images, index)))
+            else:
+                found.append(self.batches.rows_of(images, index))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    @cached_property
+    def old_B(self) -> Tensor:
+        """True for replayed rows."""
+        whole = torch.arange(len(self.index) + len(self.old_index)) >= len(self.index)
+        return send(whole[self.rows], self.batches.device)
+
+    @cached_property
+    def kept(self) -> Mapping[str, Tensor]:
+        """What was kept beside the replayed rows [R, ...]."""
+        if self.replay is None:
+            return {}
+        rows = torch.tensor(self._parts[-1][1], dtype=torch.long)
+        return {name: send(values[rows], self.batches.device) for name, values in self.replay.kept.items()}
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Randomness of this step."""
+        return self.generators("method")

@@ -1,121 +1,294 @@
-"""The only training loop. K classes so far, N images of the task."""
+"""The only training loop: it runs one stage of a task. B rows of a batch, K classes so far, N images of the stage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from promptcl.config.schema import Config
-from promptcl.data.images import ImageSet
+from promptcl.config import Config
+from promptcl.data import ImageSet
 from promptcl.errors import UserError
-from promptcl.methods._base import Batch, Method
+from promptcl.layers import sums_of
+from promptcl.methods._base import Method, Stage
 from promptcl.runtime import processes
 from promptcl.runtime.device import send
-from promptcl.store.checkpoint import Checkpoint, Place
-from promptcl.training.batches import Batches
+from promptcl.runtime.seeding import task_generator
+from promptcl.store.checkpoint import Checkpoint
+from promptcl.training.batches import Batches, TrainBatch
 from promptcl.training.memory import Replay
-from promptcl.training.optim import carry_over, make_optimizer
+from promptcl.training.optim import carry_over, effective_lr, load_moments, make_optimizer, make_schedule, named_moments
 
 
-def fit(
-    method: Method,
-    batches: Batches,
-    images: ImageSet,
-    labels_N: Tensor,
-    present_K: Tensor | None,
-    config: Config,
-    generator: torch.Generator,
-    step: Callable[[], None],
-    replay: Replay | None = None,
-    previous: torch.optim.Optimizer | None = None,
-    checkpoint: Checkpoint | None = None,
-) -> torch.optim.Optimizer:
-    """Train `method` on one task; `step` is called once per optimiser step.
+class Progress(Protocol):
+    """Who wants to know how far the training is."""
 
-    Args: labels_N class ids on the device; present_K marks the classes of the task (None: no training mask);
-    generator decides order, augmentation and what is replayed; previous: the optimiser to go on with (None: fresh);
-    checkpoint keeps where training stands, and where it was interrupted it goes on from there.
-    Returns: the optimiser, with its moments.
+    def stage(self, number: int, steps: int) -> None:
+        """Stage `number` (from 0) of the task begins and will take `steps` optimiser steps."""
 
-    Raises:
-        UserError: the loss is not finite (looked at once an epoch, so that a GPU is never made to wait); as Checkpoint.
-    """
-    train = config.train
-    optimizer = make_optimizer(method, train)
-    if previous is not None:
-        carry_over(previous, optimizer)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    steps = batches.steps_per_epoch(len(images))
-    epochs = batches.epochs(len(images))
-    total = epochs * steps
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total) if train.schedule == "cosine" else None
-    at = Place(method, optimizer, schedule, generator, torch.empty(0), torch.zeros((), device=labels_N.device))
-    if checkpoint is not None and checkpoint.restore(at):
-        for _ in range(at.done):
-            step()
-    processes.begin_tally(method.tallies)
-    for epoch in range(at.done // steps, epochs):
-        skip = at.done % steps
-        if skip == 0:
-            at.order_N = batches.order(images, generator)
-            at.loss.zero_()
-        order_N = at.order_N[skip * train.batch_size :]
-        for index_B in batches.cut(order_N, len(images)):
-            batch, mask, share = _batch(method, batches, images, labels_N, index_B, present_K, replay, generator)
-            optimizer.zero_grad(set_to_none=True)
-            loss = torch.zeros_like(at.loss)
+    def step(self) -> None:
+        """One optimiser step is done."""
+
+
+class Silent:
+    """A Progress that shows nothing."""
+
+    def stage(self, number: int, steps: int) -> None:
+        """Nothing."""
+
+    def step(self) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Run:
+    """A stage while it runs."""
+
+    stage: Stage
+    number: int
+    total: int
+    per_epoch: int
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler | None
+    labels_N: Tensor
+    """Class ids of the images of the stage."""
+    allowed_K: Tensor | None
+    """Classes of the task, where the stage has no others; None: no mask."""
+    replay: Replay | None
+    done: int = 0
+    """Steps that were taken."""
+
+
+@dataclass
+class Trainer:
+    """Trains the stages of one task."""
+
+    method: Method
+    batches: Batches
+    config: Config
+    task: int
+    """Number of the task, which all randomness depends on."""
+    labels_of: Callable[[ImageSet], Tensor]
+    """Class ids [N] of images, on the device."""
+    allowed_K: Tensor | None
+    """Classes of the task, True; None where nothing is masked."""
+    replay_of: Callable[[ImageSet], Replay]
+    """How images join a batch."""
+    checkpoint: Checkpoint | None = None
+    progress: Progress = field(default_factory=Silent)
+    carried: dict[int, torch.optim.Optimizer] | None = None
+    """Optimisers of the stages of the task before, which go on; None: every stage has a fresh one."""
+    seen: int = 0
+    """Images trained on so far, epochs and replayed ones counted."""
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    """What the method counted in the stages so far."""
+
+    def run(self, stage: Stage, number: int) -> None:
+        """Train `stage`, the one of this `number` in its task; where it was interrupted, it goes on from there.
+
+        Raises:
+            UserError: the loss is not finite (looked at once an epoch, so that a GPU is never made to wait); as
+                Checkpoint.
+        """
+        if not self._length(stage)[0]:
+            return
+        run = self.prepare(stage, number)
+        self.progress.stage(number, run.total)
+        self.method.stats.restore(self.statistics)
+        finished = self._resume(run)
+        for _ in range(run.done):
+            self.progress.step()
+        if not finished:
+            self.method.train()
+            with torch.enable_grad():
+                self._train(run)
+            self.method.eval()
+            self._keep(run, finished=True)
+        self.statistics = self.method.stats.tensors()
+        self.method.stats.clear()
+        if self.carried is not None:
+            self.carried[number] = run.optimizer
+        if stage.images is not None:
+            rows = min(run.per_epoch * self.config.train.batch_size, len(stage.images)) / run.per_epoch
+            self.seen += round(run.total * rows) + (run.total * run.replay.rows if run.replay is not None else 0)
+
+    def _length(self, stage: Stage) -> tuple[int, int]:
+        """Optimiser steps of the stage, and of one of its epochs."""
+        if stage.images is None:
+            if stage.steps is None:
+                raise ValueError("a stage without images needs `steps`")
+            return stage.steps, max(1, stage.steps)
+        if not len(stage.images):
+            return 0, 1
+        per_epoch = self.batches.steps_per_epoch(len(stage.images))
+        epochs = self.batches.epochs(len(stage.images)) if stage.epochs is None else stage.epochs
+        return epochs * per_epoch if stage.steps is None else stage.steps, per_epoch
+
+    def prepare(self, stage: Stage, number: int) -> Run:
+        """`stage` as it stands before its first step."""
+        train, (total, per_epoch) = self.config.train, self._length(stage)
+        lr = effective_lr(train) if stage.lr is None else stage.lr
+        groups = self.method.parameter_groups(lr) if stage.groups is None else stage.groups
+        optimizer = make_optimizer(groups, lr, train)
+        if self.carried is not None and number in self.carried:
+            carry_over(self.carried[number], optimizer)
+        schedule = make_schedule(optimizer, train.schedule, total, per_epoch)
+        labels_N, allowed_K = torch.zeros(0, dtype=torch.long), None
+        if stage.images is not None:
+            labels_N, allowed_K = self.labels_of(stage.images), self.allowed_K
+            if allowed_K is not None and not bool(allowed_K[labels_N].all()):
+                allowed_K = None
+        replay = None if stage.replay is None or not len(stage.replay) else self.replay_of(stage.replay)
+        return Run(stage, number, total, per_epoch, optimizer, schedule, labels_N, allowed_K, replay)
+
+    def _train(self, run: Run) -> None:
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        total_loss = torch.zeros((), device=self.batches.device)
+        order_N = torch.empty(0)
+        before = begin_sums(self.method)
+        for step in range(run.done, run.total):
+            epoch, place = divmod(step, run.per_epoch)
+            if run.stage.images is not None and (place == 0 or step == run.done):
+                order_N = self.batches.order(run.stage.images, self._generator(run, f"epoch {epoch}, order"))
+            batch, share = self.batch(run, step, order_N)
+            run.optimizer.zero_grad(set_to_none=True)
+            loss = torch.zeros_like(total_loss)
             if share:
-                loss = share * method.loss(batches.backbone, batch, mask)
+                loss = share * (run.stage.loss or self.method.loss)(self.batches.backbone, batch)
                 loss.backward()
-            loss = processes.sum_gradients(parameters, loss)
-            if train.clip_norm is not None:
-                nn.utils.clip_grad_norm_(parameters, train.clip_norm)
-            optimizer.step()
-            if schedule is not None:
-                schedule.step()
-            at.loss += loss
-            at.done += 1
-            step()
-            if checkpoint is not None and at.done % steps and checkpoint.due(at.done):
-                _keep(checkpoint, at)
-        at.loss += 0 * sum(p.detach().sum() for p in parameters)  # a last step that broke them is seen too
-        if not torch.isfinite(at.loss):
+            total_loss += processes.sum_gradients(parameters, loss)
+            if self.config.train.clip_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, self.config.train.clip_norm)
+            run.optimizer.step()
+            if run.schedule is not None:
+                run.schedule.step()
+            if run.stage.after_step is not None:
+                with torch.no_grad():
+                    run.stage.after_step()
+            run.done = step + 1
+            self.progress.step()
+            epoch_ends = place + 1 == run.per_epoch or run.done == run.total
+            if epoch_ends:
+                self._check_finite(total_loss, parameters, epoch)
+                total_loss = torch.zeros_like(total_loss)
+            if self.checkpoint is not None and run.done < run.total and (epoch_ends or self.checkpoint.due(run.done)):
+                end_sums(self.method, before)
+                self._keep(run, finished=False)
+                before = begin_sums(self.method)
+        end_sums(self.method, before)
+
+    def _generator(self, run: Run, purpose: str) -> torch.Generator:
+        return task_generator(self.config.seed, self.task, f"stage {run.number}, {purpose}")
+
+    def batch(self, run: Run, step: int, order_N: Tensor) -> tuple[TrainBatch, float]:
+        """What this process computes of the batch of `step`, and the share of the whole batch that it is."""
+        size, device = self.config.train.batch_size, self.batches.device
+        place = step % run.per_epoch
+        index_B = order_N[place * size : (place + 1) * size] if run.stage.images is not None else torch.empty(0)
+        new, old_R = len(index_B), torch.empty(0, dtype=torch.long)
+        if run.replay is not None:
+            old_R = run.replay.draw(self._generator(run, f"step {step}, replay"))
+        total = new + len(old_R)
+        rows = processes.share(total, max(1, run.stage.together, self.method.together))
+        if run.stage.together == 0:  # the first process computes the whole batch
+            rows = slice(0, 0 if processes.rank() else total)
+        labels_B = run.labels_N[send(index_B.long(), device)]
+        allowed_K = run.allowed_K
+        if allowed_K is not None and self.config.train.mask_classes == "batch":
+            allowed_K = torch.zeros_like(allowed_K).index_fill_(0, labels_B, True)
+        if run.replay is not None:
+            labels_B = torch.cat([labels_B, run.replay.labels_N[send(old_R, device)]])
+        allowed_BK = None
+        if allowed_K is not None:
+            # Replayed rows are what compares classes of different tasks: they have no mask.
+            allowed_BK = allowed_K.expand(new, -1)
+            if len(old_R):
+                allowed_BK = torch.cat([allowed_BK, torch.ones_like(allowed_K).expand(len(old_R), -1)])
+            allowed_BK = allowed_BK[rows]
+        made = TrainBatch(
+            *(self.batches, run.stage.images, index_B.long().tolist(), labels_B[rows], allowed_BK, rows),
+            *(lambda purpose: self._generator(run, f"step {step}, {purpose}"), run.replay, old_R.tolist()),
+        )
+        if run.stage.images is None:
+            return made, 1 / processes.size()
+        return made, len(labels_B[rows]) / total
+
+    def _check_finite(self, loss: Tensor, parameters: list[nn.Parameter], epoch: int) -> None:
+        loss = loss + 0 * sum(p.detach().sum() for p in parameters)  # a last step that broke them is seen too
+        if not torch.isfinite(loss):
             raise UserError(
-                f"the loss became {at.loss.item()} in epoch {epoch + 1}: expected a finite number; "
-                f"lower the learning rate, e.g. train.lr={train.lr / 10:g}"
+                f"the loss became {loss.item()} in epoch {epoch + 1}: expected a finite number; "
+                f"lower the learning rate, e.g. train.lr={self.config.train.lr / 10:g}"
             )
-        if checkpoint is not None:
-            _keep(checkpoint, at)
-    processes.end_tally(method.tallies)
-    return optimizer
+
+    def _state(self) -> dict[str, Tensor]:
+        """Parameters and all buffers of the method, what a state dict leaves out too."""
+        return {**dict(self.method.named_parameters()), **dict(self.method.named_buffers())}
+
+    def _keep(self, run: Run, finished: bool) -> None:
+        """Write the checkpoint, which is that of all processes together."""
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            return
+        tensors = {f"method.{name}": value for name, value in self._state().items()}
+        tensors |= {f"stats.{name}": value for name, value in self.method.stats.tensors().items()}
+        numbers: dict[str, Any] = {"done": run.done}
+        if not finished or self.carried is not None:
+            tensors |= named_moments(run.optimizer)
+            numbers["groups"] = run.optimizer.state_dict()["param_groups"]
+        if not finished and run.schedule is not None:
+            numbers["schedule"] = run.schedule.state_dict()
+        processes.on_first(lambda: checkpoint.write(run.number, tensors, numbers, finished))
+
+    def _resume(self, run: Run) -> bool:
+        """Bring method and `run` to where this stage was interrupted or ended; whether it had ended."""
+        found = None if self.checkpoint is None else self.checkpoint.read(run.number)
+        if self.checkpoint is None or found is None:
+            return False
+        tensors, numbers = found
+        try:
+            with torch.no_grad():
+                for name, value in self._state().items():
+                    value.copy_(tensors[f"method.{name}"])
+            stats = {k.removeprefix("stats."): v for k, v in tensors.items() if k.startswith("stats.")}
+            self.method.stats.restore({name: value.to(self.batches.device) for name, value in stats.items()})
+            if "groups" in numbers:
+                run.optimizer.load_state_dict({"state": {}, "param_groups": numbers["groups"]})
+                load_moments(run.optimizer, tensors)
+            if run.schedule is not None and "schedule" in numbers:
+                run.schedule.load_state_dict(numbers["schedule"])
+            run.done = int(numbers["done"])
+            return bool(numbers["finished"])
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise self.checkpoint.unfit(error) from error
 
 
-def _batch(
-    method: Method,
-    batches: Batches,
-    images: ImageSet,
-    labels_N: Tensor,
-    index_B: Tensor,
-    present_K: Tensor | None,
-    replay: Replay | None,
-    generator: torch.Generator,
-) -> tuple[Batch, Tensor | None, float]:
-    """What this process computes of one step's batch, its mask, and the share of the batch that it is."""
-    if present_K is not None and batches.config.train.mask_classes == "batch":
-        present_K = torch.zeros_like(present_K).index_fill_(0, labels_N[send(index_B, labels_N.device)], True)
-    new, total = len(index_B), len(index_B) + (replay.rows if replay is not None else 0)
-    rows = processes.share(total, method.group)
-    batch, mask = batches.view(images, labels_N, index_B, method.needs_images, generator, rows), present_K
-    if replay is not None:
-        old = slice(max(rows.start - new, 0), max(rows.stop - new, 0))
-        batch, mask = replay.join(batch, mask, batches, method.needs_images, generator, old)
-    return batch, mask, len(batch.labels_B) / total
+def begin_sums(method: Method) -> dict[str, Tensor]:
+    """What the sums of `method`, and what it counts, are now: from here on each process adds what its own images give."""
+    return {} if processes.size() == 1 else {name: value.clone() for name, value in _sums(method).items()}
 
 
-def _keep(checkpoint: Checkpoint, at: Place) -> None:
-    """Write the checkpoint, which is that of all processes together."""
-    processes.end_tally(at.method.tallies)
-    processes.on_first(lambda: checkpoint.write(at))
-    processes.begin_tally(at.method.tallies)
+def end_sums(method: Method, before: dict[str, Tensor]) -> None:
+    """Give every process what was there `before` and what all of them have added since."""
+    if processes.size() == 1:
+        return
+    shapes: dict[str, list[int]] = {}
+    for theirs in processes.everyones({name: list(value.shape) for name, value in method.stats.tensors().items()}):
+        shapes |= {name: max(shape, shapes.get(name, [])) for name, shape in theirs.items()}
+    method.stats.fill(shapes, next(iter(method.state_dict().values())).device)  # what only some of them counted
+    now, old = _sums(method), {}
+    for name, value in now.items():
+        old[name] = torch.zeros_like(value)
+        if name in before:
+            old[name][: len(before[name])] = before[name]
+    added = processes.add_up([value - old[name] for name, value in now.items()])
+    for (name, value), more in zip(now.items(), added, strict=True):
+        value.copy_(old[name] + more)
+
+
+def _sums(method: Method) -> dict[str, Tensor]:
+    own = {f"sum.{number}": value for number, value in enumerate(sums_of(method))}
+    return {**own, **{f"stats.{name}": value for name, value in method.stats.tensors().items()}}

@@ -1,21 +1,19 @@
-"""Rehearsal: a class-balanced memory of raw images, and how they join a batch. B new rows, R replayed, K classes."""
+"""Rehearsal: a class-balanced memory of raw images, and what a method keeps beside them. R replayed rows."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from promptcl.data.images import FileSource, ImageSet, concat
+from promptcl.data import FileSource, ImageSet, concat
 from promptcl.errors import UserError
-from promptcl.methods._base import Batch
-from promptcl.training.batches import Batches
 
 _NO_LIMIT = 2**20  # short side in pixels: what was learned from was small enough, and is kept as it is
 
@@ -25,16 +23,20 @@ class Memory:
 
     Every image gets a random number when it is added and each class keeps the images with the smallest ones, which is
     reservoir sampling (an image that comes again after it was dropped counts as new). With fewer images than
-    `per_class` all are kept. Refers to the images; only `tensors` copies them. An image is known by its
-    class and its content: names of files come again.
+    `per_class` all are kept. Refers to the images; only `tensors` copies them. An image is known by its class and its
+    content: names of files come again.
     """
 
     def __init__(self, per_class: int) -> None:
         """Start empty."""
         self.per_class = per_class
         self.images: ImageSet | None = None
+        self.kept: dict[str, Tensor] = {}
+        """What a method keeps beside the images, by name: float, one row an image, NaN where nothing was known."""
         self._draws = np.zeros(0)
         self._digests: list[bytes] = []
+        self._fresh = np.zeros(0, dtype=bool)  # images whose row in `kept` is yet to come
+        self._waiting: dict[str, Tensor] = {}  # `kept` of a store without images, which are added again
 
     def __len__(self) -> int:
         """Images held."""
@@ -46,31 +48,68 @@ class Memory:
             return
         held, digests = set(self._digests), [_digest(images, i) for i in range(len(images))]
         new = [i for i, digest in enumerate(digests) if digest not in held]
-        fresh, digests = images.select(new), [*self._digests, *(digests[i] for i in new)]
-        draws = np.concatenate([self._draws, torch.rand(len(fresh), generator=generator, dtype=torch.float64).numpy()])
-        merged = fresh if self.images is None else concat([self.images, fresh])
+        offered, digests = images.select(new), [*self._digests, *(digests[i] for i in new)]
+        more = torch.rand(len(offered), generator=generator, dtype=torch.float64).numpy()
+        draws, fresh = np.concatenate([self._draws, more]), np.concatenate([self._fresh, np.ones(len(new), dtype=bool)])
+        merged = offered if self.images is None else concat([self.images, offered])
         order = np.lexsort((draws, merged.labels))
         counts = np.bincount(merged.labels, minlength=len(merged.classes))
         rank = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
         kept = np.sort(order[rank < self.per_class])
         self.images, self._draws, self._digests = merged.select(kept), draws[kept], [digests[i] for i in kept]
+        self._fresh = fresh[kept]
+        for name, rows in self.kept.items():
+            padded = torch.cat([rows, rows.new_full((len(new), *rows.shape[1:]), float("nan"))])
+            self.kept[name] = padded[torch.from_numpy(kept)]
 
-    def tensors(self, classes: Sequence[str]) -> dict[str, Tensor]:
-        """All that is held, by names `memory.*`: pictures as PNG files (uint8), labels as indices into `classes`."""
-        if self.images is None:
-            return {}
+    def keep(self, compute: Callable[[ImageSet], Mapping[str, Tensor]]) -> None:
+        """Fill in what is kept beside the images that have come since the last call; `compute` gives rows for images.
+
+        Rows of a later task may be longer (logits of more classes): the shorter ones end in NaN.
+        """
+        new = np.flatnonzero(self._fresh)
+        if self.images is None or not len(new):
+            return
+        for name, rows in compute(self.images.select(new)).items():
+            old = self.kept.get(name, torch.empty(0, *rows.shape[1:]))
+            width = [max(a, b) for a, b in zip(old.shape[1:], rows.shape[1:], strict=True)]
+            whole = torch.full((len(self), *width), float("nan"))
+            whole[tuple(slice(n) for n in old.shape)] = old
+            for place, row in zip(new.tolist(), rows.detach().float().cpu(), strict=True):
+                whole[place][tuple(slice(n) for n in row.shape)] = row
+            self.kept[name] = whole
+        self._fresh = np.zeros(len(self), dtype=bool)
+
+    def settle(self) -> None:
+        """The images of a store without images have been added again: what was kept beside them is theirs."""
+        if self._waiting and all(len(rows) == len(self) for rows in self._waiting.values()):
+            self.kept, self._fresh = self._waiting, np.zeros(len(self), dtype=bool)
+        self._waiting = {}
+
+    def tensors(self, classes: Sequence[str], images: bool) -> dict[str, Tensor]:
+        """All that is held, by names `memory.*`: images as PNG files (uint8), labels as indices into `classes`.
+
+        Without `images`, only what is kept beside them.
+        """
+        kept = {f"memory.kept.{name}": rows for name, rows in self.kept.items()}
+        if self.images is None or not images:
+            return kept
         number = [classes.index(name) for name in self.images.classes]
         return {
             **{f"memory.picture.{i}": _bytes(_png(self.images.image(i))) for i in range(len(self))},
             "memory.labels": torch.tensor([number[k] for k in self.images.labels]),
             "memory.draws": torch.from_numpy(self._draws),
             "memory.digests": _bytes(b"".join(self._digests)).view(-1, 32),
+            **kept,
         }
 
     def restore(self, tensors: Mapping[str, Tensor], classes: Sequence[str], cache_mb: int) -> None:
         """Hold what `tensors` were made of; nothing where there are none. Raises UserError where they do not fit."""
         own = {name: tensor for name, tensor in tensors.items() if name.startswith("memory.")}
         if not own or not self.per_class:
+            return
+        if all(name.startswith("memory.kept.") for name in own):
+            self._waiting = {name.removeprefix("memory.kept."): tensor for name, tensor in own.items()}
             return
         n = own["memory.draws"].numel() if "memory.draws" in own else 0
         files = [f"memory.picture.{i}" for i in range(n)]
@@ -79,14 +118,18 @@ class Memory:
             "memory.draws": ((n,), torch.float64),
             "memory.digests": ((n, 32), torch.uint8),
         }
+        kept = {name: tensor for name, tensor in own.items() if name.startswith("memory.kept.")}
         wanted |= {file: ((own[file].numel() if file in own else 0,), torch.uint8) for file in files}
+        wanted |= {name: ((n, *tensor.shape[1:]), torch.float32) for name, tensor in kept.items()}
         shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in own.items()}
         if shapes != wanted or not all(0 <= k < len(classes) for k in own["memory.labels"].tolist()):
             raise UserError("the images of its memory are not what is expected; take a copy of it that is whole")
         source = FileSource(files, lambda file: own[file].numpy().tobytes(), "the store", cache_mb, _NO_LIMIT)
         self.images = ImageSet(source, classes, own["memory.labels"].numpy())
+        self.kept = {name.removeprefix("memory.kept."): tensor for name, tensor in kept.items()}
         self._draws = own["memory.draws"].numpy()
         self._digests = [row.tobytes() for row in own["memory.digests"].numpy()]
+        self._fresh = np.zeros(n, dtype=bool)
 
 
 def _digest(images: ImageSet, i: int) -> bytes:
@@ -105,41 +148,19 @@ def _bytes(data: bytes) -> Tensor:
 
 @dataclass(frozen=True)
 class Replay:
-    """The memory while one task is learned."""
+    """Images that join the batches of a stage."""
 
     images: ImageSet
     labels_N: Tensor
-    """Class ids of the memory on the device."""
+    """Class ids of the images on the device."""
     rows: int
     """Images replayed with each batch [R]."""
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a method kept beside them."""
 
-    def join(
-        self,
-        batch: Batch,
-        present: Tensor | None,
-        batches: Batches,
-        needs_images: bool,
-        generator: torch.Generator,
-        rows: slice = slice(None),
-    ) -> tuple[Batch, Tensor | None]:
-        """`batch` with R rows of the memory behind its own, and the mask of each row [B + R, K].
-
-        Rows are drawn uniformly, without replacement where the memory is large enough. New rows keep
-        their mask `present` [K]; replayed rows have none, since they are what compares classes of different tasks.
-        rows: only this part of the R rows, as it would be in the whole.
-        """
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """Places [R] of the images that join one batch, uniform; without replacement where there are enough of them."""
         n = len(self.images)
         if n >= self.rows:
-            index_R = torch.randperm(n, generator=generator)[: self.rows]
-        else:
-            index_R = torch.randint(n, (self.rows,), generator=generator)
-        # The memory changes with every (micro-)task: the queries of all of it would rarely be used.
-        old = batches.view(self.images, self.labels_N, index_R, needs_images, generator, rows, cached=False)
-        pixels = None
-        if batch.images_BCHW is not None and old.images_BCHW is not None:
-            pixels = torch.cat([batch.images_BCHW, old.images_BCHW])
-        joined = Batch(pixels, torch.cat([batch.query_BD, old.query_BD]), torch.cat([batch.labels_B, old.labels_B]))
-        if present is None:
-            return joined, None
-        rows_BK = present.expand(len(batch.labels_B), -1)
-        return joined, torch.cat([rows_BK, torch.ones_like(present).expand(len(old.labels_B), -1)])
+            return torch.randperm(n, generator=generator)[: self.rows]
+        return torch.randint(n, (self.rows,), generator=generator)

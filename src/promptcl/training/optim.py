@@ -1,12 +1,16 @@
-"""The optimiser of a method, its learning rate, and moments that go on in the next task."""
+"""The optimiser of a stage, its schedule, and moments that go on in the next task."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from promptcl.config.schema import TrainConfig
-from promptcl.methods._base import Method
+from promptcl.config import TrainConfig
 
 
 def effective_lr(train: TrainConfig) -> float:
@@ -14,13 +18,25 @@ def effective_lr(train: TrainConfig) -> float:
     return train.lr if train.lr_batch is None else train.lr * train.batch_size / train.lr_batch
 
 
-def make_optimizer(method: Method, train: TrainConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser over what the method trains; SGD has Nesterov momentum 0.9 as in the L2P release."""
-    lr = effective_lr(train)
-    groups = method.parameter_groups(lr)
+def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConfig) -> torch.optim.Optimizer:
+    """A fresh optimiser over `groups`, at `lr` where they name none; SGD with Nesterov momentum 0.9."""
+    groups = [dict(group) for group in groups]
     if train.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, weight_decay=train.weight_decay)
     return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=train.weight_decay)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_epoch: int) -> LRScheduler | None:
+    """How the learning rate falls over `total` steps; None where it stays.
+
+    `quarter_cosine` (CODA-Prompt, OVOR): epoch e of E has lr * cos(99 pi e / (200 (E - 1))), lr where E is 1.
+    """
+    if kind == "cosine":
+        return CosineAnnealingLR(optimizer, total)
+    if kind == "quarter_cosine":
+        last = max(1, -(-total // per_epoch) - 1)
+        return LambdaLR(optimizer, lambda step: math.cos(99 * math.pi * min(step // per_epoch, last) / (200 * last)))
+    return None
 
 
 def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
@@ -33,3 +49,24 @@ def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
                     new.state[q][name][: len(p)] = value
                 else:
                     new.state[q][name] = value
+
+
+def named_moments(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
+    """What an optimiser remembers of each parameter, as `<prefix><number>.<name>`."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}{number}.{name}": value
+        for number, values in state.items()
+        for name, value in values.items()
+        if value is not None
+    }
+
+
+def load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
+    """Put what `named_moments` gave back into `optimizer`; other names are left out."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(prefix):
+            number, _, name = key.removeprefix(prefix).partition(".")
+            found.setdefault(int(number), {})[name] = tensor
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})

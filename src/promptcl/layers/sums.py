@@ -1,0 +1,111 @@
+"""What only adds up over images: sums that several processes share, and statistics that a method reports by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Sum(nn.Module):
+    """A tensor to which images only ever add: a class mean's sum, a Gram matrix, a count.
+
+    Where several processes learn together, each adds its own images; what they have added is exchanged when the loop
+    over `task.batches()` ends and at the end of a stage. Until then `value` lacks what the others have added.
+    """
+
+    value: Tensor
+
+    def __init__(self, *shape: int, dtype: torch.dtype = torch.float64, persistent: bool = True) -> None:
+        """Start with zeros of `shape`; without `persistent` the sum is no part of what was learned."""
+        super().__init__()
+        self.register_buffer("value", torch.zeros(shape, dtype=dtype), persistent)
+
+    def add(self, tensor: Tensor) -> None:
+        """Add `tensor`, of the shape of the sum."""
+        self.value += tensor.to(self.value.dtype)
+
+    def add_rows(self, index_B: Tensor, rows_BX: Tensor) -> None:
+        """Add each row of `rows_BX` [B, ...] to the row of the sum that `index_B` [B] names."""
+        self.value.index_add_(0, index_B, rows_BX.to(self.value.dtype))
+
+    def grow(self, rows: int) -> None:
+        """Append `rows` rows of zeros."""
+        self.value = torch.cat([self.value, self.value.new_zeros(rows, *self.value.shape[1:])])
+
+
+def sums_of(module: nn.Module) -> list[Tensor]:
+    """The values of every Sum inside `module`, in a fixed order."""
+    return [part.value for part in module.modules() if isinstance(part, Sum)]
+
+
+class Statistics:
+    """Counts and means that a method reports by name while it works; whoever drives the method takes them.
+
+    They are no part of what was learned. The names are the method's own: the report draws `prompts` (how often each
+    prompt was chosen) and `cosine` (how well the chosen keys fit).
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self.counts: dict[str, Tensor] = {}
+        self.means: dict[str, Tensor] = {}
+
+    def count(self, name: str, index: Tensor, size: int) -> None:
+        """Count how often each of the ids 0 .. `size` - 1 is in `index` (any shape); nothing while being exported."""
+        if torch.compiler.is_compiling():
+            return
+        old = self.counts.get(name)
+        if old is None:
+            old = index.new_zeros(0)
+        if len(old) < size:
+            old = torch.cat([old, old.new_zeros(size - len(old))])
+        self.counts[name] = old.scatter_add(0, index.flatten(), torch.ones_like(index).flatten())
+
+    def mean(self, name: str, values: Tensor) -> None:
+        """Let every one of `values` (any shape) count in the mean called `name`; nothing while being exported."""
+        if torch.compiler.is_compiling():
+            return
+        values = values.detach().double() if values.device.type != "mps" else values.detach()
+        pair = torch.stack([values.sum(), torch.full_like(values.sum(), values.numel())])
+        self.means[name] = self.means[name] + pair if name in self.means else pair
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that was counted, by names that `restore` understands."""
+        named = {f"count.{name}": value for name, value in self.counts.items()}
+        return {**named, **{f"mean.{name}": value for name, value in self.means.items()}}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        self.clear()
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            (self.counts if kind == "count" else self.means)[name] = value
+
+    def fill(self, shapes: Mapping[str, Sequence[int]], device: torch.device) -> None:
+        """Have everything that `shapes` (by the names of `tensors`) speaks of, zero where nothing was counted here."""
+        have = self.tensors()
+        for name, shape in sorted(shapes.items()):
+            kind = torch.long if name.startswith("count.") else torch.float64
+            whole = torch.zeros(*shape, dtype=have[name].dtype if name in have else kind, device=device)
+            if name in have:
+                whole[: len(have[name])] = have[name]
+            have[name] = whole
+        self.restore({name: have[name] for name in sorted(have)})
+
+    def clear(self) -> None:
+        """Forget all of it."""
+        self.counts, self.means = {}, {}
+
+    def take(self) -> dict[str, list[int] | float]:
+        """Counts (a list) and means (a number) by name, which are forgotten here."""
+        found: dict[str, list[int] | float] = {name: count.tolist() for name, count in self.counts.items()}
+        for name, (total, number) in ((name, pair.tolist()) for name, pair in self.means.items()):
+            found[name] = total / number if number else 0.0
+        self.clear()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of everything that was counted."""
+        return iter([*self.counts, *self.means])

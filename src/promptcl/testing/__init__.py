@@ -1,0 +1,29 @@
+"""`check_method`: what any method has to do, whatever it is. For the tests of this package and of yours.
+
+The checks learn pairs of real digits on the small ViT inside the package, so they need `pip install 'promptcl[demo]'`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from promptcl.methods._base import Method
+from promptcl.testing.bench import Bench, named
+from promptcl.testing.checks import CHECKS
+
+__all__ = ["check_method"]
+
+
+def check_method(method: str | type[Method], options: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Check that `method` (a name as of `method.name`, or a class) keeps the contract with these `options`.
+
+    Returns what was checked: name -> `passed`, or why it was refused where a refusal is allowed.
+    Raises AssertionError that says what is broken.
+    """
+    name = method if isinstance(method, str) else named(method)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(name, dict(options or {}), Path(folder))
+        return {check.__name__.removeprefix("_").replace("_", " "): check(bench) for check in CHECKS}

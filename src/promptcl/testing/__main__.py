@@ -1,0 +1,35 @@
+"""Do in this process what `Bench.elsewhere` asked for: `python -m promptcl.testing JOB.json`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from promptcl.runtime import processes
+from promptcl.testing import checks
+from promptcl.testing.bench import Bench, named
+
+
+def main(file: str) -> None:
+    """Do in this process what `Bench.elsewhere` asked for."""
+    spec = json.loads(Path(file).read_bytes())
+    sys.path[:] = spec["path"]
+    torch.set_num_threads(1)
+    if spec["name"].startswith("promptcl_checked."):
+        made = importlib.util.spec_from_file_location(spec["module"], spec["file"])
+        assert made is not None
+        assert made.loader is not None
+        home = importlib.util.module_from_spec(made)
+        sys.modules[spec["module"]] = home
+        made.loader.exec_module(home)
+        named(getattr(home, spec["class"]))
+    with processes.group():
+        getattr(checks, spec["job"])(Bench(spec["name"], spec["options"], Path(spec["folder"])))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

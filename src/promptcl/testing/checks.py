@@ -1,0 +1,191 @@
+"""The checks that any method has to pass, one function each; each returns `passed`, or why it was refused."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from promptcl.errors import UserError
+from promptcl.learner import Learner
+from promptcl.learner.export import Program
+from promptcl.methods._base import load_method
+from promptcl.testing.bench import Bench, Count, Stop, StopAt
+
+
+def _same_state(a: Learner, b: Learner) -> bool:
+    ours, theirs = a.method.state_dict(), b.method.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _documented(bench: Bench) -> str:
+    model = load_method(bench.name)
+    said = sys.modules[model.__module__].__doc__ or model.__doc__ or ""
+    assert said.strip(), "the method's module needs a docstring that says what it is and where it is from"
+    source = re.search(r"arXiv|et al|\(ours|baseline|https?://|\d{4}", said)
+    assert source, f"the docstring {said.splitlines()[0]!r} names no source (a paper, or: ours)"
+    for name, field in model.Options.model_fields.items():
+        assert field.annotation is not None, f"the option {name} has no type"
+    return "passed"
+
+
+def _better_than_chance(bench: Bench) -> str:
+    learner = bench.learner(train={"epochs": 6})
+    kept = {name: value.clone() for name, value in bench.backbone.state_dict().items()}
+    before, state = [bench.train[0].image(i).clone() for i in range(3)], torch.get_rng_state()
+    for images, test in zip(bench.train, bench.test, strict=True):
+        learner.learn(images)
+        logits_NK = bench.answers(learner, test)
+        assert logits_NK.shape == (len(test), len(learner.classes)), "logits are [B, K], K the classes so far"
+        assert not logits_NK.isnan().any(), "logits are numbers, or -inf for a class that cannot be"
+        known = logits_NK[:, learner.labels(images).unique()].argmax(1)
+        right = known == learner.labels(test) - len(learner.classes) + 2
+        accuracy = right.float().mean().item()
+        assert accuracy > 0.5, f"{accuracy:.0%} of two digits right just after they were learned: no better than chance"
+    assert torch.equal(state, torch.get_rng_state()), "the global random state was used; take task or batch.generator"
+    assert all(torch.equal(bench.train[0].image(i), one) for i, one in enumerate(before)), "input images were changed"
+    now = bench.backbone.state_dict()
+    assert all(torch.equal(value, now[name]) for name, value in kept.items()), "the frozen ViT was changed"
+    assert all(p.grad is None for p in bench.backbone.parameters()), "the frozen ViT was given a gradient"
+    return "passed"
+
+
+def _same_seed_same_bits(bench: Bench) -> str:
+    one, two = bench.learned(), bench.learned()
+    assert _same_state(one, two), "the same seed and images gave another state"
+    assert torch.equal(bench.answers(one), bench.answers(two)), "the same state gave other answers"
+    other = bench.learned(seed=7)
+    if any(p.requires_grad for p in one.method.parameters()):
+        assert not _same_state(one, other), "another seed gave the same state, though something is trained"
+    return "passed"
+
+
+def _grow_is_repeated_at_load(bench: Bench) -> str:
+    learner = bench.learned()
+    learner.save(bench.folder / "whole")
+    answers = bench.answers(learner)
+    torch.save(answers, bench.folder / "answers.pt")
+    again = Learner.load(bench.folder / "whole", backbone=bench.backbone, trust=True)
+    assert _same_state(learner, again), "a learner that was saved and loaded has another state"
+    assert torch.equal(answers, bench.answers(again)), "a learner that was saved and loaded answers otherwise"
+    bench.elsewhere("load_and_compare")
+    return "passed"
+
+
+def load_and_compare(bench: Bench) -> None:
+    """In another process: load the learner and compare its answers with those in the folder."""
+    again = Learner.load(bench.folder / "whole", backbone=bench.backbone, trust=True)
+    answers = torch.load(bench.folder / "answers.pt")
+    assert torch.equal(answers, bench.answers(again)), "loaded in another process it answers otherwise"
+
+
+def _interrupted_anywhere(bench: Bench) -> str:
+    store, steps = bench.folder / "interrupted", Count()
+    start = bench.learned(bench.train[0])
+    start.save(store)
+    start.learn(bench.train[1], progress=steps)
+    for event in range(steps.events):
+        learner = Learner.load(store, backbone=bench.backbone, trust=True)
+        with contextlib.suppress(Stop):
+            learner.learn(bench.train[1], checkpoint=store, progress=StopAt(event))
+        learner = Learner.load(store, backbone=bench.backbone, trust=True)
+        learner.learn(bench.train[1], checkpoint=store)
+        where = f"interrupted at event {event} of {steps.events} (stages and steps) and continued, it"
+        assert _same_state(start, learner), f"{where} has another state"
+        assert torch.equal(bench.answers(start), bench.answers(learner)), f"{where} answers otherwise"
+    return "passed"
+
+
+def _two_processes(bench: Bench) -> str:
+    settings: dict[str, Any] = {"train": {"optimizer": "sgd", "lr": 0.01}}
+    torch.save(bench.answers(bench.learned(**settings)), bench.folder / "answers.pt")
+    bench.elsewhere("learn_together", 2)
+    return "passed"
+
+
+def learn_together(bench: Bench) -> None:
+    """In each of several processes: learn together and compare the answers with those in the folder."""
+    learner = bench.learned(train={"optimizer": "sgd", "lr": 0.01})
+    one, two = torch.load(bench.folder / "answers.pt"), bench.answers(learner)
+    finite = one.isfinite()
+    assert torch.equal(finite, two.isfinite()), "two processes do not rule out the classes that one does"
+    gap, size = (one - two)[finite].abs().max().item(), one[finite].abs().max().item()
+    assert gap <= 1e-3 * max(size, 1.0), (
+        f"two processes answer otherwise than one: logits differ by {gap:.2g} of {size:.2g}"
+    )
+
+
+def _neighbours_do_not_matter(bench: Bench) -> str:
+    learner = bench.learned()
+    if learner.method.together > 1:
+        return "refused: `together` says that answers depend on their neighbours"
+    whole, test = bench.answers(learner, bench.test[1]), bench.test[1]
+    for rows in (list(range(len(test)))[::-1], [0], [3, 3, 5]):
+        part = bench.answers(learner, test.select(rows))
+        same = torch.isclose(whole[rows], part, rtol=1e-3, atol=1e-4)
+        assert same.all(), f"images {rows[:3]} answer otherwise among other neighbours; say so with `together`"
+    return "passed"
+
+
+def _small_tasks(bench: Bench) -> str:
+    bench.learned(bench.train[0], bench.train[0]).evaluate(bench.test[0])  # known classes again, no new one
+    learner = bench.learned(bench.train[0], bench.train[1].select([0]).of_classes("2"))  # one image of one class
+    assert len(learner.classes) == 3, "a task of one class grows by one class"
+    alone = bench.learned(bench.train[0].of_classes("0"))
+    answers = {one.label for one in alone.predict(bench.test[1], threshold=0)}
+    assert answers == {"0"}, "a label came out that was never learned"
+    return "passed"
+
+
+def _memory(bench: Bench) -> str:
+    learner = bench.learned(memory={"per_class": 2})
+    bench.answers(learner)
+    held = bench.learned(train={"holdout": 0.2})
+    assert 0 <= held.calibration.threshold <= 1, "held-out images could not be measured"
+    return "passed" if learner.memory_was_read else "passed: it never replays images"
+
+
+def _no_boundaries(bench: Bench) -> str:
+    try:
+        learner = bench.learned(scenario="gaussian")
+    except UserError as error:
+        if "where tasks end" not in str(error):
+            raise AssertionError(f"a stream without boundaries is refused for another reason: {error}") from error
+        return f"refused: {error}"
+    learner.save(bench.folder / "stream")
+    again = Learner.load(bench.folder / "stream", backbone=bench.backbone, trust=True)
+    for one in (learner, again):
+        one.learn(bench.train[0])
+    assert _same_state(learner, again), "a learner that was saved in the middle of a stream goes on otherwise"
+    return "passed"
+
+
+def _exported(bench: Bench) -> str:
+    learner = bench.learned()
+    if learner.method.together > 1:
+        return "refused: `together` says that answers depend on their neighbours"
+    images_BCHW = torch.rand(3, 3, bench.backbone.image_size, bench.backbone.image_size, generator=_seeded())
+    program = Program(learner).eval()
+    with torch.no_grad():
+        wanted = program(images_BCHW)
+        try:
+            exported = torch.export.export(program, (images_BCHW,))
+        except Exception as error:
+            return f"refused: {str(error).splitlines()[0][:200]}"
+        found = exported.module()(images_BCHW)
+    assert torch.allclose(wanted, found, atol=1e-5), "the exported program answers otherwise"
+    return "passed"
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+CHECKS: tuple[Callable[[Bench], str], ...] = (
+    *(_documented, _better_than_chance, _same_seed_same_bits, _small_tasks, _neighbours_do_not_matter),
+    *(_grow_is_repeated_at_load, _interrupted_anywhere, _two_processes, _memory, _no_boundaries, _exported),
+)

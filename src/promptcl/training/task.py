@@ -1,0 +1,92 @@
+"""What a method sees of the task it learns (see `promptcl.TaskView`), and of a past one when its learner is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from promptcl.data import ImageSet
+from promptcl.errors import UserError
+from promptcl.methods._base import Batch, Method
+from promptcl.runtime import processes
+from promptcl.runtime.seeding import task_generator
+from promptcl.training.batches import Batches
+from promptcl.training.loop import begin_sums, end_sums
+
+
+@dataclass
+class PastTask:
+    """What `Method.grow` may see of a task, while it is learned and whenever the learner is loaded."""
+
+    seed: int
+    number: int
+    new_classes: int
+    boundaries: bool = True
+    """False in a stream that never says where a task ends."""
+    generator: torch.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin its randomness."""
+        self.generator = task_generator(self.seed, self.number, "task")
+
+    @property
+    def index(self) -> int:
+        """Number of the task. Raises UserError in a stream without boundaries."""
+        if not self.boundaries:
+            raise UserError(
+                "this method with these options needs to know where tasks end, which scenario=gaussian never says; "
+                "choose another method or, for l2p, method.diversify=none"
+            )
+        return self.number
+
+
+@dataclass
+class PresentTask(PastTask):
+    """The task that is being learned."""
+
+    new: ImageSet = field(kw_only=True)
+    held_out: ImageSet = field(kw_only=True)
+    remembered: ImageSet | None = field(kw_only=True)
+    """Images of the memory."""
+    offered: bool = field(kw_only=True)
+    """Whether images of this task were offered to the memory before it is learned."""
+    method: Method = field(kw_only=True)
+    source: Batches = field(kw_only=True)
+    labels_of: Callable[[ImageSet], Tensor] = field(kw_only=True)
+    warnings: list[str] = field(default_factory=list)
+    memory_was_read: bool = False
+
+    @property
+    def memory(self) -> ImageSet | None:
+        """Images kept for rehearsal; None where there are none."""
+        self.memory_was_read = True
+        return self.remembered
+
+    def batches(self, images: ImageSet | None = None) -> Iterator[Batch]:
+        """The evaluation view of `images` (None: `new`), this process's part; sums are added up when the loop ends."""
+        images = self.new if images is None else images
+        before = begin_sums(self.method)
+        yield from self.source.evaluation(images, self.labels_of(images), self.method.together, self._generator)
+        end_sums(self.method, before)
+
+    def _generator(self, purpose: str) -> torch.Generator:
+        return task_generator(self.seed, self.number, purpose)
+
+    def collect(self, function: Callable[[Batch], Tensor], images: ImageSet | None = None) -> Tensor:
+        """Rows [N, X] that `function` gives for all of `images`, in their order, the same in every process."""
+        images = self.new if images is None else images
+        parts = [function(batch) for batch in self.batches(images)]
+        mine = self.source.mine(images, self.method.together)
+        width = max(processes.everyones(parts[0].shape[1] if parts else 0))
+        return processes.gather(parts, mine, (len(images), width), self.source.device)
+
+    def queries(self, images: ImageSet | None = None) -> Tensor:
+        """Queries [N, D] of all of `images`, in their order, the same in every process."""
+        return self.source.queries(self.new if images is None else images)
+
+    def warn(self, sentence: str) -> None:
+        """Tell the user something about this task."""
+        self.warnings.append(sentence)
