@@ -14,7 +14,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptcl.backbone.inserts import Prompt
+from promptcl.backbone.inserts import Tokens
 from promptcl.backbone.vit import Backbone, Features
 from promptcl.config.schema import Section
 from promptcl.layers.heads import GrowingLinear
@@ -152,7 +152,7 @@ class Model(Method):
         tokens_BPD = self.pool.take(index_BN)
         if self.options.position == "class":
             tokens_BPD = tokens_BPD + backbone.class_position_D
-        out: Features = backbone(batch.images_BCHW, [Prompt(0, tokens_BPD)])
+        out: Features = backbone(batch.images_BCHW, [Tokens(0, tokens_BPD)])
         return out.pooled_BD if self.options.pooling == "class" else out.prompts_BPD.mean(1)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
