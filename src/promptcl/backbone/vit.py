@@ -173,6 +173,7 @@ class Backbone(nn.Module):
             if tokens:
                 x_BND = torch.cat([*(t.expand(x_BND.shape[0], -1, -1) for t in tokens), x_BND], dim=1)
                 prompts += sum(t.shape[1] for t in tokens)
+            # a prefix of length 0 is none: its block stays timm's own call
             inside = [
                 insert
                 for insert in here
@@ -187,10 +188,10 @@ class Backbone(nn.Module):
         if not callable(inserts):
             return [insert for insert in inserts if insert.layer == layer]
         if self.precision == "fp32":
-            here = inserts(layer, x_BND)
+            here = tuple(inserts(layer, x_BND))
         else:
             with torch.autocast(x_BND.device.type, enabled=False):
-                here = inserts(layer, x_BND.float())
+                here = tuple(inserts(layer, x_BND.float()))
         for insert in here:
             check(insert, self.name, self.depth, self.width, x_BND.shape[0])
             if insert.layer != layer:
