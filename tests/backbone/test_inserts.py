@@ -278,8 +278,7 @@ def test_a_probe_sees_what_a_hook_sees(family: str) -> None:
         # the forward pass reads one row: there the last block computes no others
         assert torch.allclose(backbone(x, probes).pooled_BD, backbone.query(x), atol=1e-5)
         rows = {place: {t.shape[1] for t in seen[place]} for place in get_args(Place)}
-        every = plain.shape[1]
-        few = every if layer == 0 else 1
+        every, few = plain.shape[1], plain.shape[1] if layer == 0 else 1
         assert rows == {place: {every if place in ("norm1", "k", "v") else few} for place in get_args(Place)}
 
 
