@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from promptcl.backbone.inserts import Prompt
+from promptcl.backbone.inserts import Tokens
 from promptcl.backbone.vit import Backbone
 from promptcl.backbone.weights import tensors_sha256
 from promptcl.config.schema import BackboneConfig
@@ -57,9 +57,9 @@ def images(backbone: Backbone, count: int = 3) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(2))
 
 
-def prompt(layer: int, length: int, count: int = 3, width: int = 48) -> Prompt:
+def prompt(layer: int, length: int, count: int = 3, width: int = 48) -> Tokens:
     tokens = torch.randn(count, length, width, generator=torch.Generator().manual_seed(10 + layer))
-    return Prompt(layer, tokens.requires_grad_())
+    return Tokens(layer, tokens.requires_grad_())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,7 +131,7 @@ def test_the_order_of_prompt_tokens_at_layer_0_does_not_matter() -> None:
     backbone = small()
     x, tokens = images(backbone), prompt(0, 5).tokens_BLD.detach()
     order = torch.tensor([3, 0, 4, 1, 2])
-    straight, permuted = backbone(x, [Prompt(0, tokens)]), backbone(x, [Prompt(0, tokens[:, order])])
+    straight, permuted = backbone(x, [Tokens(0, tokens)]), backbone(x, [Tokens(0, tokens[:, order])])
     assert torch.allclose(straight.pooled_BD, permuted.pooled_BD, atol=1e-5)
     assert torch.allclose(straight.prompts_BPD[:, order], permuted.prompts_BPD, atol=1e-5)
 
@@ -142,7 +142,7 @@ def test_the_other_images_of_a_batch_change_nothing() -> None:
     alone = torch.cat([backbone.query(x[i : i + 1]) for i in range(7)])
     assert torch.allclose(alone, backbone.query(x), atol=1e-5)
     together = backbone(x, [one]).prompts_BPD
-    single = backbone(x[6:], [Prompt(0, one.tokens_BLD[6:])]).prompts_BPD
+    single = backbone(x[6:], [Tokens(0, one.tokens_BLD[6:])]).prompts_BPD
     assert torch.allclose(single, together[6:], atol=1e-5)
 
 
@@ -282,7 +282,7 @@ def test_activation_checkpointing_gives_the_same_gradient() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            out = backbone(images, [Prompt(0, tokens)]).prompts_BPD.square().sum()
+            out = backbone(images, [Tokens(0, tokens)]).prompts_BPD.square().sum()
         out.backward()
         assert tokens.grad is not None
         gradients.append(tokens.grad)

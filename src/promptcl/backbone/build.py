@@ -25,7 +25,7 @@ _RESERVED |= {"num_classes", "in_chans", "device", "dtype"}
 
 
 def build(config: BackboneConfig) -> Any:
-    """The timm model of a configuration with fresh weights, checked to be one that prompts can enter."""
+    """The timm model of a configuration with fresh weights, checked to be one that takes inserts."""
     name = config.name
     architecture, _ = split_model_name_tag(name)
     if not timm.is_model(architecture):
@@ -48,7 +48,7 @@ def build(config: BackboneConfig) -> Any:
         ) from error
     if reason := _unfit(vit):
         raise UserError(
-            f"backbone.name={name} cannot take prompts, {reason}: choose a plain ViT such as vit_base_patch16_224"
+            f"backbone.name={name} cannot take inserts, {reason}: choose a plain ViT such as vit_base_patch16_224"
         )
     _check_image_size(vit)
     return vit
@@ -61,13 +61,15 @@ def _tags(name: str) -> str:
 
 
 def _unfit(vit: nn.Module) -> str | None:
-    """Why prompts cannot enter this model; None if they can. Other attentions would take them and be silently wrong."""
+    """Why this model cannot take inserts; None if it can. Other attentions would take them and be silently wrong."""
     if not isinstance(vit, VisionTransformer):
         return f"it is a {type(vit).__name__} and not a timm VisionTransformer"
     if vit.cls_token is None:
         return "it has no class token"
     if type(vit.patch_embed) is not PatchEmbed:
         return f"its patch embedding is {type(vit.patch_embed).__name__}"
+    if not len(vit.blocks):
+        return "it has no block"
     for block in vit.blocks:
         if type(block) is not Block or type(block.attn) is not Attention:
             return f"its blocks are {type(block).__name__} with {type(getattr(block, 'attn', None)).__name__} attention"

@@ -1,24 +1,25 @@
-"""The frozen timm ViT: plain query, prompted forward, input range, fingerprint. Never trained, never saved.
+"""The frozen timm ViT: query of the plain model, forward pass with inserts, input range, fingerprint.
 
-Shapes: B images, C channels, H W pixels, N tokens, P prompt rows, L tokens of one prompt, D width.
+Shapes: B images, C channels, H W pixels, N tokens, P rows of all `Tokens`, D width.
 The modules of the model are walked as `VisionTransformer.forward_features` of timm does, so that no ViT is copied here.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.models import split_model_name_tag
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from promptcl.backbone import weights
+from promptcl.backbone.block import walk
 from promptcl.backbone.build import build
-from promptcl.backbone.inserts import Prompt
+from promptcl.backbone.inserts import Change, Insert, Inserts, Prefix, Tokens, check
 from promptcl.config.schema import BackboneConfig
 from promptcl.errors import UserError
 from promptcl.runtime.device import autocast, pick_precision
@@ -27,9 +28,9 @@ _HALF = (0.5, 0.5, 0.5)
 
 
 class Features(NamedTuple):
-    """Class token [B, D] and prompt rows [B, P, D], both after the final norm.
+    """Class token [B, D] and the rows of all `Tokens` [B, P, D], both after the final norm.
 
-    Rows are in sequence order: prompts of one layer as given, those of a later layer before those of an earlier one.
+    Rows are in sequence order: tokens of one layer as given, those of a later layer before those of an earlier one.
     """
 
     pooled_BD: Tensor
@@ -48,13 +49,19 @@ class Identity:
 
 
 class Backbone(nn.Module):
-    """A frozen timm VisionTransformer without its classifier, always in eval mode."""
+    """A timm VisionTransformer without its classifier, always in eval mode; frozen unless it is a `copy`."""
 
     vit: Any
     mean: Tensor
     std: Tensor
     class_position_D: Tensor
     """Position vector of the class token; zeros where the model adds none to it."""
+    width: int
+    """Numbers of a token."""
+    depth: int
+    """Blocks; layers are counted from 0."""
+    hidden: int
+    """Numbers that go into the second linear map of a block's MLP."""
 
     def __init__(
         self, vit: Any, identity: Identity, mean: Sequence[float], std: Sequence[float], precision: str = "fp32"
@@ -64,7 +71,8 @@ class Backbone(nn.Module):
         self.vit = vit.requires_grad_(False)
         self.identity, self.precision = identity, precision
         self.name, self.tag, self.sha256 = identity.name, identity.tag, identity.sha256
-        self.width = int(vit.embed_dim)
+        self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
+        self.hidden = int(vit.blocks[0].mlp.fc2.in_features)
         self.image_size = int(vit.patch_embed.img_size[0])
         covered = vit.pos_embed is not None and not vit.no_embed_class
         position = vit.pos_embed[0, 0].detach().clone() if covered else torch.zeros(self.width)
@@ -107,20 +115,27 @@ class Backbone(nn.Module):
         return backbone
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode: a frozen model has no other."""
+        """Stay in eval mode, whatever `mode` says: no dropout, in a trainable copy neither."""
         super().train(False)
         return self
+
+    def copy(self) -> Backbone:
+        """A trainable twin: weights of its own that require a gradient; this backbone stays as it is."""
+        twin = copy.deepcopy(self)
+        twin.vit.requires_grad_(True)
+        return twin
 
     def normalise(self, images_BCHW: Tensor) -> Tensor:
         """Images in [0, 1] -> the input range of `backbone.input_range`, on the device of the images."""
         mean, std = (v.to(images_BCHW.device)[:, None, None] for v in (self.mean, self.std))
         return (images_BCHW - mean) / std
 
-    def tokens(self, images_BCHW: Tensor, prompts: Sequence[Prompt] = ()) -> Tensor:
-        """All tokens [B, P+N, D] after the final norm; without prompts bit for bit timm's `forward_features`."""
+    def tokens(self, images_BCHW: Tensor, inserts: Inserts = ()) -> Tensor:
+        """All tokens [B, P+N, D] after the final norm; without inserts bit for bit timm's `forward_features`."""
         with autocast(images_BCHW.device, self.precision):
-            x_BND = self._enter_last(images_BCHW, prompts)
-            out: Tensor = self.vit.norm(self.vit.blocks[-1](x_BND))
+            x_BND, inside, _ = self._enter_last(images_BCHW, inserts)
+            block = self.vit.blocks[-1]
+            out: Tensor = self.vit.norm(walk(block, x_BND, inside) if inside else block(x_BND))
         return out.float()
 
     @torch.no_grad()
@@ -128,38 +143,75 @@ class Backbone(nn.Module):
         """Class token [B, D] of the plain model after the final norm, without gradient (L2P sec. 4.1, q(x))."""
         return self(images_BCHW).pooled_BD  # type: ignore[no-any-return]
 
-    def forward(self, images_BCHW: Tensor, prompts: Sequence[Prompt] = ()) -> Features:
-        """Features of the prompted model; gradients flow to the prompts only.
+    def forward(self, images_BCHW: Tensor, inserts: Inserts = ()) -> Features:
+        """Features of the model with inserts; gradients flow to the inserts, and to the weights of a `copy`.
 
-        Raises UserError for a prompt at a layer that the model does not have.
+        Raises UserError for an insert that does not fit the model or the batch.
         """
-        # prompts are always in front, so the rows that are read are the first ones and the class token follows
-        rows = 1 + sum(prompt.tokens_BLD.shape[1] for prompt in prompts)
         with autocast(images_BCHW.device, self.precision):
-            x_BND = self._enter_last(images_BCHW, prompts)
-            out = self.vit.norm(_last_block(self.vit.blocks[-1], x_BND, rows)).float()
+            x_BND, inside, prompts = self._enter_last(images_BCHW, inserts)
+            # inserted tokens are always in front: the rows that are read are the first, and the class token follows
+            out = self.vit.norm(walk(self.vit.blocks[-1], x_BND, inside, rows=prompts + 1)).float()
         return Features(out[:, -1], out[:, :-1])
 
-    def _enter_last(self, images_BCHW: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Tokens as they enter the last block, its own prompts included."""
+    def _enter_last(self, images_BCHW: Tensor, inserts: Inserts) -> tuple[Tensor, list[Prefix | Change], int]:
+        """Tokens as they enter the last block, what is to be inserted inside it, and how many tokens were inserted."""
         vit = self.vit
-        for prompt in prompts:
-            if not 0 <= prompt.layer < len(vit.blocks):
-                raise UserError(
-                    f"a prompt at layer {prompt.layer} was asked for, {self.name} has layers 0 to {len(vit.blocks) - 1}"
-                )
+        if not callable(inserts):
+            inserts = tuple(inserts)
+            for insert in inserts:
+                check(insert, self.name, self.depth, self.width, images_BCHW.shape[0])
         # The fused bfloat16 attention of PyTorch's CPU build has a backward pass slower than all the rest together.
         fused = self.precision == "fp32" or images_BCHW.device.type != "cpu"
         x_BND: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images_BCHW))))
+        inside: list[Prefix | Change] = []
+        prompts = 0
         for layer, block in enumerate(vit.blocks):
             block.attn.fused_attn = fused
-            here = [prompt.tokens_BLD for prompt in prompts if prompt.layer == layer]
-            if here:
-                x_BND = torch.cat([*here, x_BND], dim=1)
-            if layer < len(vit.blocks) - 1:
-                again = self.activation_checkpointing and x_BND.requires_grad
-                x_BND = checkpoint(block, x_BND, use_reentrant=False) if again else block(x_BND)
-        return x_BND
+            here = self._inserts_of(layer, inserts, x_BND)
+            tokens = [insert.tokens_BLD for insert in here if isinstance(insert, Tokens)]
+            if tokens:
+                x_BND = torch.cat([*(t.expand(x_BND.shape[0], -1, -1) for t in tokens), x_BND], dim=1)
+                prompts += sum(t.shape[1] for t in tokens)
+            # a prefix of length 0 is none: its block stays timm's own call
+            inside = [
+                insert
+                for insert in here
+                if isinstance(insert, Change) or (isinstance(insert, Prefix) and insert.keys_BLD.shape[1])
+            ]
+            if layer < self.depth - 1:
+                x_BND = self._through(block, x_BND, inside)
+        return x_BND, inside, prompts
+
+    def _inserts_of(self, layer: int, inserts: Inserts, x_BND: Tensor) -> Sequence[Insert]:
+        """The inserts of one block; those that a function gives are checked here."""
+        if not callable(inserts):
+            return [insert for insert in inserts if insert.layer == layer]
+        if self.precision == "fp32":
+            here = tuple(inserts(layer, x_BND))
+        else:
+            with torch.autocast(x_BND.device.type, enabled=False):
+                here = tuple(inserts(layer, x_BND.float()))
+        for insert in here:
+            check(insert, self.name, self.depth, self.width, x_BND.shape[0])
+            if insert.layer != layer:
+                raise UserError(
+                    f"the function of inserts was asked for layer {layer} and gave one for layer {insert.layer}: "
+                    f"give those of layer {layer} only"
+                )
+        return here
+
+    def _through(self, block: Any, x_BND: Tensor, inside: Sequence[Prefix | Change]) -> Tensor:
+        """All rows of a block before the last; timm's own call where nothing is inserted inside it."""
+        step, args = (walk, (block, x_BND, inside)) if inside else (block, (x_BND,))
+        # What a Change learns is not to be seen from outside. The last block never comes here: to compute it again
+        # right after it was computed would save nothing.
+        again = self.activation_checkpointing and torch.is_grad_enabled()
+        if again and (x_BND.requires_grad or inside or any(p.requires_grad for p in block.parameters())):
+            out: Tensor = checkpoint(step, *args, use_reentrant=False)
+        else:
+            out = step(*args)
+        return out
 
     def describe(self) -> dict[str, object]:
         """What a result records about the backbone. `sha256_of` says whether the hash is of a file or of tensors."""
@@ -171,25 +223,3 @@ class Backbone(nn.Module):
             "precision": self.precision,
             "parameters": sum(p.numel() for p in self.vit.parameters()),
         }
-
-
-def _last_block(block: Any, x_BND: Tensor, rows: int) -> Tensor:
-    """The first `rows` rows of `block(x)`: keys and values of all tokens, the rest of these rows only.
-
-    timm's Block and Attention in eval mode, where dropout and stochastic depth do nothing.
-    """
-    attn = block.attn
-    normed = block.norm1(x_BND)
-    width = attn.qkv.out_features // 3
-    q_weight, kv_weight = attn.qkv.weight.split([width, 2 * width])
-    q_bias, kv_bias = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split([width, 2 * width])
-    q = F.linear(normed[:, :rows], q_weight, q_bias)
-    k, v = F.linear(normed, kv_weight, kv_bias).chunk(2, dim=-1)
-    q, k, v = (t.reshape(*t.shape[:2], attn.num_heads, -1).transpose(1, 2) for t in (q, k, v))
-    y = F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), v).transpose(1, 2).flatten(2)
-    y = getattr(attn, "norm", nn.Identity())(y)  # absent before timm 1.0.16
-    if getattr(attn, "gate", None) is not None:
-        y = y * attn.gate(normed[:, :rows]).sigmoid()
-    x = x_BND[:, :rows] + block.ls1(attn.proj(y))
-    out: Tensor = x + block.ls2(block.mlp(block.norm2(x)))
-    return out

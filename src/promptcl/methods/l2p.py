@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Features, Prompt
+from promptcl.backbone import Backbone, Features, Tokens
 from promptcl.config import Section
 from promptcl.layers import GrowingLinear, PromptPool, Sum
 from promptcl.layers.prompts import Init, initialise, rarely_chosen, top_n, vote
@@ -138,7 +138,7 @@ class Model(Method):
         tokens_BPD = self.pool.take(index_BN)
         if self.options.position == "class":
             tokens_BPD = tokens_BPD + backbone.class_position_D
-        out: Features = backbone(batch.images_BCHW, [Prompt(0, tokens_BPD)])
+        out: Features = backbone(batch.images_BCHW, [Tokens(0, tokens_BPD)])
         return out.pooled_BD if self.options.pooling == "class" else out.prompts_BPD.mean(1)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:

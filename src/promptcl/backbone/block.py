@@ -1,0 +1,115 @@
+"""The walk through one timm block: inserts where they belong, and only the rows that are asked for.
+
+B images, N tokens, R rows that are computed, L rows of a prefix, H heads, D width. Repeats what `Block`, `Attention`
+and `Mlp` of timm do in eval mode, where dropout and stochastic depth do nothing; without inserts and with all rows it
+gives the bits of `block(x)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers.mlp import GluMlp, Mlp
+from torch import Tensor, nn
+
+from promptcl.backbone.inserts import Change, Place, Prefix
+from promptcl.errors import UserError
+
+
+def walk(block: Any, x_BND: Tensor, inserts: Sequence[Prefix | Change] = (), rows: int | None = None) -> Tensor:
+    """The first `rows` rows (None: all) of `block(x)`: keys and values of all tokens, the rest of these rows only."""
+    changes = [insert for insert in inserts if isinstance(insert, Change)]
+    prefixes = [insert for insert in inserts if isinstance(insert, Prefix)]
+    x_BRD = _first(x_BND, rows)
+    normed_BND = _changed(changes, "norm1", x_BND, block.norm1(x_BND))
+    y = _attention(block.attn, normed_BND, prefixes, changes, rows)
+    y = _changed(changes, "attn", x_BRD, block.ls1(y))
+    x_BRD = x_BRD + y
+    normed_BRD = _changed(changes, "norm2", x_BRD, block.norm2(x_BRD))
+    y = _changed(changes, "mlp", x_BRD, block.ls2(_mlp(block.mlp, normed_BRD, changes)))
+    return x_BRD + y
+
+
+def _first(x_BND: Tensor, rows: int | None) -> Tensor:
+    return x_BND if rows is None else x_BND[:, :rows]
+
+
+def _changed(changes: Sequence[Change], place: Place, x: Tensor, y: Tensor) -> Tensor:
+    """What the changes at `place` make of `y`, one after the other."""
+    for change in changes:
+        if change.place == place:
+            new = change.function(x, y)
+            if not isinstance(new, Tensor) or new.shape != y.shape:
+                got = list(new.shape) if isinstance(new, Tensor) else type(new).__name__
+                raise UserError(f"a Change at {place} of layer {change.layer} gave {got}, expected {list(y.shape)}")
+            y = new.to(y.dtype)
+    return y
+
+
+def _attention(
+    attn: Any, x_BND: Tensor, prefixes: Sequence[Prefix], changes: Sequence[Change], rows: int | None
+) -> Tensor:
+    """timm's `Attention` for the first rows, with prefixes."""
+    x_BRD = _first(x_BND, rows)
+    q, k, v = _project(attn.qkv, x_BND, rows)
+    q = _changed(changes, "q", x_BRD, q)
+    k, v = _changed(changes, "k", x_BND, k), _changed(changes, "v", x_BND, v)
+    q, k, v = (_heads(t, attn.num_heads) for t in (q, k, v))
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    if prefixes:
+        k = torch.cat([*(_prefix(prefix.keys_BLD, k) for prefix in prefixes), k], dim=2)
+        v = torch.cat([*(_prefix(prefix.values_BLD, v) for prefix in prefixes), v], dim=2)
+    if attn.fused_attn or rows is not None:  # for a few rows the fused attention costs little whatever the precision
+        y = F.scaled_dot_product_attention(q, k, v)
+    else:
+        y = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+    y = y.transpose(1, 2).flatten(2)
+    y = getattr(attn, "norm", nn.Identity())(y)  # absent before timm 1.0.16
+    if getattr(attn, "gate", None) is not None:
+        y = y * attn.gate(x_BRD).sigmoid()
+    return _changed(changes, "proj", y, attn.proj(y))
+
+
+def _project(qkv: nn.Linear, x_BND: Tensor, rows: int | None) -> tuple[Tensor, ...]:
+    """Queries of the first rows, keys and values of all."""
+    if rows is None:
+        return qkv(x_BND).chunk(3, dim=-1)  # type: ignore[no-any-return]
+    width = qkv.out_features // 3
+    q_weight, kv_weight = qkv.weight.split([width, 2 * width])
+    q_bias, kv_bias = (None, None) if qkv.bias is None else qkv.bias.split([width, 2 * width])
+    return F.linear(x_BND[:, :rows], q_weight, q_bias), *F.linear(x_BND, kv_weight, kv_bias).chunk(2, dim=-1)
+
+
+def _heads(t_BND: Tensor, heads: int) -> Tensor:
+    """[B, N, D] -> [B, H, N, D / H]."""
+    return t_BND.reshape(*t_BND.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _prefix(rows_BLD: Tensor, like_BHNd: Tensor) -> Tensor:
+    """A prefix for every image and head, in the dtype of the keys or values that it joins."""
+    # expanded before it is cast: the gradient of shared rows is then summed over the images in the dtype of the prefix
+    expanded = rows_BLD.expand(like_BHNd.shape[0], -1, -1).to(like_BHNd.dtype)
+    return _heads(expanded, like_BHNd.shape[1])
+
+
+def _mlp(mlp: Any, x: Tensor, changes: Sequence[Change]) -> Tensor:
+    """The MLP of a block; written out only where something changes inside it."""
+    inside = [change for change in changes if change.place in ("fc1", "fc2")]
+    if not inside:
+        return mlp(x)  # type: ignore[no-any-return]
+    if type(mlp) not in (Mlp, GluMlp):
+        raise UserError(
+            f"a Change at {inside[0].place} of layer {inside[0].layer} needs a plain MLP, this one is a "
+            f"{type(mlp).__name__}: write place='mlp'"
+        )
+    y = _changed(inside, "fc1", x, mlp.fc1(x))
+    if isinstance(mlp, GluMlp):
+        first, second = y.chunk(2, dim=-1)
+        y = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
+    else:
+        y = mlp.act(y)
+    y = mlp.norm(y)
+    return _changed(inside, "fc2", y, mlp.fc2(y))
