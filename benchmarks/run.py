@@ -1,7 +1,7 @@
-"""Run the rows of a README table and keep their results.json: `python benchmarks/run.py cifar100-lite --seeds 42,1`.
+"""Run the rows of a table and keep their results.json: `python benchmarks/run.py cifar100-lite --seeds 42,1`.
 
 The rows and their commands are in benchmarks/results/TABLE/rows.yaml; `$LITE` and other variables in a command
-come from the environment (README.md says what they hold). A result that is already there is not made again.
+come from the environment (docs/results.md says what they hold). A result that is already there is not made again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""Write the README's tables from measured results: `python benchmarks/table.py`, or `--check` to compare only.
+"""Write the tables of README.md and docs/results.md from measured results: `python benchmarks/table.py`.
 
-A table NAME stands between `<!-- table: NAME -->` and `<!-- end -->`. Its rows, in order, are the entries of
+With `--check` the pages are only compared. In docs/results.md a table NAME stands between `<!-- table: NAME -->` and
+`<!-- end -->`, with the command of each row below it; the README shows one table without the commands, between
+`<!-- numbers: NAME -->` and `<!-- end -->`. The rows of a table, in order, are the entries of
 benchmarks/results/NAME/rows.yaml (row, label, command and, if wanted, note); the numbers of a row come from
 benchmarks/results/NAME/ROW/*.json, each the results.json of one seed.
 """
@@ -20,7 +22,10 @@ from promptcl.config.schema import Config
 from promptcl.experiments.metrics import mean_std
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE = re.compile(r"(?P<begin><!-- table: (?P<name>[\w.-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(
+    r"(?P<begin><!-- (?P<kind>table|numbers): (?P<name>[\w.-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+)
 HEAD = (
     "| | accuracy % | forgetting | learning accuracy % | seeds | trained parameters | images/s (learning, testing) |\n"
     "|:--|--:|--:|--:|--:|--:|--:|\n"
@@ -33,41 +38,59 @@ class TableError(Exception):
 
 
 def main(arguments: list[str]) -> int:
-    """Bring README.md up to date, or with `--check` say (exit code 1) that it is not."""
+    """Bring both pages up to date, or with `--check` say (exit code 1) which of them is not."""
     if arguments not in ([], ["--check"]):
         print("usage: python benchmarks/table.py [--check]", file=sys.stderr)
         return 2
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    try:
-        new = fill(old, ROOT / "benchmarks" / "results")
-    except TableError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if new == old:
-        return 0
-    if arguments:
-        print("README.md differs from benchmarks/results; run: python benchmarks/table.py", file=sys.stderr)
-        return 1
-    readme.write_text(new, encoding="utf-8")
-    return 0
+    pages = {ROOT / "README.md": numbers, ROOT / "docs" / "results.md": fill}
+    changed = False
+    for page, filled in pages.items():
+        old = page.read_text(encoding="utf-8")
+        try:
+            new = filled(old, RESULTS)
+        except TableError as error:
+            print(f"error: {page.relative_to(ROOT)}: {error}", file=sys.stderr)
+            return 2
+        if new == old:
+            continue
+        changed = True
+        if arguments:
+            name = page.relative_to(ROOT)
+            print(f"{name} differs from benchmarks/results; run: python benchmarks/table.py", file=sys.stderr)
+        else:
+            page.write_text(new, encoding="utf-8")
+    return int(changed and bool(arguments))
 
 
 def fill(text: str, results: Path) -> str:
-    """`text` with every marked table replaced by the one of the folder `results`/NAME.
+    """`text` with every marked table replaced by that of `results`/NAME; it has to show every table there is.
 
     Raises:
         TableError: a table without markers or markers without a table; see `table`.
     """
-    marked = [match["name"] for match in TABLE.finditer(text)]
+    marked = [match["name"] for match in BLOCK.finditer(text) if match["kind"] == "table"]
     folders = sorted(path.parent.name for path in results.glob("*/rows.yaml"))
     if sorted(marked) != folders:
         raise TableError(f"tables marked in the text: {sorted(marked)}; folders with rows.yaml in {results}: {folders}")
-    return TABLE.sub(lambda match: f"{match['begin']}{table(results / match['name'])}{match['end']}", text)
+    return numbers(text, results)
 
 
-def table(folder: Path) -> str:
-    """The table, its notes and its commands as Markdown.
+def numbers(text: str, results: Path) -> str:
+    """`text` with every marked table replaced, whichever of the tables it shows.
+
+    Raises:
+        TableError: markers without a table; see `table`.
+    """
+    for match in BLOCK.finditer(text):
+        if not (results / match["name"] / "rows.yaml").is_file():
+            raise TableError(f"a table {match['name']} is marked in the text, but {results} has no folder of that name")
+    return BLOCK.sub(
+        lambda match: f"{match['begin']}{table(results / match['name'], match['kind'] == 'table')}{match['end']}", text
+    )
+
+
+def table(folder: Path, commands: bool = True) -> str:
+    """The table as Markdown; with `commands` its notes and the command of each row follow.
 
     Raises:
         TableError: rows and folders differ; a row's files differ in more than the seed, or repeat one.
@@ -77,9 +100,11 @@ def table(folder: Path) -> str:
     if sorted(named) != found:
         raise TableError(f"{folder / 'rows.yaml'} names {sorted(named)}, but the folders are {found}")
     lines = [f"| {row['label']} | {' | '.join(cells(load_row(folder / row['row'])))} |\n" for row in rows]
+    if not commands:
+        return "".join([HEAD, *lines])
     notes = [f"- {row['label']}: {row['note']}\n" for row in rows if row.get("note")]
-    commands = [f"{row['command']}  # {row['label']}\n" for row in rows]
-    return "".join([HEAD, *lines, "\n", *notes, "\n" if notes else "", "```sh\n", *commands, "```\n"])
+    made_by = [f"{row['command']}  # {row['label']}\n" for row in rows]
+    return "".join([HEAD, *lines, "\n", *notes, "\n" if notes else "", "```sh\n", *made_by, "```\n"])
 
 
 def load_row(folder: Path) -> list[Results]:

@@ -1,8 +1,8 @@
-"""Teach a classifier five digits, then five more in a new process, and see what it remembers.
+"""A classifier learns five digits, then five more in a new process; see what it remembers.
 
 Command: python examples/grow.py [FOLDER]     (needs `pip install "promptcl[demo]"`; about half a minute on two cores)
-The digits are 5,000 real ones from MNIST, written as PNG files, as your own pictures would lie in folders. Every step
-is one call of the command `promptcl` in its own process; the second one has none of the first five digits' pictures.
+The digits are 5,000 real ones from MNIST, written as PNG files, as your own images would lie in folders. Every step
+is one call of the command `promptcl` in its own process; the second one has no image of the first five digits.
 """
 
 from __future__ import annotations
@@ -15,13 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from promptcl.config.schema import DataConfig
-from promptcl.data.images import ImageSet
-from promptcl.data.splits import load_split
+from promptcl import ImageSet, load_config, load_split
 
 
-def write_pictures(images: ImageSet, folder: Path) -> None:
-    """FOLDER/<class>/<number>.png."""
+def write_images(images: ImageSet, folder: Path) -> None:
+    """Write each image as FOLDER/CLASS/NUMBER.png."""
     for i, label in enumerate(images.labels):
         file = folder / images.classes[label] / f"{i:04}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,19 +36,19 @@ def promptcl(*words: object) -> str:
 
 
 def main(folder: Path) -> float:
-    """Run the story in `folder`; accuracy on the first five digits after the second lesson, percent."""
-    split = load_split(DataConfig(name="mnist5k", train_per_class=40, test_per_class=20))
+    """Run the story in `folder`; accuracy on the first five digits after the second task, percent."""
+    split = load_split(load_config("demo", ["data.train_per_class=40", "data.test_per_class=20"]).data)
     first, second = [str(digit) for digit in range(5)], [str(digit) for digit in range(5, 10)]
-    write_pictures(split.train.of_classes(first), folder / "monday")
-    write_pictures(split.train.of_classes(second), folder / "tuesday")
-    write_pictures(split.test.of_classes(first), folder / "test-first")
-    write_pictures(split.test, folder / "test")
+    write_images(split.train.of_classes(first), folder / "monday")
+    write_images(split.train.of_classes(second), folder / "tuesday")
+    write_images(split.test.of_classes(first), folder / "test-first")
+    write_images(split.test, folder / "test")
     store = folder / "digits"
 
     promptcl("learn", store, folder / "monday", "--recipe", "grow-demo")
     promptcl("learn", store, folder / "tuesday", "--check", folder / "test")
-    picture = sorted((folder / "test" / "7").iterdir())[0]
-    promptcl("predict", store, picture, "--top", 3)
+    image = sorted((folder / "test" / "7").iterdir())[0]
+    promptcl("predict", store, image, "--top", 3)
     remembered: float = json.loads(promptcl("evaluate", store, folder / "test-first", "--json"))["accuracy"]
     print(f"of the first five digits, {remembered:.1f} % are still right, among all ten")
     return remembered

@@ -51,7 +51,7 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_readme_shows_the_measured_results(table: ModuleType) -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert table.fill(readme, ROOT / "benchmarks" / "results") == readme, "run: python benchmarks/table.py"
 
 
