@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcl import store
+from promptcl.config.extensions import needs_trust
 from promptcl.config.schema import Config, dump_config
 from promptcl.data.scenario import make_stream
 from promptcl.data.splits import load_domains
@@ -70,7 +71,7 @@ def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner
     """The learner of the run in `out`, saved there: `learner`, or the one to go on with; its notes keep the results."""
     folder, wanted = out / STORE, learner.config
     if resume and processes.on_first(lambda: store.checksum(folder)) is not None:
-        learner = Learner.load(folder, backbone=learner.backbone, trust="." in wanted.method["name"])
+        learner = Learner.load(folder, backbone=learner.backbone, trust=needs_trust(wanted))
         if learner.config != wanted:
             raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
         return learner

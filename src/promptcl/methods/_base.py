@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptcl.backbone.vit import Backbone
+from promptcl.config.extensions import load_module
 from promptcl.config.schema import Section
 from promptcl.errors import UserError
 
@@ -122,7 +122,7 @@ def load_method(name: str) -> type[Method]:
     Raises UserError where a dotted name is no module with a Model.
     """
     try:
-        model: type[Method] = importlib.import_module(name if "." in name else f"promptcl.methods.{name}").Model
+        model: type[Method] = load_module("method", "promptcl.methods", name).Model
     except (ImportError, AttributeError) as error:
         raise UserError(f"method.name={name} cannot be used ({error}): expected a module with a class Model") from error
     return model
