@@ -1,7 +1,7 @@
-"""Images in, tasks out."""
+"""Read images of any kind, and cut them into the tasks of a stream."""
 
 from promptcl.data.images import ArraySource, FileSource, ImageSet, Source, concat
-from promptcl.data.inputs import labelled, unlabelled
+from promptcl.data.inputs import ImageLike, ImagesLike, labelled, unlabelled
 from promptcl.data.scenario import make_stream
 from promptcl.data.splits import Domain, Split, load_domains, load_split
 from promptcl.data.stream import Stream, Task, class_incremental, domain_incremental
@@ -10,7 +10,9 @@ __all__ = [
     "ArraySource",
     "Domain",
     "FileSource",
+    "ImageLike",
     "ImageSet",
+    "ImagesLike",
     "Source",
     "Split",
     "Stream",

@@ -16,7 +16,8 @@ from promptcl.backbone.vit import Backbone
 from promptcl.backbone.weights import first_line
 from promptcl.config.schema import Config
 from promptcl.data.images import ImageSet
-from promptcl.data.inputs import Pictures, labelled, unlabelled
+from promptcl.data.inputs import ImagesLike as Pictures
+from promptcl.data.inputs import labelled, unlabelled
 from promptcl.errors import UserError
 from promptcl.learner.calibration import Calibration, hold_out, measure
 from promptcl.learner.records import Evaluation, LearnRecord, Prediction, by_class, check_names, class_ids, predictions
