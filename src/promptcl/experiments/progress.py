@@ -1,4 +1,4 @@
-"""What a run shows while it works: plain lines for logs, or a live bar and a table. Imports no torch."""
+"""Show how a run goes on: plain lines for logs, or a live bar and a table. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from promptcl.config.schema import Config
+from promptcl.config import Config
 
 
 class Ui(Protocol):
-    """What experiment.run calls: start; for each task: task, step..., evaluating..., task_done; finished."""
+    """What a run tells whoever shows it, in this order.
+
+    start; for each task: task, step for each step, evaluating for each test set, task_done; finished; warn at any time.
+    """
 
     def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
-        """The data are loaded and learning begins; `always_trains`: in every task, not in the first alone."""
+        """The data are loaded and learning begins; `always_trains` is False where only the first task takes steps."""
 
     def task(self, index: int, name: str, steps: int) -> None:
         """Task `index` (from 0) begins and will take `steps` optimiser steps (0: nothing is trained by steps)."""
@@ -44,12 +47,12 @@ FINISHED = "this run was finished before; nothing was left to do"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A percentage, or `-` where there is none yet."""
+    """The text of a percentage, or `-` where there is none yet."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 class QuietUi:
-    """One plain line a task, for logs."""
+    """Show a run as one plain line for each task, for logs."""
 
     def __init__(self, out: Path, write: Callable[[str], None] = print) -> None:
         """`out` is the run's folder; `write` takes each line."""
@@ -59,26 +62,26 @@ class QuietUi:
         self._worked = False
 
     def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
-        """Say what runs."""
+        """Print what runs."""
         self._total = total_tasks
         self._write(_headline(total_tasks, config))
 
     def task(self, index: int, name: str, steps: int) -> None:
-        """Nothing."""
+        """Print nothing: the line of a task comes when it is done."""
 
     def step(self) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def evaluating(self, name: str) -> None:
         """Remember that there was something to do."""
         self._worked = True
 
     def warn(self, text: str) -> None:
-        """A line."""
+        """Print the warning as a line."""
         self._write(f"warning: {text}")
 
     def task_done(self, record: dict[str, Any]) -> None:
-        """The line of the task."""
+        """Print the line of the task."""
         accuracies = " ".join(percent(value) for value in record["accuracies"])
         self._write(
             f"task {record['task'] + 1}/{self._total} classes {record['classes']}"
@@ -89,7 +92,7 @@ class QuietUi:
         )
 
     def finished(self, results: dict[str, Any]) -> None:
-        """The result in one line."""
+        """Print the result in one line."""
         if not self._worked:
             self._write(FINISHED)
         self._write(
@@ -99,11 +102,11 @@ class QuietUi:
         )
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing: there is no bar to take off the screen."""
 
 
 class RichUi:
-    """A bar with the time left, and a table that grows by a row a task and fits 80 columns for any number of tasks."""
+    """Show a run as a bar with the time left, and a table of 80 columns that grows by a row for each task."""
 
     _HEAD = f"{'task':>7} {'average':>8} {'forgetting':>11} {'train':>9} {'test':>9}  "
 
@@ -126,11 +129,11 @@ class RichUi:
         self._worked = False
 
     def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
-        """Say what runs, print the head of the table, start the bar."""
+        """Print what runs and the head of the table, and start the bar."""
         self._total = total_tasks
         self._left.tasks, self._left.always_trains = total_tasks, always_trains
-        for part in _headline(total_tasks, config).split(" on frozen "):
-            self._print(part)
+        for line in _headline(total_tasks, config).split(" on frozen "):
+            self._print(line)
         self._print(f"{'':28}{'images/s':>19}")
         self._print(f"{self._HEAD}accuracy of each task so far")
         self._progress.start()
@@ -156,7 +159,7 @@ class RichUi:
         self._progress.update(self._bar, description=description, left=self._left.text())
 
     def warn(self, text: str) -> None:
-        """A line between the rows."""
+        """Print the warning between the rows of the table."""
         self._print(f"warning: {text}")
 
     def task_done(self, record: dict[str, Any]) -> None:
@@ -195,7 +198,10 @@ class RichUi:
 
 
 class TimeLeft:
-    """Seconds left: later tasks take as many steps as this one and one test set more, or always the one test set."""
+    """Estimate how long a run still takes.
+
+    Later tasks are taken to need as many steps as this one, and one test set more each, unless all share one.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` counts seconds."""
@@ -209,11 +215,11 @@ class TimeLeft:
         self._single = 0  # tasks between two evaluations on a single test set
 
     def task(self, index: int, steps: int) -> None:
-        """A task begins."""
+        """Task `index` (from 0) begins and will take `steps` steps."""
         self._index, self._steps, self._done_steps = index, steps, 0
 
     def step(self) -> None:
-        """A step is done."""
+        """Note the time of a step that is done."""
         now = self._clock()
         if self._done_steps:
             self._recent.append(now - self._began)
@@ -227,7 +233,7 @@ class TimeLeft:
             self._single = index + 1
 
     def seconds(self) -> float | None:
-        """Estimate; None before the first few steps."""
+        """Estimated seconds left; None before the first few steps."""
         if len(self._recent) < 3:
             return None
         steps = self._steps - self._done_steps
@@ -239,7 +245,7 @@ class TimeLeft:
         return steps * sum(self._recent) / len(self._recent) + tests * self._evaluation
 
     def text(self) -> str:
-        """`4 min left`, or nothing yet."""
+        """Text such as `4 min left`; empty while nothing is known."""
         seconds = self.seconds()
         if not seconds:
             return ""
@@ -249,13 +255,14 @@ class TimeLeft:
 
 
 def _headline(total_tasks: int, config: Config) -> str:
+    """What runs: method, data, tasks, seed and backbone in one line."""
     tasks = "1 task" if total_tasks == 1 else f"{total_tasks} tasks"
     backbone = f"{config.backbone.name} ({Path(config.backbone.weights).name} weights)"
     return f"{config.method['name']}, {config.data.name}, {tasks}, seed {config.seed} on frozen {backbone}"
 
 
 def _rows(left: str, cells: Sequence[str], width: int) -> list[str]:
-    """The row of a task; accuracies that do not fit go on below, under their column."""
+    """The row of a task as lines; accuracies that do not fit go on below, under their column."""
     per_line = max(1, (width - len(left)) // 6)
     lines = [
         "".join(f"{cell:>5} " for cell in cells[i : i + per_line]).rstrip() for i in range(0, len(cells), per_line)
@@ -264,6 +271,7 @@ def _rows(left: str, cells: Sequence[str], width: int) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
+    """Seconds as text with a fitting unit."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
