@@ -198,7 +198,7 @@ def test_validation_takes_the_next_training_images_and_never_reads_the_test_spli
 
 def test_unknown_name_gets_the_nearest_one() -> None:
     for given, near in (("cifar10", "cifar100"), ("mnist", "mnist5k"), ("__init__", ".*")):
-        with pytest.raises(UserError, match=f"data.name={given} is not known; did you mean {near} "):
+        with pytest.raises(UserError, match=f"data.name={given}: not one of the datasets .*(mean|are) .*{near}"):
             load_split(DataConfig(name=given))
 
 

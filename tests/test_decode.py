@@ -112,7 +112,7 @@ def test_arrays_tensors_and_pillow_images_are_one_picture() -> None:
         (np.zeros((0, 4, 3), np.uint8), "expected an array"),
         (b"nothing", "not the content of a png"),
         (7, "is a int; give a path"),
-        ([], "no pictures were given"),
+        ([], "no images were given"),
         ("nowhere.png", "there is no such file"),
     ],
 )
@@ -135,7 +135,7 @@ def test_class_folders_and_labels(tmp_path: Path) -> None:
     given = labelled([images.image(0), images.image(1)], ["b", "a"])
     assert [given.classes[label] for label in given.labels] == ["b", "a"]
     for call, message in (
-        (lambda: labelled([images.image(0)], ["a", "b"]), "1 pictures came with 2 labels"),
+        (lambda: labelled([images.image(0)], ["a", "b"]), "1 images came with 2 labels"),
         (lambda: labelled([images.image(0)]), "have no labels"),
         (lambda: labelled(tmp_path / "cat"), "has no class folders"),
         (lambda: labelled(tmp_path / "none"), "none does not exist"),

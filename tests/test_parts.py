@@ -152,7 +152,7 @@ def test_classes_that_differ_between_parts_are_no_domains(assets: Path) -> None:
     parts = load_domains(DataConfig(name="five_datasets", root=root, train_per_class=1, test_per_class=1))
     with pytest.raises(UserError, match=r"needs the same classes in every domain but 'cifar10 airplane'"):
         stream_of(parts)
-    with pytest.raises(UserError, match=r"data.order needs data in parts but data.name=npz is one"):
+    with pytest.raises(UserError, match=r"data.order needs several domains or data sets but data.name=npz is one"):
         load_domains(DataConfig(name="npz", root=f"{root}/mnist.npz", order=("mnist",)))
 
 

@@ -86,7 +86,7 @@ def test_learn_shows_how_it_went_and_checks(folders: Path, tmp_path: Path) -> No
     text = good(
         "learn", tmp_path / "s", folders / "first", *SMALL, "--recipe", "grow-demo", "--check", folders / "test"
     )
-    assert "learned 60 pictures: 3 new classes, 0 known ones" in text
+    assert "learned 60 images: 3 new classes, 0 known ones" in text
     assert "old classes" not in text
     assert all(
         len(line) <= 80 for line in text.splitlines() if "/" not in line.split(" ")[0] and str(folders) not in line
@@ -162,7 +162,7 @@ def test_info(store: Path) -> None:
     assert about["bytes"] < 5e6
     text = good("info", store)
     assert "classes   5: 0, 1, 2, 3, 4" in text
-    assert "second: 40 pictures" in text
+    assert "second: 40 images" in text
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""The command `promptcl`: parse, call, print."""
+"""The command `promptcl`: read the arguments, call the library, print what it returns."""

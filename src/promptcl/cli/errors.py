@@ -1,4 +1,4 @@
-"""What every verb does with an error: one line on stderr and an exit code. Imports no torch."""
+"""Turn an error of any command into one line on stderr and an exit code. Imports no torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def fail(sentence: str) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` with everything escaped that a terminal would act on or could not show: names come from strangers too."""
+    """Escape what a terminal would act on or could not show: file and class names may come from strangers."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

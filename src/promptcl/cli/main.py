@@ -1,20 +1,17 @@
-"""The command `promptcl`: parse, call, print; no logic. Heavy imports wait inside the functions."""
+"""The command `promptcl`: its subcommands, `list` and `--version`. Heavy imports wait inside the functions."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from promptcl.cli import learn, predict, report, train
 from promptcl.cli.errors import fail, one_sentence
 from promptcl.runtime import processes
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="promptcl",
@@ -26,7 +23,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the `promptcl` script."""
+    """Run the command `promptcl` with the arguments of this process."""
     app()
 
 
@@ -39,7 +36,7 @@ def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Options of the command itself."""
+    """Print the version, and refuse several processes for anything but `train`."""
     if processes.wanted() > 1 and context.invoked_subcommand != "train":
         count = processes.wanted()
         fail(f"torchrun started {count} processes: only promptcl train has work for several; leave out torchrun")
@@ -57,10 +54,10 @@ def list_(
         str | None, typer.Argument(metavar="[recipes|methods|datasets]", help="What to list; default: all.")
     ] = None,
 ) -> None:
-    """Show the recipes, methods and data sets that exist."""
-    from promptcl.recipes.registry import available
+    """Show the recipes, methods and data sets that come with promptcl."""
+    from promptcl.recipes import available
 
-    # A line each for programs; no narrower than there is room for beside the names.
+    # One line each where the output is not a terminal: programs read it.
     columns = max(50, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
     for title in [kind] if kind else ["recipes", "methods", "datasets"]:
         found = available(title)

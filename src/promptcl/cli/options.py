@@ -1,25 +1,18 @@
-"""Arguments that commands share, and what they mean. Imports no torch."""
+"""Arguments and options that several commands have, and how to read them. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from promptcl.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
-
+DEFAULT = "grow"
+"""Recipe of a new learner of the command `learn`."""
 
 Arguments = Annotated[
     list[str] | None,
@@ -33,7 +26,10 @@ Arguments = Annotated[
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
-    """Recipe (or path) and key=value settings; without a recipe, `demo`. Raises UserError for a stray word."""
+    """Split arguments into the recipe or path (`demo` if none) and key=value settings.
+
+    Raises UserError for a stray word.
+    """
     recipe, settings = "demo", arguments
     if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
         recipe, settings = arguments[0], arguments[1:]
@@ -56,20 +52,21 @@ def extra(name: str, *packages: str) -> Iterator[None]:
         raise UserError(f"{error.name} is not installed; write pip install 'promptcl[{name}]'") from None
 
 
-DEFAULT = "grow"
-
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the learner.", show_default=False)]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings, such as device=cpu eval.batch_size=8.", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Run a method outside promptcl (a dotted name): its code runs.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Run a method or data set outside promptcl (NAME.py here, or a.module)."),
+]
 
 
 def cache_mb_of(settings: list[str] | None) -> int:
-    """data.cache_mb as given: pictures are looked for before a learner is opened or made."""
-    from promptcl.recipes.load import load_config
+    """The memory for decoded images, in MiB, among the settings: images are looked for before a learner is opened."""
+    from promptcl.recipes import load_config
 
     given = [text for text in settings or [] if text.partition("=")[0].strip() == "data.cache_mb"]
     return load_config(DEFAULT, given).data.cache_mb

@@ -1,4 +1,4 @@
-"""The verbs of a learner that lives on: predict, evaluate, info, export (learn: teach.py). Imports no torch."""
+"""The commands that use a learner: predict, evaluate, info, export. Heavy imports wait inside."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from promptcl.cli.terminal import bars, table
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
+    from promptcl.data import ImageSet
     from promptcl.learner.records import Prediction
 
 app = typer.Typer()
@@ -24,7 +25,7 @@ app = typer.Typer()
 @one_sentence
 def predict(
     store: Store,
-    picture: Annotated[str, typer.Argument(metavar="IMAGE|FOLDER|-", help="`-` reads one picture from stdin.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE|FOLDER|-", help="`-` reads one image from stdin.")],
     settings: Settings = None,
     top: Annotated[int, typer.Option("--top", metavar="K", help="Show the K most probable classes.")] = 1,
     threshold: Annotated[
@@ -39,30 +40,24 @@ def predict(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Name the class of a picture, or of every picture below a folder; what cannot be read is said at the end."""
+    """Name the class of an image, or of every image below a folder; what cannot be read is said at the end."""
     if top < 1:
         raise UserError(f"--top {top}: expected how many classes to show, at least 1")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold {threshold:g}: expected a probability from 0 to 1, such as 0.5")
-    from promptcl.data.inputs import unlabelled
+    from promptcl.data import unlabelled
     from promptcl.learner.learner import Learner
 
-    given = sys.stdin.buffer.read() if picture == "-" else picture
+    given = sys.stdin.buffer.read() if image == "-" else image
     if not given:
-        raise UserError("predict - reads one picture from stdin, which is empty; write e.g. < photo.jpg")
+        raise UserError("predict - reads one image from stdin, which is empty; write e.g. < photo.jpg")
     images = unlabelled(given, cache_mb_of(settings))
-    names = ["-"] if picture == "-" else [images.name(i) for i in range(len(images))]
+    names = ["-"] if image == "-" else [images.name(i) for i in range(len(images))]
     learner = Learner.load(store, settings or [], trust=trust)
-    bad: dict[int, str] = {}
-    for i in range(len(images)):
-        try:
-            images.image(i)
-        except UserError as error:
-            bad[i] = str(error)
-    readable = [i for i in range(len(images)) if i not in bad]
-    found = dict(
-        zip(readable, learner.predict(images.select(readable), top, threshold) if readable else [], strict=True)
-    )
+    bad = _unreadable(images)
+    good = [i for i in range(len(images)) if i not in bad]
+    answers = learner.predict(images.select(good), top, threshold) if good else []
+    found = dict(zip(good, answers, strict=True))
     if as_json:
         print(json.dumps([_row(name, found.get(i), bad.get(i)) for i, name in enumerate(names)], indent=1))
     else:
@@ -74,7 +69,19 @@ def predict(
         fail(list(bad.values())[-1])
 
 
+def _unreadable(images: ImageSet) -> dict[int, str]:
+    """Number of each image that does not decode, and the sentence that says why."""
+    bad: dict[int, str] = {}
+    for i in range(len(images)):
+        try:
+            images.image(i)
+        except UserError as error:
+            bad[i] = str(error)
+    return bad
+
+
 def _row(name: str, answer: Prediction | None, error: str | None) -> dict[str, Any]:
+    """The JSON object of one image."""
     if answer is None:
         return {"image": name, "error": error}
     ranked = [{"label": label, "probability": p} for label, p in answer.top]
@@ -82,6 +89,7 @@ def _row(name: str, answer: Prediction | None, error: str | None) -> dict[str, A
 
 
 def _answer(answer: Prediction, top: int) -> str:
+    """The line of one image: its class, and the most probable ones where they say more."""
     if top == 1 and answer.label == answer.top[0][0]:
         return f"{answer.label}  {100 * answer.probability:.1f} %"
     return f"{answer.label}  ({', '.join(f'{label} {100 * p:.1f} %' for label, p in answer.top)})"
@@ -96,8 +104,8 @@ def evaluate(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Accuracy on the pictures in FOLDER, every learned class competing."""
-    from promptcl.data.inputs import labelled
+    """Accuracy on the images in FOLDER, every learned class competing."""
+    from promptcl.data import labelled
     from promptcl.learner.learner import Learner
 
     images = labelled(folder, cache_mb=cache_mb_of(settings))
@@ -107,13 +115,13 @@ def evaluate(
         print(json.dumps({"accuracy": result.accuracy, "images": result.images, "classes": classes}, indent=1))
         return
     print(*bars(result.by_class), sep="\n")
-    print(f"{result.accuracy:.1f} % of {result.images} pictures")
+    print(f"{result.accuracy:.1f} % of {result.images} images")
 
 
 @app.command()
 @one_sentence
 def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
-    """What the learner in STORE knows, and what it learned when from how many pictures."""
+    """What the learner in STORE knows, and when it learned what from how many images."""
     from promptcl import store as stores
     from promptcl.learner.calibration import Calibration
 
@@ -139,10 +147,10 @@ def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
         rows.append(("unknown", f"below probability {calibration['threshold']:.2f}"))
     print(*table(rows), sep="\n")
     if (store / "checkpoint" / "checkpoint.json").is_file():
-        print("a lesson was interrupted: repeat its `promptcl learn` line to go on")
+        print("a task was interrupted: repeat its `promptcl learn` line to go on")
     for task in saved.tasks:
         counts = ", ".join(f"{name} {count}" for name, count in task.images.items())
-        what = f"{sum(task.images.values())} pictures in {task.seconds:.0f} s ({counts})"
+        what = f"{sum(task.images.values())} images in {task.seconds:.0f} s ({counts})"
         print(f"{printable(task.when)}  {printable(task.name)}: {what}")
 
 

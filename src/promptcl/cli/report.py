@@ -1,20 +1,17 @@
-"""The commands `report` and `bench`. Heavy imports wait inside."""
+"""The commands `report` (a page about runs) and `bench` (how fast this machine is). Heavy imports wait inside."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from promptcl.cli.errors import one_sentence
-from promptcl.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 from promptcl.cli.options import Arguments, Json, Trust, extra, split_arguments
 from promptcl.cli.terminal import table
+from promptcl.errors import UserError
 
 app = typer.Typer()
 
@@ -51,7 +48,7 @@ def bench(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Images per second of a recipe's first task, its parts, memory, and the share of what this machine can do."""
+    """Images per second of a recipe's first task, its stages, memory, and the share of what this machine can do."""
     for name, number in (("--rounds", rounds), ("--images", images)):
         if number < 1:
             raise UserError(f"{name} {number}: expected a whole number, at least 1")
@@ -62,16 +59,15 @@ def bench(
 
     before = resident_peak()
     from promptcl.experiments import speed as benchmark
-    from promptcl.recipes.load import load_config
+    from promptcl.recipes import load_config
 
     config = load_config(recipe, overrides, trust)
-
     result = benchmark.run(config, engine, rounds, images, before)
     print(json.dumps(result, indent=1) if as_json else "\n".join(lines(result)))
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """`run`'s result for a terminal of 80 columns."""
+    """Lines for a terminal of 80 columns that show the result of a benchmark."""
     rows = [(name.replace("_", " "), _rate(result[name])) for name in ("train", "evaluate", "evaluate_again")]
     stages = result.get("stages_seconds", {})
     whole = sum(stages.values())

@@ -1,4 +1,4 @@
-"""A picture of accuracies for the terminal: a bar a class, in 80 columns. Imports no torch."""
+"""Draw accuracies in a terminal of 80 columns, a bar for each class. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST = 40  # lines; of more classes the worst are shown
 
 
 def bars(counts: Mapping[str, tuple[int, int]], before: Mapping[str, tuple[int, int]] | None = None) -> list[str]:
-    """A line for each class from (right answers, pictures), at most 80 columns; `before` adds what it was earlier.
+    """A line for each class from its right answers and images; `before`, the same from earlier, is shown at its end.
 
     Of more than 40 classes the worst 40 are shown, in the order given.
     """
@@ -37,11 +37,12 @@ def _line(name: str, room: int, count: tuple[int, int], before: tuple[int, int] 
 
 
 def _name(name: str, room: int) -> str:
+    """The name in exactly `room` cells, cut with `~` where it is longer."""
     return set_cell_size(name, room) if cell_len(name) <= room else set_cell_size(name, room - 1) + "~"
 
 
 def bar(share: float) -> str:
-    """A bar of 30 cells, `share` of it filled, in eighths where the terminal can show them."""
+    """A bar of 30 cells with `share` (0 to 1) of it filled, in eighths of a cell where the terminal can show them."""
     eighths = round(share * _WIDTH * 8)
     full, rest = divmod(eighths, 8)
     if not _unicode():
@@ -50,10 +51,11 @@ def bar(share: float) -> str:
 
 
 def _unicode() -> bool:
+    """Whether the terminal can show the characters of a fine bar."""
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")
 
 
 def table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Two columns, the first as wide as it has to be."""
+    """Lines of two columns, the first as wide as its longest text."""
     width = max((len(key) for key, _ in rows), default=0)
     return [f"{key:<{width}}  {value}" for key, value in rows]

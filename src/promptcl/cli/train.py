@@ -1,4 +1,4 @@
-"""The command `train`: a recipe's tasks one after the other. Heavy imports wait inside."""
+"""The command `train`: learn a recipe's tasks one after the other. Heavy imports wait inside."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from promptcl.cli.errors import one_sentence
+from promptcl.cli.options import Arguments, Trust, extra, split_arguments
 from promptcl.errors import UserError
 from promptcl.runtime import processes
 
 if TYPE_CHECKING:
-    from promptcl.config.schema import Config
+    from promptcl.config import Config
     from promptcl.experiments.progress import Ui
-from promptcl.cli.options import Arguments, Trust, extra, split_arguments
 
 app = typer.Typer()
 
@@ -56,7 +56,7 @@ def train(
         recipe, overrides = split_arguments(arguments or [])
         if out is not None:
             processes.on_first(lambda: check_out(out))
-        from promptcl.recipes.load import load_config
+        from promptcl.recipes import load_config
 
         configs = [load_config(recipe, overrides + one, trust) for one in seed_settings(seeds, overrides)]
         seed = None if seeds else configs[0].seed
@@ -66,7 +66,10 @@ def train(
 
 
 def run(configs: list[Config], folder: Path, again: list[str], resume: bool, quiet: bool, tensorboard: bool) -> None:
-    """Run the configs, one a seed, into `folder`; the first process alone shows it, and after Ctrl-C how to go on."""
+    """Run the configurations, one for each seed, into `folder`.
+
+    The first process alone shows progress; after Ctrl-C it prints `again`, the arguments that go on.
+    """
     from promptcl.experiments.progress import QuietUi, RichUi
 
     shown: list[QuietUi | RichUi] = []
@@ -103,7 +106,7 @@ def run(configs: list[Config], folder: Path, again: list[str], resume: bool, qui
 
 
 def seed_settings(seeds: str | None, overrides: list[str]) -> list[list[str]]:
-    """The further settings of each run. Raises UserError for a bad list."""
+    """The settings that each run of --seeds has beside the common ones. Raises UserError for a bad list."""
     if seeds is None:
         return [[]]
     numbers = seeds.split(",")
@@ -142,7 +145,7 @@ def check_resume(folder: Path, given: list[str]) -> None:
 
 
 def free_folder(recipe: str, seed: int | None) -> Path:
-    """runs/<recipe>-seed<seed> (-seeds for several), with -2, -3, ... if that exists."""
+    """A folder that does not exist: runs/RECIPE-seedSEED (-seeds for several), with -2, -3, ... where that is taken."""
     path = Path(recipe)
     # A run is repeated from its own config.yaml: its folder has the telling name.
     name = path.resolve().parent.name if path.name == "config.yaml" else path.stem

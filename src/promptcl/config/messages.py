@@ -29,13 +29,13 @@ _LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at 
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """`: did you mean X?`, or nothing if no known word is near."""
+    """The text `: did you mean X?` for the nearest known word, or an empty text if none is near."""
     close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
     return f": did you mean {close[0]}?" if close else ""
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-    """The sentence for a dotted key that is not among the `known` ones."""
+    """The sentence for a dotted key that is not among the `known` ones, with the nearest or all of its neighbours."""
     last = key.rpartition(".")[2]
     lasts = {name.rpartition(".")[2]: name for name in reversed(known)}
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
@@ -50,12 +50,13 @@ def unknown_key(key: str, known: list[str]) -> str:
 
 
 def _outline(key: str) -> str:
+    """The key, or `section.*` for a key inside a section."""
     section, dot, _ = key.partition(".")
     return f"{section}.*" if dot else key
 
 
 def describe(field: FieldInfo) -> str:
-    """What a setting takes: `a whole number greater than 0 or null`."""
+    """What a setting takes, in words such as `a whole number greater than 0 or null`."""
     allowed = kinds(field.annotation)
     words = [kind for kind in allowed if isinstance(kind, str)]
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -78,13 +79,13 @@ def describe(field: FieldInfo) -> str:
 
 
 def instead(key: str, field: FieldInfo) -> str:
-    """`; write e.g. key=default`, or nothing where the default is null."""
+    """The text `; write e.g. key=default`, or an empty text where the default is null."""
     default = field.get_default(call_default_factory=True)
     return "" if default is None else f"; write e.g. {key}={show(default)}"
 
 
 def example(section: type[Section]) -> str:
-    """`name=value` for the first setting of a section."""
+    """The text `name=default` for the first setting of a section."""
     name, field = next(iter(section.model_fields.items()))
     return f"{name}={show(field.get_default(call_default_factory=True))}"
 

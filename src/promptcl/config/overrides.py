@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import Any, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -12,16 +12,14 @@ from promptcl.config.messages import describe, did_you_mean, example, instead, k
 from promptcl.config.schema import Section
 from promptcl.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 _MAX_YAML = 100_000  # characters
 
 
 def safe_yaml(text: str) -> Any:
-    """Plain data from YAML. ValueError, which says where, for anything else.
+    """Read plain data from YAML text.
 
-    Aliases are refused: a few lines of them make a billion values.
+    Raises ValueError, which says at which line, for anything else, for text that is too long, and for aliases: a few
+    lines of them make a billion values.
     """
     if len(text) > _MAX_YAML:
         raise ValueError(f": {len(text)} characters, at most {_MAX_YAML} are read")
@@ -38,7 +36,7 @@ def safe_yaml(text: str) -> Any:
 
 
 class UnknownKey(Exception):
-    """A dotted key that no section has."""
+    """Raised for a dotted key that is no setting; whoever knows all keys turns it into a sentence."""
 
     def __init__(self, key: str) -> None:
         """key: the whole dotted key, for the message."""
@@ -47,7 +45,7 @@ class UnknownKey(Exception):
 
 
 def split_override(override: str) -> tuple[str, str]:
-    """Key and value of the text `key=value`. Raises UserError where there is no `=` or no key."""
+    """Split the text `key=value` into key and value. Raises UserError where there is no `=` or no key."""
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise UserError(f"{override}: expected key=value, such as train.epochs=5")
@@ -62,7 +60,10 @@ def section_of(model: type[Section], key: str) -> type[Section] | None:
 
 
 def assign(data: dict[str, Any], model: type[Section], key: str, text: str, prefix: str = "") -> None:
-    """Set the dotted `key` in nested `data`, parsing `text` as the type of that setting asks."""
+    """Set the dotted `key` in the nested `data`, reading `text` as the type of that setting asks.
+
+    `prefix` is left out of the key. Raises UnknownKey for a key that `model` does not have, UserError for a section.
+    """
     *sections, last = key.removeprefix(prefix).split(".")
     for position, part in enumerate(sections):
         inner = section_of(model, part)
@@ -71,7 +72,7 @@ def assign(data: dict[str, Any], model: type[Section], key: str, text: str, pref
         data = data.setdefault(part, {})
         model = inner
         if not isinstance(data, dict):
-            return None  # the file is wrong here, which _validate reports
+            return None  # the file is wrong here, which `validate` reports
     if last not in model.model_fields:
         raise UnknownKey(key)
     if inner := section_of(model, last):

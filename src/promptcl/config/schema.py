@@ -1,4 +1,4 @@
-"""Configuration: the pydantic models of every setting, and their YAML form. Imports no torch.
+"""The pydantic models of every setting, with defaults and limits, and their YAML form. Imports no torch.
 
 `promptcl.recipes` fills them from a recipe and key=value.
 """
@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are checked."""
+    """Base of every group of settings: unknown keys are refused, values are checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -51,7 +51,7 @@ class BackboneConfig(Section):
 
 
 class DataConfig(Section):
-    """Images, classes and how they are seen."""
+    """Which images and classes to learn, and how an image is cut and resized."""
 
     name: str = "cifar100"
     root: str | None = None
@@ -64,7 +64,7 @@ class DataConfig(Section):
     order: tuple[str, ...] | None = None
     """Data sets or domains to use, in their order of arrival; None takes all in the order that the data set states."""
     test_set: Literal["task", "common"] = "task"
-    """Domains: a test set of each domain's own, or `common`: one of all of them, met after every task."""
+    """`task`: each domain has its own test set; `common`: one test set of all domains, evaluated after every task."""
     augment: Literal["crop", "flip", "none"] = "crop"
     """`crop`: random resized crop and flip; `flip`: flip only; `none`: the evaluation view."""
     crop_scale: tuple[float, float] = (0.05, 1.0)
@@ -86,7 +86,7 @@ class DataConfig(Section):
 
 
 class TrainConfig(Section):
-    """Optimisation of one task."""
+    """How one task is trained."""
 
     epochs: int = Field(default=5, gt=0)
     min_steps: int | None = Field(default=None, gt=0)
@@ -104,19 +104,21 @@ class TrainConfig(Section):
     clip_norm: float | None = Field(default=1.0, gt=0)
     schedule: Literal["constant", "cosine"] = "constant"
     mask: bool = True
-    """Training mask: classes outside the task take no part in the softmax (never used with scenario=domain)."""
+    """Training mask: classes outside the task are left out of the softmax (never used with scenario=domain)."""
     mask_classes: Literal["task", "batch"] = "task"
-    """Classes the mask leaves in: those of the task (of the micro-task in a Gaussian stream), or those of the batch."""
+    """Classes that the mask leaves in: those of the task (of the micro-task in a Gaussian stream), or of the batch."""
     drop_last: bool = False
     query_view: Literal["augmented", "clean"] = "augmented"
-    """View that queries the keys in training; `clean` queries are computed once per image."""
+    """Image that the prompt keys are compared with in training: the augmented one, or the plain one (`clean`), whose
+    query is computed once."""
     checkpoint_steps: int = Field(default=200, gt=0)
     """Steps between two checkpoints; one is written after every epoch too."""
-    checkpoint_seconds: float | None = Field(default=60, gt=0)
+    checkpoint_seconds: float | None = Field(default=60.0, gt=0)
+    """Seconds between two checkpoints, whichever comes first; None: by steps and epochs alone."""
 
 
 class EvalConfig(Section):
-    """Evaluation."""
+    """How test images are answered."""
 
     batch_size: int = Field(default=64, gt=0)
 
@@ -148,13 +150,16 @@ class MemoryConfig(Section):
 
 
 class Config(Section):
-    """One run."""
+    """All settings of one run."""
 
     scenario: Literal["class", "domain", "gaussian"] = "class"
     """`class`: new classes in every task; `domain`: the same classes in a new domain; `gaussian`: no tasks at all."""
     tasks: int = Field(default=10, gt=0)
-    """Tasks of a class-incremental stream. Data that come in parts (data sets, domains) have one task a part, unless
+    """Tasks of a class-incremental stream. Data of several data sets or domains have one task for each of them, unless
     this is 1: everything at once. Not read with scenario=gaussian."""
+    joint: bool = False
+    """Learn all tasks at once: the bound that any method's sequence is measured against. The test sets stay those of
+    the tasks."""
     seed: int = Field(default=42, ge=0)
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""

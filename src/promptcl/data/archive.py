@@ -1,4 +1,4 @@
-"""Files below a folder, or in a .tar, .tar.gz, .tgz or .zip archive that is never extracted."""
+"""Read the files below a folder, or in a .tar, .tar.gz, .tgz or .zip archive that is never extracted."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from promptcl.errors import UserError
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 MAX_FILE = 2**28  # bytes of one unpacked file
 MAX_UNPACKED = 2**32  # bytes that a .tar.gz may unpack to
-MAX_RATIO = 100  # unpacked by packed bytes; pictures are packed already, a bomb reaches 1000
+MAX_RATIO = 100  # unpacked by packed bytes; images are compressed already, a file made to fill the disk reaches 1000
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Files by their paths (posix, relative); paths that end in "/" are folders."""
+    """The files in a folder or archive, by their relative paths with `/`; paths that end in `/` are folders."""
 
     where: Path
     paths: list[str]
@@ -75,7 +75,7 @@ def _folder(root: Path, everything: bool) -> Tree:
 
 
 def _member(archive: Path, name: str, folder: bool) -> str:
-    """The path of an archive member without "./"; raises UserError if it leads out of the archive."""
+    """The path of an archive member without a leading `./`. Raises UserError if it leads out of the archive."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"the archive {archive} has a member outside of it ('{name}'); refused, make it again")
@@ -90,9 +90,12 @@ def _check_size(archive: Path, name: str, size: int) -> None:
 
 
 def _unpack(archive: Path) -> IO[bytes]:
-    """What a .tar.gz unpacks to, whole, in a file without a name; UserError where it grows beyond all reason."""
+    """Unpack a .tar.gz into a temporary file without a name.
+
+    Raises UserError where it grows beyond MAX_RATIO times its size, or MAX_UNPACKED.
+    """
     limit = min(MAX_UNPACKED, max(2**26, MAX_RATIO * archive.stat().st_size))
-    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as its pictures are wanted
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as its images are wanted
     with gzip.open(archive) as stream:
         while piece := stream.read(2**20):
             unpacked.write(piece)
@@ -120,7 +123,7 @@ def _tar(archive: Path, unpacked: IO[bytes] | None = None) -> Tree:
 
 
 def _places(archive: Path, file: IO[bytes], size: int) -> dict[str, tuple[int, int]]:
-    """Where each member of a tar of `size` bytes starts, and its length."""
+    """Where each member of a tar of `size` bytes starts and how long it is, in bytes."""
     places: dict[str, tuple[int, int]] = {}
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:") as tar:

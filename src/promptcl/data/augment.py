@@ -1,4 +1,4 @@
-"""What the model sees of an image: crop, resize and flip as one separable, antialiased resampling of a whole batch.
+"""Cut, resize and flip images for the model: one separable, antialiased resampling of a whole batch.
 
 Shapes: B images, C channels, H W source pixels, S output pixels a side.
 Every output row is a weighted mean of source rows and every output column one of source columns, so a crop, its
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from promptcl.config.schema import DataConfig
+from promptcl.config import DataConfig
 from promptcl.runtime.device import send
 
 _CHUNK = {"cpu": 2**20}  # values resampled at once: what fits the processor's cache is twice as fast there,
@@ -23,7 +23,7 @@ _CHUNK_ELSEWHERE = 2**25  # and elsewhere the float copies of large photos have 
 
 
 def eval_view(images: Sequence[Tensor], size: int, crop: float, device: torch.device | None = None) -> Tensor:
-    """The central square of each image, uint8 (3, H, W) -> float32 (B, 3, size, size) in [0, 1].
+    """Cut the central square of each image for evaluation: uint8 (3, H, W) to float32 (B, 3, size, size) in [0, 1].
 
     The same as a bilinear, antialiased resize to a square of side size / crop (the aspect is not kept, as in the
     official runs: 256 for 224) followed by a central crop. `device` does the work and gets the result; None: the
@@ -42,10 +42,10 @@ def train_view(
     rows: slice = slice(None),
     total: int | None = None,
 ) -> Tensor:
-    """A random view of each image by `config.augment`, uint8 (3, H, W) -> float32 (B, 3, size, size) in [0, 1].
+    """Cut a random view of each image for training: uint8 (3, H, W) to float32 (B, 3, size, size) in [0, 1].
 
-    `crop`: random resized crop of the decoded image, then a horizontal flip with probability 1/2 (`config.hflip`);
-    `flip`: the evaluation view, flipped so; `none`: the evaluation view.
+    By `config.augment`: a random resized crop of the decoded image, then a horizontal flip with probability 1/2
+    (`crop`; the flip only with `config.hflip`), the evaluation view with such a flip (`flip`), or without (`none`).
     `generator` (on the CPU) alone decides what is cut and flipped, whatever does the work: `device`, or None
     for the device of the images. Where `images` are only the `rows` of `total` ones, as many values are drawn as for
     all of them, and these get what they would get among them.
@@ -71,7 +71,7 @@ def random_boxes(
     rows: slice = slice(None),
     total: int | None = None,
 ) -> Tensor:
-    """Boxes (top, left, height, width) in pixels, float64 (B, 4), as torchvision's RandomResizedCrop draws them.
+    """Draw boxes (top, left, height, width) in pixels, float64 (B, 4), as torchvision's RandomResizedCrop does.
 
     sizes_B2: height and width. Area uniform in `scale`, width / height log-uniform in `ratio`, up to ten tries,
     then the largest central box within `ratio`. Draws the same number of random values whatever the sizes are.
@@ -95,7 +95,7 @@ def random_boxes(
 
 
 def _whole(images: Sequence[Tensor]) -> Tensor:
-    """(height, width, height, width) of each image, so that a box is a product with shares; float64 (B, 4)."""
+    """Height, width, height and width of each image, float64 (B, 4): times the shares of a box, the box in pixels."""
     return torch.tensor([image.shape[-2:] * 2 for image in images], dtype=torch.float64).reshape(-1, 4)
 
 
@@ -133,7 +133,7 @@ def _resample(
 
 
 def _weights(start_B: Tensor, length_B: Tensor, source: int, size: int, bounded: bool, flips_B: Tensor) -> Tensor:
-    """How much each of `source` pixels counts for each of `size` pixels of the box; float32 (B, size, source)."""
+    """Weight of each of `source` pixels in each of the `size` pixels of a box; float32 (B, size, source)."""
     scale_B11 = length_B[:, None, None] / size
     position_BS = torch.arange(size, device=start_B.device).expand(len(start_B), -1)
     position_BS = torch.where(flips_B[:, None], size - 1 - position_BS, position_BS)

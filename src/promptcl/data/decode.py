@@ -1,4 +1,4 @@
-"""One picture in any form -> uint8 (3, H, W): files of any mode, Pillow images, arrays, tensors."""
+"""Decode one image in any form to uint8 (3, H, W): files of any mode, Pillow images, arrays, tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 KINDS = "png, jpg, webp, bmp, gif or tiff"
 # Nothing else is tried, whatever a file is called: Pillow's reader of EPS, for one, starts Ghostscript.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 100_000_000  # decoded pixels of one picture: 400 MB at most while it is read
+MAX_PIXELS = 100_000_000  # decoded pixels of one image: 400 MB at most while it is read
 _MAX_ASPECT = 16  # a strip longer than this times `max_side` is squeezed: views are square anyway
 
 
 def decode(data: bytes, max_side: int) -> Tensor:
-    """Encoded image -> uint8 (3, H, W), RGB, upright by its EXIF tag, short side at most `max_side` (aspect kept).
+    """Decode the content of an image file to uint8 (3, H, W), RGB, upright by its EXIF tag.
+
+    The short side is at most `max_side` pixels, the aspect is kept.
 
     Transparent pixels become white, 16-bit values keep their upper byte, of an animation the first frame counts.
-    Raises ValueError where the format is none of KINDS or the picture too large, and whatever Pillow raises.
+    Raises ValueError where the format is none of KINDS or the image too large, and whatever Pillow raises.
     """
     try:
         file = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -38,7 +40,7 @@ def decode(data: bytes, max_side: int) -> Tensor:
 
 
 def from_pil(image: Image.Image, max_side: int) -> Tensor:
-    """A Pillow image -> uint8 (3, H, W) as `decode` does; the image itself stays as it is."""
+    """Turn a Pillow image into uint8 (3, H, W) as `decode` does; the image itself stays as it is."""
     image.load()
     with contextlib.suppress(Exception):  # damaged EXIF data raise about anything; the pixels are there
         image = ImageOps.exif_transpose(image)
@@ -52,6 +54,7 @@ def from_pil(image: Image.Image, max_side: int) -> Tensor:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, whatever its mode: 16 bits, floats, transparency, a palette."""
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255 in some versions
         pixels = np.asarray(image).clip(0, 65535) >> 8
         return Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
@@ -67,7 +70,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def from_array(image: Any, max_side: int) -> Tensor:
-    """An array (H, W) or (H, W, 3 or 4) or a tensor (1 or 3, H, W) -> uint8 (3, H, W) as `decode` does.
+    """Turn an array (H, W) or (H, W, 3 or 4) or a tensor (1 or 3, H, W) into uint8 (3, H, W) as `decode` does.
 
     Values are uint8, or floats in [0, 1]. Raises ValueError for another type, shape or range.
     """

@@ -1,4 +1,4 @@
-"""A stream without tasks: classes come and go by a Gaussian schedule (spec of arXiv 2105.13327, as L2P uses it).
+"""Make a stream without tasks: classes come and go by a Gaussian schedule (arXiv 2105.13327, as L2P uses it).
 
 E micro-tasks, K classes, s batches a micro-task, S = E * s batches in all. Class j peaks at batch
 p_j = (S // K) // 2 + j * (S // K); at micro-task e it is included with probability exp(-(e*s - p_j)^2 / (2 sigma^2)),
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from promptcl.config.schema import Config
+from promptcl.config import Config
 from promptcl.data.splits import Split
 from promptcl.data.stream import Stream, Task
 from promptcl.errors import UserError
@@ -21,9 +21,10 @@ _TRIES = 1000
 
 
 def peaks(classes: int, micro_tasks: int, steps: int) -> list[int]:
-    """The batch at which each class is most frequent; negative `steps` follow the release's arithmetic.
+    """The batch at which each class is most frequent, one number a class.
 
-    Raises UserError when there are fewer batches than classes.
+    Negative `steps` follow the arithmetic of the L2P release. Raises UserError when there are fewer batches than
+    classes.
     """
     gap = micro_tasks * steps // classes
     if gap == 0:
@@ -35,14 +36,14 @@ def peaks(classes: int, micro_tasks: int, steps: int) -> list[int]:
 
 
 def inclusion(classes: int, micro_tasks: int = 200, steps: int = 5, sigma: float = 50.0) -> npt.NDArray[np.float64]:
-    """Probability [E, K] that a class is included in a micro-task."""
+    """Probability [E, K] that a class is included in a micro-task; `sigma` and `steps` count batches."""
     distance_EK = np.arange(micro_tasks)[:, None] * steps - np.array(peaks(classes, micro_tasks, steps))
     included_EK: npt.NDArray[np.float64] = np.exp(-(distance_EK**2) / (2 * sigma**2))
     return included_EK
 
 
 def draw_classes(probability_K: npt.NDArray[np.float64], generator: torch.Generator) -> list[int]:
-    """The classes of one micro-task: one Bernoulli draw each, all again while none is included.
+    """Draw the classes of one micro-task: each is in by its own probability; all are drawn again while none is in.
 
     A schedule so narrow that this fails a thousand times gets its most probable class.
     """
@@ -56,7 +57,7 @@ def draw_classes(probability_K: npt.NDArray[np.float64], generator: torch.Genera
 
 
 def gaussian_stream(split: Split, order: tuple[str, ...], config: Config) -> Stream:
-    """Micro-tasks of s * batch_size images, drawn without replacement from all images of the included classes.
+    """A stream of micro-tasks of s * batch_size images, drawn without replacement from all images of their classes.
 
     Micro-task e is a function of (seed, e). An image may come again in a later micro-task, as in the release. With
     `release_schedule` s is -1 in the arithmetic and a micro-task has all images of its classes.
@@ -65,16 +66,16 @@ def gaussian_stream(split: Split, order: tuple[str, ...], config: Config) -> Str
     train, test = split.train.of_classes(order), split.test
     steps = -1 if options.release_schedule else options.steps
     probability_EK = inclusion(len(order), options.micro_tasks, steps, options.sigma)
+    most = None if options.release_schedule else steps * config.train.batch_size
     members = [np.flatnonzero(train.labels == k) for k in range(len(order))]
     tasks, drawn = [], []
     for e in range(options.micro_tasks):
         generator = task_generator(config.seed, e, "gaussian")
         included = draw_classes(probability_EK[e], generator)
         rows = np.concatenate([members[k] for k in included])
-        if not options.release_schedule:
-            rows = rows[torch.randperm(len(rows), generator=generator)[: steps * config.train.batch_size].numpy()]
-        present = sorted(set(train.labels[rows].tolist()))
-        names = tuple(order[k] for k in present)
+        if most is not None:
+            rows = rows[torch.randperm(len(rows), generator=generator)[:most].numpy()]
+        names = tuple(order[k] for k in sorted(set(train.labels[rows].tolist())))
         tasks.append(Task(f"micro-task {e + 1}", names, train.select(rows).of_classes(names), test))
         drawn.append(included)
     schedule = {
@@ -87,4 +88,11 @@ def gaussian_stream(split: Split, order: tuple[str, ...], config: Config) -> Str
         "included": drawn,
     }
     everything = Task("all images", order, train, test)
-    return Stream(tasks, everything, True, options.evaluate_every, schedule)
+    return Stream(
+        tasks,
+        [everything],
+        everything,
+        one_test=True,
+        evaluate_every=options.evaluate_every,
+        schedule=schedule,
+    )

@@ -1,4 +1,4 @@
-"""Images with class names: decoded on demand, cached under a budget, cut to n per class, checked."""
+"""Sets of images with class names, decoded when they are asked for and cached within a budget."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """Images in one array, which is not copied."""
+    """A source of images in one array, which is not copied."""
 
     def __init__(self, images: npt.NDArray[np.uint8], name: str) -> None:
         """images: uint8, (N, H, W) grey or (N, H, W, 3) RGB; name: what error messages call the array."""
@@ -61,7 +61,7 @@ class ArraySource:
 
 
 class FileSource:
-    """Encoded images, decoded on demand."""
+    """A source of image files, decoded when they are asked for."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class ImageSet:
 
 
 def concat(sets: Sequence[ImageSet]) -> ImageSet:
-    """All images of `sets` in that order; classes are joined by name, in order of first appearance."""
+    """Join image sets in that order; classes are matched by name, in order of first appearance."""
     if len(sets) == 1:
         return sets[0]
     classes = tuple(dict.fromkeys(name for images in sets for name in images.classes))
@@ -198,7 +198,7 @@ def concat(sets: Sequence[ImageSet]) -> ImageSet:
     for images in sets:
         source, row_N = images._source, images._rows
         inner, inner_N = [source], np.zeros(len(row_N), dtype=np.int64)
-        if isinstance(source, MixedSource):  # taken apart, so that joining again and again builds no tower
+        if isinstance(source, MixedSource):  # taken apart, so that joining again and again nests no sources
             inner, inner_N, row_N = list(source.sources), source.which[row_N], source.rows[row_N]
         for one in inner:
             sources.setdefault(id(one), one)
@@ -211,7 +211,7 @@ def concat(sets: Sequence[ImageSet]) -> ImageSet:
 
 
 class MixedSource:
-    """Images picked from several sources."""
+    """A source made of rows of several others."""
 
     def __init__(self, sources: Sequence[Source], which: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> None:
         """Image i is row `rows[i]` of `sources[which[i]]`."""

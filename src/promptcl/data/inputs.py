@@ -1,4 +1,4 @@
-"""Pictures in any form -> ImageSet: a folder of class folders, an archive, paths, Pillow images, arrays, tensors."""
+"""Turn images in any form into an ImageSet: folders, archives, paths, bytes, Pillow images, arrays, tensors."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from promptcl.data.decode import ENDINGS, KINDS, decode, from_array, from_pil
 from promptcl.data.images import FileSource, ImageSet
 from promptcl.errors import UserError
 
-Picture: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
+ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
 """A file, its content, a Pillow image, an array (H, W, 3) or a tensor (3, H, W): uint8, or float in [0, 1]."""
-Pictures: TypeAlias = "ImageSet | Picture | Sequence[Picture]"
-_PARTS = {"train", "test", "val", "valid", "validation"}
-_MAX_SIDE = 512
+ImagesLike: TypeAlias = "ImageSet | ImageLike | Sequence[ImageLike]"
+"""One image or several in any form; a path may also be a folder or an archive."""
+_SPLITS = {"train", "test", "val", "valid", "validation"}
+_MAX_SIDE = 512  # pixels: larger images are reduced
 
 
 class _Given:
-    """Pictures that are in memory."""
+    """A source of images that are in memory."""
 
     def __init__(self, images: Sequence[Tensor]) -> None:
         self._images = images
@@ -38,90 +39,97 @@ class _Given:
         return self._images[row].numpy().tobytes()
 
     def name(self, row: int) -> str:
-        return f"picture {row}"
+        return f"image {row}"
 
 
-def labelled(pictures: Pictures, labels: Sequence[str] | None = None, cache_mb: int = 2048) -> ImageSet:
-    """Pictures with class names: a folder or archive of one folder a class, or pictures and one name for each.
+def labelled(images: ImagesLike, labels: Sequence[str] | None = None, cache_mb: int = 2048) -> ImageSet:
+    """Make a set of images with class names: from a folder or archive with one folder a class, or from images and
+    one name for each in `labels`.
 
-    Classes are sorted by name, files by path.
-    Raises UserError: no class folders, a class without pictures, labels that do not fit.
+    Classes are sorted by name, files by path. Decoded images stay in memory up to `cache_mb` MiB.
+    Raises UserError: no class folders, a class without images, labels that do not fit.
     """
-    if isinstance(pictures, ImageSet):
-        return pictures
+    if isinstance(images, ImageSet):
+        return images
     if labels is not None:
-        images = unlabelled(pictures, cache_mb)
+        found = unlabelled(images, cache_mb)
         names = [str(label) for label in labels]
-        if len(names) != len(images):
-            raise UserError(f"{len(images)} pictures came with {len(names)} labels; give one class name for each")
+        if len(names) != len(found):
+            raise UserError(f"{len(found)} images came with {len(names)} labels; give one class name for each")
         classes = sorted(set(names))
-        return images.labelled(classes, [classes.index(name) for name in names])
-    if not isinstance(pictures, str | Path):
-        raise UserError("these pictures have no labels; give labels=[...], or a folder with one folder for each class")
-    return _class_folders(open_tree(Path(pictures).expanduser(), everything=True), cache_mb)
+        return found.labelled(classes, [classes.index(name) for name in names])
+    if not isinstance(images, str | Path):
+        raise UserError("these images have no labels; give labels=[...], or a folder with one folder for each class")
+    return _class_folders(open_tree(Path(images).expanduser(), everything=True), cache_mb)
 
 
-def unlabelled(pictures: Pictures, cache_mb: int = 2048) -> ImageSet:
-    """One picture, several, or all below a folder or in an archive; the labels of the set mean nothing.
+def unlabelled(images: ImagesLike, cache_mb: int = 2048) -> ImageSet:
+    """Make a set of one image, of several, or of all below a folder or in an archive; its labels mean nothing.
 
-    Raises UserError: nothing there, no pictures, a picture of a wrong type, shape or range.
+    Decoded images stay in memory up to `cache_mb` MiB.
+    Raises UserError: nothing there, no images, an image of a wrong type, shape or range.
     """
-    if isinstance(pictures, ImageSet):
-        return pictures
-    if isinstance(pictures, str | Path):
-        path = Path(pictures).expanduser()
+    if isinstance(images, ImageSet):
+        return images
+    if isinstance(images, str | Path):
+        path = Path(images).expanduser()
         if path.is_dir() or path.name.lower().endswith(ARCHIVES):
-            tree = open_tree(path, everything=True)
-            files = [file for file in sorted(tree.paths) if _is_picture(file)]
-            if not files:
-                raise UserError(f"{path} has no pictures in it; expected files of the kinds {KINDS}")
-            return _unnamed(FileSource(files, tree.read, str(path), cache_mb))
-        pictures = [path]
-    elif isinstance(pictures, bytes | Image.Image):
-        pictures = [pictures]
-    elif isinstance(pictures, np.ndarray | Tensor):
-        pictures = list(pictures) if pictures.ndim == 4 else [pictures]
-    if not len(pictures):
-        raise UserError("no pictures were given; expected at least one")
-    if all(isinstance(picture, str | Path) for picture in pictures):
-        paths = [str(Path(str(picture)).expanduser()) for picture in pictures]
+            return _all_below(path, cache_mb)
+        images = [path]
+    elif isinstance(images, bytes | Image.Image):
+        images = [images]
+    elif isinstance(images, np.ndarray | Tensor):
+        images = list(images) if images.ndim == 4 else [images]
+    if not len(images):
+        raise UserError("no images were given; expected at least one")
+    if all(isinstance(image, str | Path) for image in images):
+        paths = [str(Path(str(image)).expanduser()) for image in images]
         if missing := next((path for path in paths if not Path(path).is_file()), None):
             raise UserError(f"{missing}: there is no such file; expected a {KINDS}, or a folder of them")
         return _unnamed(FileSource(paths, lambda path: Path(path).read_bytes(), cache_mb=cache_mb))
-    return _unnamed(_Given([_pixels(picture, row) for row, picture in enumerate(pictures)]))
+    return _unnamed(_Given([_pixels(image, row) for row, image in enumerate(images)]))
+
+
+def _all_below(path: Path, cache_mb: int) -> ImageSet:
+    tree = open_tree(path, everything=True)
+    files = [file for file in sorted(tree.paths) if _is_image(file)]
+    if not files:
+        raise UserError(f"{path} has no images in it; expected files of the kinds {KINDS}")
+    return _unnamed(FileSource(files, tree.read, str(path), cache_mb))
 
 
 def _unnamed(source: Any) -> ImageSet:
     return ImageSet(source, [""], np.zeros(len(source), dtype=np.int64))
 
 
-def _pixels(picture: Any, row: int) -> Tensor:
+def _pixels(image: Any, row: int) -> Tensor:
+    """Pixels of one image in any form, uint8 (3, H, W); `row` is its number for an error message."""
     try:
-        if isinstance(picture, str | Path):
-            picture = Path(picture).expanduser().read_bytes()
-        if isinstance(picture, bytes):
-            return decode(picture, _MAX_SIDE)
-        if isinstance(picture, Image.Image):
-            return from_pil(picture, _MAX_SIDE)
-        if isinstance(picture, np.ndarray | Tensor):
-            return from_array(picture, _MAX_SIDE)
+        if isinstance(image, str | Path):
+            image = Path(image).expanduser().read_bytes()
+        if isinstance(image, bytes):
+            return decode(image, _MAX_SIDE)
+        if isinstance(image, Image.Image):
+            return from_pil(image, _MAX_SIDE)
+        if isinstance(image, np.ndarray | Tensor):
+            return from_array(image, _MAX_SIDE)
     except Exception as error:  # Pillow's decoders raise about anything
-        raise UserError(f"picture {row} is none ({error}); give a {KINDS}, a Pillow image or an array") from error
-    raise UserError(f"picture {row} is a {type(picture).__name__}; give a path, bytes, a Pillow image or an array")
+        raise UserError(f"image {row} is none ({error}); give a {KINDS}, a Pillow image or an array") from error
+    raise UserError(f"image {row} is a {type(image).__name__}; give a path, bytes, a Pillow image or an array")
 
 
-def _is_picture(path: str) -> bool:
-    parts = path.split("/")
-    return path.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in parts)
+def _is_image(path: str) -> bool:
+    """Whether a path ends like an image and nothing in it is hidden."""
+    return path.lower().endswith(ENDINGS) and not any(name.startswith(".") for name in path.split("/"))
 
 
 def _class_folders(tree: Tree, cache_mb: int) -> ImageSet:
-    """One folder a class; one folder around all of them is allowed in an archive."""
+    """The images of a folder or archive with one folder a class; an archive may have one folder around them all."""
     paths = sorted(path for path in tree.paths if path)
     prefix = ""
     tops = {path.split("/")[0] for path in paths if "/" in path}
-    depths = {path.count("/") for path in paths if _is_picture(path)}
-    # Around all of them: no picture lies directly in it.
+    depths = {path.count("/") for path in paths if _is_image(path)}
+    # A folder around all classes, not a class: no image lies directly in it.
     if tree.where.is_file() and len(tops) == 1 and depths and min(depths) > 1:
         prefix = f"{tops.pop()}/"
     classes: dict[str, list[str]] = {}
@@ -130,7 +138,7 @@ def _class_folders(tree: Tree, cache_mb: int) -> ImageSet:
         if not path.startswith(prefix) or not slash or name.startswith("."):
             continue
         files = classes.setdefault(name, [])
-        if file and _is_picture(path):
+        if file and _is_image(path):
             files.append(path)
     _check(tree, classes)
     names = sorted(classes)
@@ -140,17 +148,16 @@ def _class_folders(tree: Tree, cache_mb: int) -> ImageSet:
 
 
 def _check(tree: Tree, classes: dict[str, list[str]]) -> None:
+    """Raise UserError unless these are class folders, each with images and a printable name."""
     if not classes:
-        raise UserError(
-            f"{tree.where} has no class folders; expected one for each class, {tree.where}/CLASS/PICTURE.jpg"
-        )
-    if classes.keys() <= _PARTS:
-        part = "train" if "train" in classes else min(classes)
-        raise UserError(f"{tree.where} holds {', '.join(sorted(classes))} and no classes; give {tree.where}/{part}")
+        raise UserError(f"{tree.where} has no class folders; expected one for each class, {tree.where}/CLASS/IMAGE.jpg")
+    if classes.keys() <= _SPLITS:
+        split = "train" if "train" in classes else min(classes)
+        raise UserError(f"{tree.where} holds {', '.join(sorted(classes))} and no classes; give {tree.where}/{split}")
     if empty := next((name for name, files in sorted(classes.items()) if not files), None):
-        raise UserError(f"class '{empty}' in {tree.where} has no pictures; add a {KINDS}, or remove its folder")
+        raise UserError(f"class '{empty}' in {tree.where} has no images; add a {KINDS}, or remove its folder")
     for name in classes:
-        if not name.isprintable():  # which bytes that are no UTF-8 are not
+        if not name.isprintable():  # a name that is no UTF-8, for one
             raise UserError(f"the class folder {name!a} in {tree.where} has unprintable characters; rename it")
 
 

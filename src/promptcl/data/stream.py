@@ -1,4 +1,4 @@
-"""Tasks, and the pure functions that cut data into a stream of them. K classes."""
+"""Tasks and streams of tasks, and the functions that cut data into tasks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,25 @@ Order = Literal["official", "shuffled"]
 
 
 @dataclass(frozen=True)
+class Scenario:
+    """What a learner has to know about the streams of a scenario."""
+
+    boundaries: bool
+    """Whether it is ever said where a task ends."""
+    masked: bool
+    """Whether classes outside a task may be left out of its loss: not where every task has all classes."""
+
+
+SCENARIOS = {"class": Scenario(True, True), "domain": Scenario(True, False), "gaussian": Scenario(False, True)}
+"""By `Config.scenario`."""
+
+
+@dataclass(frozen=True)
 class Task:
-    """Images that arrive together; the labels of `train` and `test` are indices into `classes`."""
+    """Images that arrive together and the test set that belongs to them.
+
+    `classes` are the classes of `train`, in the order that its labels count; the test set has its own list.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -28,20 +45,40 @@ class Task:
 
 @dataclass(frozen=True)
 class Stream:
-    """Tasks in order, and how they are to be tested."""
+    """Tasks in the order they are learned, the test sets to evaluate on, and what a learner may know of both."""
 
     tasks: list[Task]
+    """What is learned, one after the other."""
+    tests: list[Task]
+    """Tasks whose test sets are evaluated, one column of the accuracy matrix each: one where all share it."""
     everything: Task
-    """All at once, for joint training."""
+    """All training images as one task."""
     one_test: bool = False
-    """All tasks share one test set, which is met after every one of them; else each has its own."""
+    """All tasks share one test set, which has classes that are still to come; else each task has its own."""
+    joint: bool = False
+    """`tasks` is `everything` alone, learned at once, while `tests` are those of the separate tasks."""
     evaluate_every: int = 1
+    """Tasks between two evaluations; one follows the last task in any case."""
     schedule: dict[str, Any] | None = None
     """The Gaussian schedule, for the report."""
 
+    @property
+    def compared(self) -> bool:
+        """Whether old tasks are tested again after new ones, without which forgetting has no meaning."""
+        return not (self.one_test or self.joint)
+
+    @property
+    def unknown_rows(self) -> int:
+        """Rows of the accuracy matrix before the first one that is measured: joint learning has the last row only."""
+        return len(self.tests) - 1 if self.joint else 0
+
+    def tests_after(self, task: int) -> list[Task]:
+        """The tasks on whose test sets to evaluate once task number `task` (from 0) is learned."""
+        return self.tests[: task + 1] if self.compared else self.tests
+
 
 def ordered_classes(names: Sequence[str], order: Order, seed: int) -> tuple[str, ...]:
-    """`names`, or their permutation by `seed`.
+    """Class names in the order they are learned: `names` as they are, or shuffled by `seed`.
 
     `shuffled` uses numpy's legacy permutation of `seed`: frozen across numpy versions, and the usual order of this
     field (seed 1993 gives the order of iCaRL and its successors).
@@ -68,26 +105,27 @@ def class_incremental(split: Split, tasks: int, class_order: Order = "official",
     ]
 
 
-def domain_incremental(parts: Sequence[Domain], common: bool) -> list[Task]:
-    """Each part a task, all with the same classes; `common`: the test sets of all parts are joined into one.
+def domain_incremental(domains: Sequence[Domain], common: bool) -> list[Task]:
+    """Make each domain a task, all with the same classes; `common`: the test sets of all domains are joined into one.
 
-    A part without training images (possible with a common test set) adds its test images only.
+    A domain without training images (possible with a common test set) adds its test images only.
     Raises UserError: a single domain, domains whose classes differ.
     """
-    learned = [part for part in parts if len(part.train)]
+    learned = [domain for domain in domains if len(domain.train)]
     if len(learned) < 2:
         raise UserError(
             f"scenario=domain needs at least two domains to learn but the data has {len(learned)}; "
             "write e.g. data.name=domains data.root=FOLDER"
         )
     first = learned[0]
-    for part in learned[1:]:
-        if odd := sorted(set(first.train.classes) ^ set(part.train.classes)):
+    for domain in learned[1:]:
+        if odd := sorted(set(first.train.classes) ^ set(domain.train.classes)):
             raise UserError(
                 f"scenario=domain needs the same classes in every domain but '{odd[0]}' is in one of "
-                f"'{first.name}' and '{part.name}' only; name the classes alike, or write scenario=class"
+                f"'{first.name}' and '{domain.name}' only; name the classes alike, or write scenario=class"
             )
-    test = concat(list({id(part.test): part.test for part in parts if len(part.test)}.values())) if common else None
+    distinct = {id(domain.test): domain.test for domain in domains if len(domain.test)}
+    test = concat(list(distinct.values())) if common else None
     if test is not None and (odd := sorted(set(test.classes) - set(first.train.classes))):
         raise UserError(f"class '{odd[0]}' is in the common test set but never learned; remove its test images")
-    return [Task(part.name, first.train.classes, part.train, part.test if test is None else test) for part in learned]
+    return [Task(one.name, first.train.classes, one.train, one.test if test is None else test) for one in learned]

@@ -1,1 +1,1 @@
-"""A learner over a stream of tasks, measured."""
+"""Run a learner over a stream of tasks and measure it."""

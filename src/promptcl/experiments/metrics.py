@@ -1,4 +1,4 @@
-"""Continual-learning metrics: pure functions of the accuracy matrix.
+"""Metrics of continual learning as functions of the accuracy matrix.
 
 `matrix[t][i]` is the accuracy (percent, top-1, no task identity given) on the test set of task i after learning task t;
 None above the diagonal. T tasks, numbered from 0.
@@ -14,6 +14,7 @@ Row = Sequence[float | None]
 
 
 def _value(matrix: Sequence[Row], t: int, i: int) -> float:
+    """Accuracy on task i after task t. Raises ValueError where it was not measured."""
     value = matrix[t][i]
     if value is None:
         raise ValueError(f"accuracy of task {i} after task {t} is missing")
@@ -50,7 +51,10 @@ def average_incremental_accuracy(matrix: Sequence[Row]) -> float:
 
 
 def backward_transfer(matrix: Sequence[Row]) -> float | None:
-    """Mean over old tasks of a[T-1][i] - a[i][i] (Lopez-Paz & Ranzato 2017). None for one task."""
+    """Mean gain of old tasks since each was learned: a[T-1][i] - a[i][i] (Lopez-Paz & Ranzato 2017).
+
+    None for one task.
+    """
     last = len(matrix) - 1
     if last < 1:
         return None
@@ -64,7 +68,7 @@ def selection_entropy(counts: Sequence[int]) -> float:
 
 
 def used_prompts(counts: Sequence[int], share: float = 0.01) -> int:
-    """Prompts that make up at least `share` of all selections; the first steps of training touch more."""
+    """Number of prompts with at least `share` of all selections; the first steps of training touch more."""
     return sum(n > 0 and n >= share * sum(counts) for n in counts)
 
 

@@ -1,4 +1,4 @@
-"""What a run shows while it works: plain lines for logs, or a live bar and a table. Imports no torch."""
+"""Show how a run goes on: plain lines for logs, or a live bar and a table. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from promptcl.config.schema import Config
+from promptcl.config import Config
 
 
 class Ui(Protocol):
-    """What experiment.run calls: start; for each task: task, step..., evaluating..., task_done; finished."""
+    """What a run tells whoever shows it, in this order.
 
-    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
-        """The data are loaded and learning begins; `always_trains`: in every task, not in the first alone."""
+    start; for each task: task, step for each step, evaluating for each test set, task_done; finished; warn at any time.
+    """
 
-    def task(self, index: int, name: str, steps: int) -> None:
-        """Task `index` (from 0) begins and will take `steps` optimiser steps (0: nothing is trained by steps)."""
+    def start(self, total_tasks: int, config: Config) -> None:
+        """The data are loaded and learning begins."""
+
+    def task(self, index: int, name: str) -> None:
+        """Task `index` (from 0) begins."""
+
+    def stage(self, number: int, steps: int) -> None:
+        """Stage `number` (from 0) of the task begins and will take `steps` optimiser steps."""
 
     def step(self) -> None:
         """One optimiser step is done."""
@@ -44,12 +50,12 @@ FINISHED = "this run was finished before; nothing was left to do"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A percentage, or `-` where there is none yet."""
+    """The text of a percentage, or `-` where there is none yet."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 class QuietUi:
-    """One plain line a task, for logs."""
+    """Show a run as one plain line for each task, for logs."""
 
     def __init__(self, out: Path, write: Callable[[str], None] = print) -> None:
         """`out` is the run's folder; `write` takes each line."""
@@ -58,27 +64,30 @@ class QuietUi:
         self._total = 0
         self._worked = False
 
-    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
-        """Say what runs."""
+    def start(self, total_tasks: int, config: Config) -> None:
+        """Print what runs."""
         self._total = total_tasks
         self._write(_headline(total_tasks, config))
 
-    def task(self, index: int, name: str, steps: int) -> None:
-        """Nothing."""
+    def task(self, index: int, name: str) -> None:
+        """Print nothing: the line of a task comes when it is done."""
+
+    def stage(self, number: int, steps: int) -> None:
+        """Print nothing."""
 
     def step(self) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def evaluating(self, name: str) -> None:
         """Remember that there was something to do."""
         self._worked = True
 
     def warn(self, text: str) -> None:
-        """A line."""
+        """Print the warning as a line."""
         self._write(f"warning: {text}")
 
     def task_done(self, record: dict[str, Any]) -> None:
-        """The line of the task."""
+        """Print the line of the task."""
         accuracies = " ".join(percent(value) for value in record["accuracies"])
         self._write(
             f"task {record['task'] + 1}/{self._total} classes {record['classes']}"
@@ -89,7 +98,7 @@ class QuietUi:
         )
 
     def finished(self, results: dict[str, Any]) -> None:
-        """The result in one line."""
+        """Print the result in one line."""
         if not self._worked:
             self._write(FINISHED)
         self._write(
@@ -99,11 +108,11 @@ class QuietUi:
         )
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing: there is no bar to take off the screen."""
 
 
 class RichUi:
-    """A bar with the time left, and a table that grows by a row a task and fits 80 columns for any number of tasks."""
+    """Show a run as a bar with the time left, and a table of 80 columns that grows by a row for each task."""
 
     _HEAD = f"{'task':>7} {'average':>8} {'forgetting':>11} {'train':>9} {'test':>9}  "
 
@@ -125,23 +134,27 @@ class RichUi:
         self._total = 0
         self._worked = False
 
-    def start(self, total_tasks: int, config: Config, always_trains: bool = True) -> None:
-        """Say what runs, print the head of the table, start the bar."""
+    def start(self, total_tasks: int, config: Config) -> None:
+        """Print what runs and the head of the table, and start the bar."""
         self._total = total_tasks
-        self._left.tasks, self._left.always_trains = total_tasks, always_trains
-        for part in _headline(total_tasks, config).split(" on frozen "):
-            self._print(part)
+        self._left.tasks = total_tasks
+        for line in _headline(total_tasks, config).split(" on frozen "):
+            self._print(line)
         self._print(f"{'':28}{'images/s':>19}")
         self._print(f"{self._HEAD}accuracy of each task so far")
         self._progress.start()
 
-    def task(self, index: int, name: str, steps: int) -> None:
+    def task(self, index: int, name: str) -> None:
         """Start the bar of a task."""
-        self._left.task(index, steps)
+        self._left.task(index)
         description = f"task {index + 1}/{self._total}: learning"
-        left = self._left.text()
-        self._progress.reset(self._bar, description=description, visible=True, left=left)
-        self._progress.tasks[0].total = steps or None  # which reset would take for "as it was"
+        self._progress.reset(self._bar, description=description, visible=True, left=self._left.text())
+        self._progress.tasks[0].total = None  # which reset would take for "as it was"
+
+    def stage(self, number: int, steps: int) -> None:
+        """Let the bar count the steps of this stage."""
+        self._left.stage(steps)
+        self._progress.reset(self._bar, total=steps, visible=True, left=self._left.text())
 
     def step(self) -> None:
         """Move the bar."""
@@ -156,7 +169,7 @@ class RichUi:
         self._progress.update(self._bar, description=description, left=self._left.text())
 
     def warn(self, text: str) -> None:
-        """A line between the rows."""
+        """Print the warning between the rows of the table."""
         self._print(f"warning: {text}")
 
     def task_done(self, record: dict[str, Any]) -> None:
@@ -195,25 +208,31 @@ class RichUi:
 
 
 class TimeLeft:
-    """Seconds left: later tasks take as many steps as this one and one test set more, or always the one test set."""
+    """Estimate how long a run still takes.
+
+    Later tasks are taken to need as many steps as this one, and one test set more each, unless all share one. While the
+    first task is learned nothing is known of later ones, which with some methods take no steps at all.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """`clock` counts seconds."""
         self.tasks = 1
-        self.always_trains = True
-        """False: only the first task takes steps."""
         self._clock = clock
         self._index = self._steps = self._done_steps = 0
         self._began = self._evaluation = 0.0
         self._recent: deque[float] = deque(maxlen=20)  # seconds a step, without the first of a task: it warms up
         self._single = 0  # tasks between two evaluations on a single test set
 
-    def task(self, index: int, steps: int) -> None:
-        """A task begins."""
-        self._index, self._steps, self._done_steps = index, steps, 0
+    def task(self, index: int) -> None:
+        """Task `index` (from 0) begins."""
+        self._index, self._steps, self._done_steps = index, 0, 0
+
+    def stage(self, steps: int) -> None:
+        """A stage of `steps` steps begins."""
+        self._steps += steps
 
     def step(self) -> None:
-        """A step is done."""
+        """Note the time of a step that is done."""
         now = self._clock()
         if self._done_steps:
             self._recent.append(now - self._began)
@@ -227,35 +246,36 @@ class TimeLeft:
             self._single = index + 1
 
     def seconds(self) -> float | None:
-        """Estimate; None before the first few steps."""
+        """Estimated seconds left; None before the first few steps."""
         if len(self._recent) < 3:
             return None
         steps = self._steps - self._done_steps
-        if self.always_trains:
-            steps += self._steps * (self.tasks - self._index - 1)
+        step = sum(self._recent) / len(self._recent)
+        if self._index == 0:
+            return steps * step
+        steps += self._steps * (self.tasks - self._index - 1)
         tests = sum(range(self._index + 1, self.tasks + 1))
         if self._single:
             tests = (self.tasks - self._index - 1) // self._single + 1
-        return steps * sum(self._recent) / len(self._recent) + tests * self._evaluation
+        return steps * step + tests * self._evaluation
 
     def text(self) -> str:
-        """`4 min left`, or nothing yet."""
+        """Text such as `4 min left`; empty while nothing is known."""
         seconds = self.seconds()
         if not seconds:
             return ""
-        # Nothing is known yet of what tasks without training take.
-        only_training = not self.always_trains and self._index == 0 and self.tasks > 1
-        return f"{_duration(seconds)} {'of training ' if only_training else ''}left"
+        return f"{_duration(seconds)} left{' in this task' if self._index == 0 and self.tasks > 1 else ''}"
 
 
 def _headline(total_tasks: int, config: Config) -> str:
+    """What runs: method, data, tasks, seed and backbone in one line."""
     tasks = "1 task" if total_tasks == 1 else f"{total_tasks} tasks"
     backbone = f"{config.backbone.name} ({Path(config.backbone.weights).name} weights)"
     return f"{config.method['name']}, {config.data.name}, {tasks}, seed {config.seed} on frozen {backbone}"
 
 
 def _rows(left: str, cells: Sequence[str], width: int) -> list[str]:
-    """The row of a task; accuracies that do not fit go on below, under their column."""
+    """The row of a task as lines; accuracies that do not fit go on below, under their column."""
     per_line = max(1, (width - len(left)) // 6)
     lines = [
         "".join(f"{cell:>5} " for cell in cells[i : i + per_line]).rstrip() for i in range(0, len(cells), per_line)
@@ -264,6 +284,7 @@ def _rows(left: str, cells: Sequence[str], width: int) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
+    """Seconds as text with a fitting unit."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

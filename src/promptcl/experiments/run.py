@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from promptcl import store
+from promptcl.config.extensions import needs_trust
 from promptcl.config.schema import Config, dump_config
 from promptcl.data.scenario import make_stream
 from promptcl.data.splits import load_domains
@@ -75,7 +76,7 @@ def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner
     """The learner of the run in `out`, saved there: `learner`, or the one to go on with; its notes keep the results."""
     folder, wanted = out / STORE, learner.config
     if resume and processes.on_first(lambda: store.checksum(folder)) is not None:
-        learner = Learner.load(folder, backbone=learner.backbone, trust="." in wanted.method["name"])
+        learner = Learner.load(folder, backbone=learner.backbone, trust=needs_trust(wanted))
         if learner.config != wanted:
             raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
         return learner
@@ -126,7 +127,7 @@ def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[s
     matrix: Matrix = done["matrix"]
     row: list[float | None] = [e["accuracy"] for e in evaluations]
     width = 1 if stream.one_test else len(stream.tests)
-    if not stream.history and not stream.one_test:
+    if not stream.compared and not stream.one_test:
         matrix += [[None] * width for _ in range(width - 1)]  # only the last row is known
     matrix.append(row + [None] * (width - len(row)))
     done["images"] += sum(learned["images"] for learned in done["learned"])
@@ -134,7 +135,7 @@ def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[s
     done["statistics"]["test"] = [e["statistics"] for e in evaluations]
     record = _record(t, task, learner, done["learned"], evaluations)
     record["images_so_far"] = done["images"]
-    record["forgetting"] = metrics.forgetting([r[: t + 1] for r in matrix]) if stream.history else None
+    record["forgetting"] = metrics.forgetting([r[: t + 1] for r in matrix]) if stream.compared else None
     done["records"].append(record)
     _watch_pool(done, ui)
     done["learned"] = []
@@ -211,7 +212,7 @@ def _record(
 def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, Any]) -> dict[str, Any]:
     """Everything a reader needs to trust the number; metrics that mean nothing in this scenario are null."""
     matrix: Matrix = done["matrix"]
-    several, statistics = stream.history, done["statistics"]
+    several, statistics = stream.compared, done["statistics"]
     found = {part: _pool(rows) for part, rows in statistics.items()}
     pool = found if any(any(rows) for rows in found.values()) else None
     return {

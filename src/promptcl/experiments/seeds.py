@@ -1,4 +1,4 @@
-"""One recipe with several seeds: a run each, and summary.json over them."""
+"""Run one recipe with several seeds and write summary.json over them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from promptcl.config.schema import Config
+from promptcl.config import Config
 from promptcl.errors import UserError
 from promptcl.experiments import run as experiment
 from promptcl.experiments.metrics import mean_std
 from promptcl.experiments.progress import Ui
 from promptcl.runtime import processes
 from promptcl.runtime.device import pick_device, with_precision
-from promptcl.store.folder import with_absolute_paths
+from promptcl.store import with_absolute_paths
 
 METRICS = ("average_accuracy", "forgetting", "learning_accuracy", "average_incremental_accuracy")
 
 
 def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> dict[str, Any]:
-    """Run each config into `out`/seedSEED and write `out`/summary.json: n, and mean and std of every metric.
+    """Run each configuration into `out`/seedSEED and write `out`/summary.json: n, mean and std of every metric.
 
     A run that is already there is kept if its settings are the same, and one that was interrupted goes on, so the
     command can be given again after it was interrupted. A metric that a method does not have is null.
@@ -43,17 +43,20 @@ def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> 
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary in one line."""
-    parts = []
+    """One line that says the means and standard deviations of a summary."""
+    means = []
     for metric in METRICS[:3]:
         if (found := summary[metric]) is not None:
             spread = "" if found["std"] is None else f" ± {found['std']:.2f}"
-            parts.append(f"{metric.replace('_', ' ')} {found['mean']:.2f}{spread}")
-    return f"{summary['n']} seeds: {', '.join(parts)}"
+            means.append(f"{metric.replace('_', ' ')} {found['mean']:.2f}{spread}")
+    return f"{summary['n']} seeds: {', '.join(means)}"
 
 
 def _finished(config: Config, folder: Path) -> dict[str, Any] | None:
-    """Results of a finished run of `config` in `folder`; None if there are none."""
+    """Results of a finished run of `config` in `folder`; None if there are none.
+
+    Raises UserError where those of a run with other settings are there.
+    """
     path = folder / "results.json"
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""TensorBoard event files of a run, written task by task. Needs the extra `tensorboard`."""
+"""Write TensorBoard event files of a run, task by task. Needs the extra `tensorboard`."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ class _Events:
 
 
 def with_events(ui: Ui, folder: Path) -> Ui:
-    """`ui`, which now also writes event files into `folder` (read them with `tensorboard --logdir`)."""
+    """A Ui that shows what `ui` shows and writes event files into `folder` (for `tensorboard --logdir`)."""
     return cast(Ui, _Events(ui, folder))

@@ -1,4 +1,4 @@
-"""A name or a YAML file -> Config, and what recipes, methods and data sets exist. Imports no torch."""
+"""Recipes: configurations by name or from a YAML file, and what methods and data sets exist. Imports no torch."""
 
 from promptcl.recipes.load import load_config, resolve
 from promptcl.recipes.registry import available

@@ -1,4 +1,4 @@
-"""Recipes: a YAML file plus key=value -> Config, and what exists in the folders. Imports no torch."""
+"""Make a configuration from a recipe or a YAML file and key=value. Imports no torch until it does."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from promptcl.config import Config
+from promptcl.config.extensions import check_trust
 from promptcl.config.messages import unknown_key
 from promptcl.config.overrides import UnknownKey, assign, keys_of, safe_yaml, section_of, split_override, validate
-from promptcl.config.schema import Config
 from promptcl.errors import UserError
-from promptcl.recipes.registry import ROOT, check_name
+from promptcl.recipes.registry import recipe_file
 
 if TYPE_CHECKING:
     from promptcl.methods._base import Method
@@ -21,7 +22,8 @@ def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool 
     """The configuration of a recipe (by name) or YAML file, changed by `key=value` with dotted keys.
 
     Naming another method drops the recipe's options of its own method, naming another backbone its `backbone.kwargs`.
-    Every option of the method is filled in.
+    Every option of the method is filled in. `trust` allows a method or data set outside promptcl, whose code then runs:
+    NAME.py in the current folder, or a dotted name.
     Raises UserError, in one sentence, for an unknown recipe, method, data set or key and for a bad value.
     """
     data = _read(recipe_or_path)
@@ -37,38 +39,40 @@ def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool 
 
 
 def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = False) -> Config:
-    """As `load_config`, from the content of a YAML file; `trust` allows a method outside promptcl (`a.module`)."""
+    """The configuration in `data`, the content of a YAML file, changed by `key=value`; `data` is used up.
+
+    `trust` as of `load_config`; without it nothing outside promptcl is imported.
+    Raises UserError as `load_config` does.
+    """
     changes = [split_override(text) for text in overrides]
     backbone = data.get("backbone")
     if isinstance(backbone, dict) and dict(changes).get("backbone.name", backbone.get("name")) != backbone.get("name"):
         backbone.pop("kwargs", None)
-    method = _method(
-        data.pop("method", None), [text for key, text in changes if key in ("method", "method.name")], trust
-    )
+    method = _method(data.pop("method", None), [text for key, text in changes if key in ("method", "method.name")])
+    name = method.pop("name")
+    check_trust("method", name, trust)
     try:
         for key, text in changes:
             if key.split(".")[0] != "method":
                 assign(data, Config, key, text)
         config: Config = validate(Config, data)
-        check_name("datasets", config.data.name, "data.name")
-        model = _model(method["name"])
-        options = model.Options
-        values = {key: value for key, value in method.items() if key != "name"}
+        check_trust("data", config.data.name, trust)
+        options = _model(name).Options
         for key, text in changes:
             if key.startswith("method.") and key != "method.name":
-                assign(values, options, key, text, prefix="method.")
-        resolved = validate(options, values, prefix="method.")
+                assign(method, options, key, text, prefix="method.")
+        resolved = validate(options, method, prefix="method.")
     except UnknownKey as error:
-        known = [*keys_of(Config), "method.name", *keys_of(_model(method["name"]).Options, "method.")]
-        raise UserError(unknown_key(error.key, [name for name in known if name != "method"])) from None
-    return config.model_copy(update={"method": {"name": method["name"], **resolved.model_dump(mode="json")}})
+        known = [*keys_of(Config), "method.name", *keys_of(_model(name).Options, "method.")]
+        raise UserError(unknown_key(error.key, [key for key in known if key != "method"])) from None
+    return config.model_copy(update={"method": {"name": name, **resolved.model_dump(mode="json")}})
 
 
 def _read(recipe_or_path: str) -> dict[str, Any]:
+    """The mapping in the YAML of a recipe or file. Raises UserError for what cannot be read or is no mapping."""
     path = Path(recipe_or_path)
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
-        check_name("recipes", recipe_or_path, "recipe")
-        path = ROOT / "recipes" / f"{recipe_or_path}.yaml"
+        path = recipe_file(recipe_or_path)
     try:
         data = safe_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -84,7 +88,7 @@ def _read(recipe_or_path: str) -> dict[str, Any]:
     }
 
 
-def _method(section: Any, named: list[str], trust: bool) -> dict[str, Any]:
+def _method(section: Any, named: list[str]) -> dict[str, Any]:
     """The method section with its name; `named` are the names that the command line gives, the last one counts."""
     method = {"name": section} if isinstance(section, str) else section or {}
     if not isinstance(method, dict):
@@ -94,15 +98,11 @@ def _method(section: Any, named: list[str], trust: bool) -> dict[str, Any]:
     method = {"name": Config().method["name"], **{str(key): value for key, value in method.items()}}
     if named and named[-1] != method["name"]:
         method = {"name": named[-1]}
-    name = str(method["name"])
-    if "." in name and all(part.isidentifier() for part in name.split(".")):
-        if not trust:
-            raise UserError(
-                f"method.name={name} is code outside promptcl, which would run: give --trust if you trust it"
-            )
-    else:
-        check_name("methods", name, "method.name")
-    return method
+    if method["name"] == "joint":
+        raise UserError(
+            "method.name=joint is the setting joint=true now; write method.name=linear joint=true train.mask=false"
+        )
+    return {**method, "name": str(method["name"])}
 
 
 def _model(method: str) -> type[Method]:

@@ -1,24 +1,19 @@
-"""What methods, data sets and recipes exist: the folder is the registry. Imports no torch."""
+"""What recipes, methods and data sets exist: a file in the right folder is all it takes. Imports no torch."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from promptcl.config.messages import did_you_mean
 from promptcl.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-
 
 ROOT = Path(__file__).parents[1]
 _FOLDERS = {"recipes": ("recipes", ".yaml"), "methods": ("methods", ".py"), "datasets": ("data/datasets", ".py")}
 
 
 def available(kind: str) -> dict[str, str]:
-    """Name -> one line, for `recipes`, `methods` or `datasets`: the folder is the registry.
+    """Name -> one line about it, for the `recipes`, `methods` or `datasets` inside promptcl.
 
     The line is the first line of the YAML's header or of the module's docstring; nothing is imported.
     Raises UserError for another kind.
@@ -30,12 +25,13 @@ def available(kind: str) -> dict[str, str]:
     return {path.stem: _first_line(path) for path in files}
 
 
-def check_name(kind: str, name: str, key: str) -> None:
-    """Raise UserError if no recipe, method or data set (`kind`) is called `name`; `key` is where it was asked for."""
-    known = available(kind)
+def recipe_file(name: str) -> Path:
+    """The YAML file of the recipe `name`. Raises UserError if no recipe is called so."""
+    known = available("recipes")
     if name not in known:
         hint = did_you_mean(name, known) or f"; they are {', '.join(known)}"
-        raise UserError(f"{key}={name}: not one of the {kind} that `promptcl list {kind}` shows{hint}")
+        raise UserError(f"recipe={name}: not one of the recipes that `promptcl list recipes` shows{hint}")
+    return ROOT / "recipes" / f"{name}.yaml"
 
 
 def _first_line(path: Path) -> str:

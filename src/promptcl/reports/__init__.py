@@ -1,1 +1,1 @@
-"""Pages and figures from results.json, never from a model."""
+"""Make pages and figures from results.json, never from a model."""

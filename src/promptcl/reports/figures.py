@@ -1,4 +1,4 @@
-"""Figures of a report: matplotlib in, SVG text and PNG bytes out. Needs the extra `report`; imports no torch.
+"""Draw the figures of a report with matplotlib, as SVG text and PNG bytes. Needs the extra `report`; imports no torch.
 
 T tasks, M prompts, E micro-tasks, K classes. Missing values are NaN.
 """
@@ -40,8 +40,8 @@ STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn figure."""
+class Drawing:
+    """A drawn figure as SVG and PNG, with what it shows in words."""
 
     name: str
     """Name of the PNG file, without `.png`."""
@@ -54,21 +54,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a comparison."""
+    """One line of a comparison: a value after each task, for each seed."""
 
     index: int
     """Number of its group; decides colour and marker, the same in every figure."""
     label: str
     steps: list[int]
-    """[T] tasks learned at each point"""
+    """Tasks learned at each point, [T]."""
     values: Array
-    """[seeds, T]"""
+    """The value of each seed at each point, [seeds, T]."""
     whole: bool = False
     """Learned all tasks at once: T is 1 and the line is level."""
 
 
-def picture(name: str, title: str, alt: str, height: float, draw: Callable[[Figure], None]) -> Picture:
-    """Draw on an empty figure of the common width and `height` inches."""
+def drawing(name: str, title: str, alt: str, height: float, draw: Callable[[Figure], None]) -> Drawing:
+    """Call `draw` on an empty figure of the common width and `height` inches, and write it as SVG and PNG."""
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # only the PNG shows a box for it
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -77,11 +77,11 @@ def picture(name: str, title: str, alt: str, height: float, draw: Callable[[Figu
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(svg, format="svg", transparent=True, metadata=metadata, dpi=200)
         figure.savefig(png, format="png", facecolor="white", dpi=160)
-    return Picture(name, title, alt, inline(svg.getvalue(), name, alt), png.getvalue())
+    return Drawing(name, title, alt, inline(svg.getvalue(), name, alt), png.getvalue())
 
 
 def inline(svg: str, name: str, alt: str) -> str:
-    """The <svg> element for a page that holds several: own ids, the page's text colour, fluid width, a label."""
+    """Make an SVG fit for a page with several: ids of its own, the page's text colour, fluid width, a label."""
     svg = re.sub(r'(\bid="|url\(#|href="#)', lambda match: f"{match[1]}{name}-", svg[svg.index("<svg") :])
     svg = svg.replace(INK, "currentColor")
     size = re.search(r'viewBox="[^"]*"', svg)
@@ -92,7 +92,10 @@ def inline(svg: str, name: str, alt: str) -> str:
 
 
 def heat(axes: Axes, values: Array, top: float, names: Sequence[int] = ()) -> Any:
-    """Rows downwards, numbered from 1 or as `names`, colours for 0..top; numbers in the cells where there is room."""
+    """Draw a heat map with colours for 0..top, and numbers in its cells where there is room.
+
+    Rows go downwards, numbered from 1 or as `names`; columns are numbered from 1.
+    """
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     rows, columns = values.shape
     axes.spines[:].set_visible(False)
@@ -109,12 +112,12 @@ def heat(axes: Axes, values: Array, top: float, names: Sequence[int] = ()) -> An
 
 
 def heat_height(rows: int, most: float) -> float:
-    """Inches for a heat map with `rows` rows."""
+    """Height in inches of a heat map with `rows` rows, at most `most`."""
     return min(most, max(2.2, 1.2 + 0.3 * rows))
 
 
-def accuracy_matrix(name: str, title: str, alt: str, matrix: Array) -> Picture:
-    """Accuracy [T, T] in percent: row t after learning task t, column i on task i."""
+def accuracy_matrix(name: str, title: str, alt: str, matrix: Array) -> Drawing:
+    """Draw the accuracies [T, T] in percent: row t after learning task t, column i on task i."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -122,11 +125,14 @@ def accuracy_matrix(name: str, title: str, alt: str, matrix: Array) -> Picture:
         axes.set(xlabel="test set of task", ylabel="after learning task")
         figure.colorbar(image, label="accuracy (%)")
 
-    return picture(name, title, alt, heat_height(len(matrix), 4.2), draw)
+    return drawing(name, title, alt, heat_height(len(matrix), 4.2), draw)
 
 
-def prompt_selections(name: str, title: str, alt: str, shares: Array, entropy: Array, tasks: Sequence[int]) -> Picture:
-    """Shares [T, M] in percent of a task's selections, their entropy [T] in bits, and the numbers of the tasks."""
+def prompt_selections(name: str, title: str, alt: str, shares: Array, entropy: Array, tasks: Sequence[int]) -> Drawing:
+    """Draw what share of a task's selections each prompt has, [T, M] in percent, and their entropy [T] in bits.
+
+    `tasks` are the numbers of the rows.
+    """
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(5, 1))
@@ -141,11 +147,11 @@ def prompt_selections(name: str, title: str, alt: str, shares: Array, entropy: A
         right.spines["left"].set_visible(False)
         figure.colorbar(image, ax=[left, right], label="% of selections")
 
-    return picture(name, title, alt, heat_height(len(shares), 4.2), draw)
+    return drawing(name, title, alt, heat_height(len(shares), 4.2), draw)
 
 
-def curves(name: str, title: str, alt: str, ylabel: str, lines: Sequence[Curve]) -> Picture:
-    """Mean over seeds of a value after each task, with a band of one standard deviation."""
+def curves(name: str, title: str, alt: str, ylabel: str, lines: Sequence[Curve]) -> Drawing:
+    """Draw the mean over seeds of a value after each task, with a band of one standard deviation."""
     legend = len(lines) > 1
 
     def draw(figure: Figure) -> None:
@@ -171,11 +177,11 @@ def curves(name: str, title: str, alt: str, ylabel: str, lines: Sequence[Curve])
         if legend:
             figure.legend(loc="outside lower left", frameon=False)
 
-    return picture(name, title, alt, 3.0 + 0.22 * len(lines) * legend, draw)
+    return drawing(name, title, alt, 3.0 + 0.22 * len(lines) * legend, draw)
 
 
-def finals(name: str, title: str, alt: str, xlabel: str, lines: Sequence[Curve]) -> Picture:
-    """Last value of each line: a dot a seed, and mean with standard deviation."""
+def finals(name: str, title: str, alt: str, xlabel: str, lines: Sequence[Curve]) -> Drawing:
+    """Draw the last value of each line: a dot for each seed, and mean with standard deviation."""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -188,11 +194,11 @@ def finals(name: str, title: str, alt: str, xlabel: str, lines: Sequence[Curve])
         axes.set(xlabel=xlabel, ylim=(len(lines) - 0.5, -0.5), xlim=at_least_two(axes.get_xlim()))
         axes.grid(axis="x", color="#808080", alpha=0.3, lw=0.6)
 
-    return picture(name, title, alt, 1.2 + 0.3 * len(lines), draw)
+    return drawing(name, title, alt, 1.2 + 0.3 * len(lines), draw)
 
 
-def schedule(name: str, title: str, alt: str, drawn: Array, expected: Array) -> Picture:
-    """A stream without task boundaries: probability [E, K] of the drawn classes, expected number of classes [E]."""
+def schedule(name: str, title: str, alt: str, drawn: Array, expected: Array) -> Drawing:
+    """Draw a stream without task boundaries: probability [E, K] of drawn classes, expected number of classes [E]."""
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -211,11 +217,11 @@ def schedule(name: str, title: str, alt: str, drawn: Array, expected: Array) -> 
         lower.legend(frameon=False, ncols=2, fontsize=8)
         lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
-    return picture(name, title, alt, 4.6, draw)
+    return drawing(name, title, alt, 4.6, draw)
 
 
 def at_least_two(limits: tuple[float, float]) -> tuple[float, float]:
-    """Limits of an axis in percent, two points apart or more: a scale of rounding errors would make mountains."""
+    """Widen the limits of an axis in percent to two points: rounding errors must not look like differences."""
     low, high = limits
     return (low, high) if high - low >= 2 else (low - 1, high + 1)
 

@@ -1,4 +1,4 @@
-"""Groups of runs -> one HTML page that needs no network, and a PNG of every figure. Imports no torch.
+"""Write one HTML page about groups of runs, which needs no network, and a PNG of every figure. Imports no torch.
 
 T tasks, M prompts.
 """
@@ -17,7 +17,7 @@ import yaml
 from promptcl.errors import UserError
 from promptcl.experiments.metrics import mean_std
 from promptcl.reports import figures
-from promptcl.reports.figures import Curve, Picture
+from promptcl.reports.figures import Curve, Drawing
 from promptcl.reports.results import Array, Counts, Group, Results, as_array, read
 
 METRICS = {"average_accuracy": "average accuracy", "forgetting": "forgetting", "learning_accuracy": "learning accuracy"}
@@ -35,7 +35,7 @@ class Numbers:
 class Shown:
     """A figure, a remark below it, and its numbers."""
 
-    picture: Picture
+    drawing: Drawing
     remark: str
     numbers: Numbers
 
@@ -71,13 +71,13 @@ def write(paths: Sequence[Path], out: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     shown = [*compared, *(one for _, first, pool in sections for one in [*first, *pool])]
     for one in shown:
-        (folder / f"{one.picture.name}.png").write_bytes(one.picture.png)
+        (folder / f"{one.drawing.name}.png").write_bytes(one.drawing.png)
     out.write_text(page, encoding="utf-8")
     return len(shown)
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation; the value alone for one seed; `-` where there is none."""
+    """The text `mean ± standard deviation`; the value alone for one seed; `-` where a value is missing."""
     found = mean_std(values)
     if found is None:
         return "-"
@@ -85,7 +85,7 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def label(group: Group, groups: Sequence[Group]) -> str:
-    """Letter and name; the name alone where there is one group."""
+    """What a figure calls a group: its letter and name, or the name alone where there is one group."""
     return f"{group.letter} {group.name}" if len(groups) > 1 else group.name
 
 
@@ -142,22 +142,23 @@ def _section(group: Group) -> list[Shown]:
 
 
 def _pool(group: Group) -> list[Shown]:
-    """What was selected from the pool, seed by seed: their prompts have nothing but the numbers in common."""
+    """Figures of the selected prompts, one for each seed: prompts of two seeds have only their numbers in common."""
     found = []
     for run in group.runs:
         several = len(group.runs) > 1
         name = f"{group.letter.lower()}-prompts" + (f"-seed{run.seed}" if several else "")
-        for part, when in (("train", "in training"), ("test", "in the last tests")):
-            rows: list[Counts | None] = getattr(run.prompt_selections, part, [])
+        for phase, when in (("train", "in training"), ("test", "in the last tests")):
+            rows: list[Counts | None] = getattr(run.prompt_selections, phase, [])
             if any(row and len(row) > 1 and sum(row) for row in rows):  # of one prompt there is nothing to tell
                 title = f"Prompts selected {when}" + (f" (seed {run.seed})" if several else "")
-                matches = getattr(run.pool, part, [])
+                matches = getattr(run.pool, phase, [])
                 cosines = [match.cosine for match in matches if match is not None]
-                found.append(_selections(f"{name}-{part}", title, rows, cosines, _numbers(run, rows, part)))
+                found.append(_selections(f"{name}-{phase}", title, rows, cosines, _numbers(run, rows, phase)))
     return found
 
 
 def _matrix(group: Group) -> Shown:
+    """Figure of the accuracy matrix of a group, mean over its seeds."""
     matrix = group.matrix()
     seeds = f", mean of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
     title = f"Accuracy matrix{seeds}"
@@ -169,16 +170,16 @@ def _matrix(group: Group) -> Shown:
     return Shown(figures.accuracy_matrix(f"{group.letter.lower()}-accuracy", title, alt, matrix), "", numbers)
 
 
-def _numbers(run: Results, rows: Sequence[object], part: str) -> list[int]:
-    """Numbers of the tasks of `rows`: those measured after (train), or those whose test sets they are."""
+def _numbers(run: Results, rows: Sequence[object], phase: str) -> list[int]:
+    """The task number of each row: the task it was measured after (train), or whose test set it is (test)."""
     measured = [task.task + 1 for task in run.tasks]
-    return measured if part == "train" and len(measured) == len(rows) else list(range(1, len(rows) + 1))
+    return measured if phase == "train" and len(measured) == len(rows) else list(range(1, len(rows) + 1))
 
 
 def _selections(
     name: str, title: str, counts: Sequence[Counts | None], cosines: Sequence[float], tasks: Sequence[int]
 ) -> Shown:
-    """Share of each prompt in each task's selections, and how evenly they are spread."""
+    """Figure of the share of each prompt in each task's selections, and of how evenly they are spread."""
     width = max(len(row) for row in counts if row)
     array = as_array([row if row and sum(row) else [None] * width for row in counts])
     shares = array / array.sum(axis=1, keepdims=True)
@@ -209,12 +210,12 @@ def entropy(shares_TM: Array) -> Array:
 
 
 def _differences(groups: Sequence[Group]) -> list[list[str]]:
-    """Settings that differ: key and the value of each group (empty where a group has no such setting)."""
+    """Rows of the settings that differ: key, and the value of each group (empty where it has no such setting)."""
     settings = [group.runs[0].settings for group in groups]
     rows = []
     for key in dict.fromkeys(key for one in settings for key in one):
         values = [one.get(key) for one in settings]
-        # Another method has other options; that is told by method.name.
+        # Another method has other options; the row of method.name says so already.
         compared = [value for value in values if value is not None or not key.startswith("method.")]
         if len(set(compared)) > 1:
             rows.append([key, *(value or "" for value in values)])

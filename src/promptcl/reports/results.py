@@ -1,4 +1,4 @@
-"""Finished runs read back from results.json, and grouped by their settings. Imports no torch. T tasks, M prompts."""
+"""Read finished runs from results.json and group them by their settings. Imports no torch. T tasks, M prompts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ Array = npt.NDArray[np.float64]
 Counts = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
-class _Part(BaseModel):
+class _Piece(BaseModel):
+    """Base of everything that is read of results.json."""
+
     model_config = ConfigDict(allow_inf_nan=False)  # keys that a later version adds are ignored
 
 
-class Record(_Part):
+class Record(_Piece):
     """A measurement of a run, after one task."""
 
     task: int
@@ -32,28 +34,28 @@ class Record(_Part):
     forgetting: float | None = None
 
 
-class Selections(_Part):
-    """Selections of each prompt: a list a task."""
+class Selections(_Piece):
+    """How often each prompt was selected: one list for each task."""
 
     train: list[Counts | None] = []
     test: list[Counts | None] = []
 
 
-class Match(_Part):
+class Match(_Piece):
     """How well the selected keys fit the queries."""
 
     cosine: float
 
 
-class Pool(_Part):
-    """A list a task, as in Selections."""
+class Pool(_Piece):
+    """How well keys fit queries, one entry for each task, as in Selections."""
 
     train: list[Match | None] = []
     test: list[Match | None] = []
 
 
-class Schedule(_Part):
-    """A stream without task boundaries: when each class peaks, and the classes drawn for each micro-task."""
+class Schedule(_Piece):
+    """The schedule of a stream without task boundaries: when each class peaks, and what each micro-task drew."""
 
     steps: int
     sigma: float = Field(gt=0)
@@ -79,8 +81,8 @@ class Schedule(_Part):
         return drawn_EK
 
 
-class Results(_Part):
-    """What is read of results.json."""
+class Results(_Piece):
+    """The part of results.json that reports use."""
 
     average_accuracy: float
     forgetting: float | None
@@ -133,7 +135,7 @@ class Group:
         return len(self.runs[0].tasks) == 1 and self.runs[0].learning_accuracy is None
 
     def curve(self, key: str) -> Array:
-        """A value after each task, [seeds, T]; NaN where there is none."""
+        """The value `key` after each task, [seeds, T]; NaN where there is none."""
         return as_array([[getattr(task, key) for task in run.tasks] for run in self.runs])
 
     def matrix(self) -> Array:
@@ -143,7 +145,7 @@ class Group:
 
 
 def read(paths: Sequence[Path]) -> list[Group]:
-    """Groups of the runs in `paths`: folders of runs, folders written with --seeds, or results.json files.
+    """Read and group the runs in `paths`: folders of runs, folders written with --seeds, or results.json files.
 
     Raises:
         UserError: a path that is no run, or results that cannot be read.
@@ -198,13 +200,13 @@ def _load(path: Path) -> Results:
 
 
 def _name(folder: Path) -> str:
-    """What a folder is called without its seed."""
+    """The name of a run's folder without its seed."""
     name = folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
     return re.sub(r"-seed\d+(-\d+)?$", "", name) or "run"
 
 
 def _letters(number: int) -> str:
-    """A, B, ..., Z, AA, AB, ..."""
+    """The letter of a group by its number from 0: A, B, ..., Z, AA, AB, ..."""
     head = _letters(number // 26 - 1) if number >= 26 else ""
     return head + chr(ord("A") + number % 26)
 

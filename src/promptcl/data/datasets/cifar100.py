@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torchvision
 
-from promptcl.config.schema import DataConfig
+from promptcl.config import DataConfig
 from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
@@ -23,16 +23,18 @@ def load(config: DataConfig) -> Split:
             f"data.name=cifar100 takes a folder as data.root but {root} is a file; "
             f"for an archive of images write data.name=folder data.root={root}"
         )
-    train = _part(root, train=True)
-    return Split(train, train.select([]) if config.validation_per_class is not None else _part(root, train=False))
+    train = _half(root, train=True)
+    return Split(train, train.select([]) if config.validation_per_class is not None else _half(root, train=False))
 
 
-def _part(root: Path, train: bool) -> ImageSet:
+def _half(root: Path, train: bool) -> ImageSet:
     try:
-        part = torchvision.datasets.CIFAR100(str(root), train=train, download=True)
+        images = torchvision.datasets.CIFAR100(str(root), train=train, download=True)
     except (OSError, RuntimeError, EOFError) as error:
         raise UserError(
             f"CIFAR-100 is not in {root} and could not be downloaded ({error}); put cifar-100-python.tar.gz there, "
             "or write data.name=folder data.root=PATH for a folder or archive with train/CLASS/... and test/CLASS/..."
         ) from error
-    return ImageSet(ArraySource(part.data, f"CIFAR-100 {'train' if train else 'test'}"), part.classes, part.targets)
+    return ImageSet(
+        ArraySource(images.data, f"CIFAR-100 {'train' if train else 'test'}"), images.classes, images.targets
+    )

@@ -9,23 +9,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from promptcl.config.schema import DataConfig
+from promptcl.config import DataConfig
 from promptcl.data.archive import open_tree
 from promptcl.data.images import FileSource, ImageSet
-from promptcl.data.splits import Domain, Split, join, ordered
+from promptcl.data.splits import Domain, ordered
 from promptcl.errors import UserError
 
 TRAIN, TEST = (1, 2, 4, 5, 6, 8, 9, 11), (3, 7, 10)
 FRAME = re.compile(r"(?:^|/)s(\d+)/o(\d+)/([^/]+)\.png$", re.IGNORECASE)
 
 
-def load(config: DataConfig) -> Split:
-    """All parts as one; raises as load_domains does."""
-    return join(load_domains(config))
-
-
 def load_domains(config: DataConfig) -> list[Domain]:
-    """One part for each training session, called s1, s2, s4, ...; all share the test set.
+    """One domain for each training session, called s1, s2, s4, ...; all share the test set.
 
     In the test set the frames of an object alternate between the three sessions, so that test_per_class takes from all.
     Raises UserError: no root, a session without frames.

@@ -13,29 +13,24 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from promptcl.config.schema import DataConfig
+from promptcl.config import DataConfig
 from promptcl.data.archive import Tree, open_tree
 from promptcl.data.datasets import npz
 from promptcl.data.decode import ENDINGS
 from promptcl.data.images import FileSource, ImageSet
-from promptcl.data.splits import Domain, Split, in_stored_order, join, ordered
+from promptcl.data.splits import Domain, in_stored_order, ordered
 from promptcl.errors import UserError
 
 HEADER = ("path", "split", "domain", "class")
 
 
 class Row(NamedTuple):
-    """One image of a list."""
+    """One image: its file, and what split, domain and class it belongs to."""
 
     path: str
     split: str  # train, test, or empty: not said
     domain: str
     label: str
-
-
-def load(config: DataConfig) -> Split:
-    """All parts as one; raises as load_domains does."""
-    return join(load_domains(config))
 
 
 def load_domains(config: DataConfig) -> list[Domain]:
@@ -48,14 +43,14 @@ def load_domains(config: DataConfig) -> list[Domain]:
     root = Path(config.root).expanduser()
     files = {file.stem: file for file in sorted(root.glob("*.npz"))} if root.is_dir() else {}
     if files:
-        parts = []
+        domains = []
         for name in ordered(list(files), config.order, "domains"):
-            parts.append(Domain(name, *npz.load(config.model_copy(update={"root": str(files[name])}))))
-        return _same_classes(parts)
+            domains.append(Domain(name, *npz.load(config.model_copy(update={"root": str(files[name])}))))
+        return _same_classes(domains)
     tree = open_tree(root, everything=True)
     tables = sorted((p for p in tree.paths if p.rpartition("/")[2] == "split.tsv"), key=lambda p: p.count("/"))
     rows = read_table(tree, tables[0]) if tables else _by_folder(tree)
-    return _parts(tree, rows, config)
+    return _domains(tree, rows, config)
 
 
 def read_table(tree: Tree, path: str) -> list[Row]:
@@ -82,12 +77,15 @@ def read_table(tree: Tree, path: str) -> list[Row]:
 
 
 def _plain(name: str) -> str:
-    """One spelling for what looks the same: macOS decomposes accents in file names."""
+    """Give names that look the same one spelling: macOS writes an accent in file names as a letter of its own."""
     return unicodedata.normalize("NFC", name)
 
 
 def _by_folder(tree: Tree) -> list[Row]:
-    """DOMAIN/CLASS/..., inside at most one folder around all; a domain or class without images is an error."""
+    """The images of DOMAIN/CLASS/..., which may be inside one folder around all.
+
+    Raises UserError: a domain without images.
+    """
     tops = {p.split("/")[0] for p in tree.paths if "/" in p and not p.startswith(".")}
     depth = max((p.rstrip("/").count("/") for p in tree.paths if p.lower().endswith(ENDINGS)), default=0)
     skip = 1 if len(tops) == 1 and depth >= 3 else 0
@@ -105,7 +103,8 @@ def _by_folder(tree: Tree) -> list[Row]:
     return rows
 
 
-def _parts(tree: Tree, rows: list[Row], config: DataConfig) -> list[Domain]:
+def _domains(tree: Tree, rows: list[Row], config: DataConfig) -> list[Domain]:
+    """The domains that the rows name, in their order of arrival, all over one source and one list of classes."""
     names = sorted({row.domain for row in rows})
     if not names:
         raise UserError(f"{tree.where} has no images in DOMAIN/CLASS/; expected one folder for each domain")
@@ -117,23 +116,23 @@ def _parts(tree: Tree, rows: list[Row], config: DataConfig) -> list[Domain]:
         chosen = [i for i, row in enumerate(rows) if row.domain == domain and row.split in splits]
         return ImageSet(source, classes, [number[rows[i].label] for i in chosen], chosen)
 
-    parts = []
+    domains = []
     for name in ordered(names, config.order, "domains"):
         whole = images(name, [""])
         train, test = in_stored_order(whole) if len(whole) else (images(name, ["train"]), images(name, ["test"]))
-        parts.append(Domain(name, train, test))
-    return parts
+        domains.append(Domain(name, train, test))
+    return domains
 
 
-def _same_classes(parts: list[Domain]) -> list[Domain]:
+def _same_classes(domains: list[Domain]) -> list[Domain]:
     """The domains with their classes in the order of the first one."""
-    first = parts[0].train.classes
-    for part in parts[1:]:
-        if odd := set(first) ^ set(part.train.classes):
+    name, first = domains[0].name, domains[0].train.classes
+    for domain in domains[1:]:
+        if odd := set(first) ^ set(domain.train.classes):
             raise UserError(
-                f"domains '{parts[0].name}' and '{part.name}' have different classes ('{min(odd)}' is in one only); "
+                f"domains '{name}' and '{domain.name}' have different classes ('{min(odd)}' is in one only); "
                 "all domains need the same class names"
             )
     return [
-        Domain(p.name, p.train.of_classes(first), p.test.of_classes(first) if len(p.test) else p.test) for p in parts
+        Domain(p.name, p.train.of_classes(first), p.test.of_classes(first) if len(p.test) else p.test) for p in domains
     ]

@@ -14,21 +14,16 @@ from pathlib import Path
 import numpy as np
 import torchvision
 
-from promptcl.config.schema import DataConfig
+from promptcl.config import DataConfig
 from promptcl.data.archive import open_tree
 from promptcl.data.datasets import npz
 from promptcl.data.images import ArraySource, FileSource, ImageSet
-from promptcl.data.splits import Domain, Split, in_stored_order, join, ordered
+from promptcl.data.splits import Domain, Split, in_stored_order, ordered
 from promptcl.errors import UserError
 
 NAMES = ("cifar10", "mnist", "svhn", "notmnist", "fashion_mnist")
-# Published so: neither is an image.
+# Two files of notMNIST that were published damaged: neither is an image.
 DAMAGED = ("A/RGVtb2NyYXRpY2FCb2xkT2xkc3R5bGUgQm9sZC50dGY=.png", "F/Q3Jvc3NvdmVyIEJvbGRPYmxpcXVlLnR0Zg==.png")
-
-
-def load(config: DataConfig) -> Split:
-    """All parts as one; raises as load_domains does."""
-    return join(load_domains(config))
 
 
 def load_domains(config: DataConfig) -> list[Domain]:
@@ -38,14 +33,14 @@ def load_domains(config: DataConfig) -> list[Domain]:
     """
     root = Path(config.root or "~/.cache/promptcl").expanduser()
     small = any((root / f"{name}.npz").is_file() for name in NAMES)
-    parts = []
+    domains = []
     for name in ordered(NAMES, config.order, "data sets"):
         if small:
             split = npz.load(config.model_copy(update={"root": str(root / f"{name}.npz")}))
         else:
             split = _notmnist(root, config) if name == "notmnist" else _download(name, root)
-        parts.append(Domain(name, *(_prefixed(images, name) for images in split)))
-    return parts
+        domains.append(Domain(name, *(_prefixed(images, name) for images in split)))
+    return domains
 
 
 def _prefixed(images: ImageSet, name: str) -> ImageSet:
@@ -62,7 +57,7 @@ def _download(name: str, root: Path) -> Split:
     found = []
     for train in (True, False):
         try:
-            part = sets[name](train)
+            images = sets[name](train)
         except ImportError as error:  # SVHN is a Matlab file
             raise UserError(f"{name} needs a package that is not installed ({error}); pip install scipy") from error
         except (OSError, RuntimeError, EOFError) as error:
@@ -70,11 +65,11 @@ def _download(name: str, root: Path) -> Split:
                 f"{name} is not in {root} and could not be downloaded ({error}); put the files torchvision expects "
                 f"there, or {name}.npz for all five, and write data.root={root}"
             ) from error
-        pixels = np.asarray(part.data)
+        pixels = np.asarray(images.data)
         if name == "svhn":
             pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-        labels = np.asarray(part.labels if name == "svhn" else part.targets)
-        classes = [label.split(" - ")[0] for label in getattr(part, "classes", "0123456789")]  # "3 - three" in MNIST
+        labels = np.asarray(images.labels if name == "svhn" else images.targets)
+        classes = [label.split(" - ")[0] for label in getattr(images, "classes", "0123456789")]  # "3 - three" in MNIST
         found.append(ImageSet(ArraySource(pixels, f"{name} {'train' if train else 'test'}"), classes, labels))
     return Split(*found)
 

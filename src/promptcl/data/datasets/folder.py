@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptcl.config.schema import DataConfig
+from promptcl.config import DataConfig
 from promptcl.data.archive import Tree, open_tree
 from promptcl.data.decode import ENDINGS
 from promptcl.data.images import FileSource, ImageSet
@@ -48,8 +48,8 @@ def _prefix(tree: Tree) -> str:
     """What stands in front of "train/": nothing, or the one folder that everything is in."""
     if any(path.startswith("train/") for path in tree.paths):
         return ""
-    parts = (path.split("/") for path in tree.paths)
-    tops = sorted({names[0] for names in parts if names[1:2] == ["train"] and len(names) > 2})
+    split = (path.split("/") for path in tree.paths)
+    tops = sorted({names[0] for names in split if names[1:2] == ["train"] and len(names) > 2})
     if not tops:
         raise UserError(f"{tree.where} has no train folder; expected train/CLASS/... and test/CLASS/... in it")
     if len(tops) > 1:
@@ -58,7 +58,7 @@ def _prefix(tree: Tree) -> str:
 
 
 def _classes(tree: Tree, folder: str) -> dict[str, list[str]]:
-    """Class name -> sorted paths of its images; a class folder without images is there, with an empty list."""
+    """Sorted paths of the images of each class; a class folder without images has an empty list."""
     if not any(path.startswith(folder) for path in tree.paths):
         raise UserError(f"{tree.where} has no folder {folder[:-1]}; expected one folder for each class in it")
     classes: dict[str, list[str]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from promptcl.config.schema import DataConfig
+from promptcl.config import DataConfig
 from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import Split
 from promptcl.errors import UserError

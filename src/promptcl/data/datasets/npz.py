@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from promptcl.config.schema import DataConfig
+from promptcl.config import DataConfig
 from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
@@ -30,23 +30,24 @@ def load(config: DataConfig) -> Split:
     file = Path(config.root).expanduser()
     if not file.is_file():
         raise UserError(f"data.root={file} does not exist or is not a file; expected an .npz file")
-    train = _part(file, "train")
-    return Split(train, train.select([]) if config.validation_per_class is not None else _part(file, "test"))
+    train = _half(file, "train")
+    return Split(train, train.select([]) if config.validation_per_class is not None else _half(file, "test"))
 
 
-def _part(file: Path, part: str) -> ImageSet:
-    images, labels = _read(file, f"{part}_images"), _read(file, f"{part}_labels")
+def _half(file: Path, split: str) -> ImageSet:
+    """The `train` or `test` images of the file, checked."""
+    images, labels = _read(file, f"{split}_images"), _read(file, f"{split}_labels")
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[3:] not in ((), (3,)):
         raise UserError(
-            f"{part}_images in {file} is {images.dtype} {images.shape}; expected uint8 (N, H, W) or (N, H, W, 3)"
+            f"{split}_images in {file} is {images.dtype} {images.shape}; expected uint8 (N, H, W) or (N, H, W, 3)"
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape not in ((len(images),), (len(images), 1)):
         raise UserError(
-            f"{part}_labels in {file} is {labels.dtype} {labels.shape}; expected one integer for each of the "
+            f"{split}_labels in {file} is {labels.dtype} {labels.shape}; expected one integer for each of the "
             f"{len(images)} images"
         )
     numbers, labels = np.unique(labels.reshape(-1), return_inverse=True)
-    source = ArraySource(images, f"{file}: {part}_images")
+    source = ArraySource(images, f"{file}: {split}_images")
     names = _read(file, "class_names", optional=True)
     if names is None:
         return ImageSet(source, [str(number) for number in numbers], labels)
@@ -54,7 +55,7 @@ def _part(file: Path, part: str) -> ImageSet:
         raise UserError(f"class_names in {file} is {names.dtype} {names.shape}; expected a list of strings")
     if len(numbers) and not 0 <= numbers[0] <= numbers[-1] < len(names):
         raise UserError(
-            f"{part}_labels in {file} go from {numbers[0]} to {numbers[-1]} but it has {len(names)} class_names"
+            f"{split}_labels in {file} go from {numbers[0]} to {numbers[-1]} but it has {len(names)} class_names"
         )
     return ImageSet(source, [str(name) for name in names], numbers[labels])
 
@@ -78,7 +79,10 @@ def _read(file: Path, key: str, optional: bool = False) -> Any:
 
 
 def _check_size(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Pictures in plain arrays pack ten times at best; a bomb packs a thousand times."""
+    """Refuse a file that unpacks to more than a hundred times its size.
+
+    Images in plain arrays pack ten times at best; a file made to fill the memory packs a thousand times.
+    """
     limit = max(2**28, 100 * file.stat().st_size)
     size = sum(member.file_size for member in members)
     if size > limit:
