@@ -114,7 +114,13 @@ def test_a_discard_that_is_killed_leaves_no_half_checkpoint(folder: Path, monkey
     path = folder / "checkpoint" / "checkpoint.json"
     files.write_pair(path, {"format": 1}, {"x": torch.zeros(2)})
     gone: list[str] = []
-    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: gone.append(self.name))
+    unlink = Path.unlink
+
+    def noted(self: Path, missing_ok: bool = False) -> None:
+        gone.append(self.name)
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", noted)
     discard(folder)
     assert gone[0] == "checkpoint.json"
     assert gone[1].startswith("state-")

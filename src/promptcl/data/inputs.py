@@ -159,6 +159,3 @@ def _check(tree: Tree, classes: dict[str, list[str]]) -> None:
     for name in classes:
         if not name.isprintable():  # a name that is no UTF-8, for one
             raise UserError(f"the class folder {name!a} in {tree.where} has unprintable characters; rename it")
-
-
-ImagesLike = Pictures

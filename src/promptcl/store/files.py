@@ -1,7 +1,10 @@
-"""Files that are there whole or not at all: a JSON document and the tensors it names, written as one; and the lock.
+"""Files that are there whole or not at all: a JSON document together with the tensors that it names.
 
-The pair is a JSON file and `state-<hash>.safetensors`. The tensors are written first, under a name made of their
-content; renaming the new JSON over the old one is the single moment at which the pair changes.
+Such a pair is a JSON file and a file `state-<hash>.safetensors`. The tensors are written first, under a name made of
+their content; renaming the new JSON over the old one is the single moment at which the pair changes. A folder may hold
+several pairs, such as `stage-0.json` and `stage-1.json`, which share a tensor file where their tensors are equal.
+
+Tensors may be hundreds of megabytes: they are written, hashed and read without a second copy in memory.
 """
 
 from __future__ import annotations
@@ -12,25 +15,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-import safetensors.torch
 from torch import Tensor
 
 from promptcl.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: no lock, so two writers are not noticed there
-    fcntl = None  # type: ignore[assignment]
+from promptcl.store import tensor_file
 
 _LARGEST_JSON = 2**26
 
 
 class Kind(NamedTuple):
-    """What a pair is, for messages; the newest format known; what to do about a damaged one."""
+    """What a pair of document and tensors holds, for messages; its newest known format; what to do if it is damaged."""
 
     name: str
     newest: int
@@ -50,11 +48,45 @@ class Absent(UserError):
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing: temporary file beside it, fsync, rename, fsync of the folder. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write the whole file or nothing. Raises OSError."""
+
+    def fill(file: BinaryIO) -> Path:
+        file.write(data)
+        return path
+
+    _write_whole(path.with_name(f".{path.name}.{os.getpid()}.tmp"), fill)
+
+
+def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Replace the JSON file `path` and its tensors together, or leave both as they were; returns the new checksum.
+
+    The caller holds the lock of the folder, which is made if it does not exist, and changes no tensor meanwhile.
+    Raises UserError where the folder cannot be written or the disk is full.
+    """
+    state: dict[str, Any] = {}
+
+    def fill(file: BinaryIO) -> Path:
+        state.update(tensor_file.write_to(file, tensors))
+        return _state_file(path, state["sha256"])
+
+    with explained(path.parent):
+        make_folder(path.parent)
+        _write_whole(path.with_name(f".state-{os.getpid()}.tmp"), fill)
+        full = {**document, "state": state}
+        checksum = _checksum(full)
+        write(path, _text({**full, "checksum": checksum}))
+    _clean(path)  # the new pair is in place
+    return checksum
+
+
+def _write_whole(temporary: Path, fill: Callable[[BinaryIO], Path]) -> None:
+    """Let `fill` write the file and say its name, under which it appears only when all of it is on the disk.
+
+    In this order: temporary file beside it, fsync, rename, fsync of the folder. Raises OSError.
+    """
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            path = fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -63,27 +95,8 @@ def write(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Replace the pair whose JSON file is `path`, or leave it as it was; returns the new checksum.
-
-    The caller holds the lock of the folder, which is made if it does not exist.
-    Raises UserError where the folder cannot be written or the disk is full.
-    """
-    data = safetensors.torch.save({name: tensor.detach().cpu().clone() for name, tensor in sorted(tensors.items())})
-    sha256 = hashlib.sha256(data).hexdigest()
-    full = {**document, "state": {"sha256": sha256, "bytes": len(data)}}
-    checksum = _checksum(full)
-    with explained(path.parent):
-        make_folder(path.parent)
-        keep = _state_file(path, sha256)
-        write(keep, data)
-        write(path, _text({**full, "checksum": checksum}))
-    _clean(path, keep)  # the new pair is in place
-    return checksum
-
-
 def remove_pair(path: Path) -> None:
-    """Remove the pair whose JSON file is `path`, if there is one, and its folder if nothing else is in it.
+    """Remove the JSON file `path` and its tensors, if they are there, and their folder if nothing else is in it.
 
     The JSON goes first: without it the tensors mean nothing.
     """
@@ -94,13 +107,36 @@ def remove_pair(path: Path) -> None:
         path.parent.rmdir()
 
 
-def _clean(path: Path, keep: Path | None = None) -> None:
-    """Remove what earlier writes of this pair left, except `keep`; what cannot be removed goes the next time."""
-    patterns = (f"state-{'[0-9a-f]' * 16}.safetensors", ".state-*.tmp", f".{path.name}.*.tmp")
+def _clean(path: Path) -> None:
+    """Remove what earlier writes left beside the JSON file `path`; what cannot be removed goes the next time.
+
+    That is temporary files, and files of tensors that no JSON file of the folder names.
+    """
     with contextlib.suppress(OSError):
-        for stale in [file for pattern in patterns for file in path.parent.glob(pattern)]:
-            if stale != keep:
-                stale.unlink(missing_ok=True)
+        for pattern in (".state-*.tmp", f".{path.name}.*.tmp"):
+            for left in list(path.parent.glob(pattern)):
+                left.unlink(missing_ok=True)
+        texts = _documents(path.parent)
+        for state in list(path.parent.glob(f"state-{'[0-9a-f]' * 16}.safetensors")):
+            if texts is not None and not any(state.stem[-16:].encode() in text for text in texts):
+                state.unlink(missing_ok=True)
+
+
+def _documents(folder: Path) -> list[bytes] | None:
+    """Texts of the JSON files in `folder`; None where one is damaged or cannot be read: it might name any tensors."""
+    texts = []
+    try:
+        for file in folder.glob("*.json"):
+            if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
+                continue  # not of a pair
+            texts.append(file.read_bytes())
+            document = json.loads(texts[-1])
+            ours = isinstance(document, dict) and "checksum" in document
+            if ours and document.pop("checksum") != _checksum(document):
+                return None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return texts
 
 
 def read_pair(path: Path, kind: Kind) -> Pair:
@@ -110,22 +146,13 @@ def read_pair(path: Path, kind: Kind) -> Pair:
     """
     for _ in range(20):  # a writer may replace the pair, and remove its tensors, between our two reads
         document, text = read_json(path, kind)
-        data = _read_state(path, document, kind)
-        if data is not None:
-            break
-        if path.read_bytes() == text:
-            raise _damaged(path, kind, f"its file {_state_file(path, document['state']['sha256']).name} is missing")
-    else:
-        raise UserError(f"{path.parent} is being rewritten all the time; try again when nothing writes to it")
-    checksum = document.pop("checksum")
-    state = document.pop("state")
-    if len(data) != state["bytes"] or hashlib.sha256(data).hexdigest() != state["sha256"]:
-        name = _state_file(path, state["sha256"]).name
-        raise _damaged(path, kind, f"{name} is not what was written: {len(data)} bytes, expected {state['bytes']}")
-    try:
-        return Pair(document, safetensors.torch.load(data), checksum)
-    except Exception as error:  # reachable only with a forged checksum; safetensors raises several types
-        raise _damaged(path, kind, f"its tensors cannot be read: {error}") from error
+        checksum, state = document.pop("checksum"), document.pop("state")
+        tensors = _read_state(path, state, kind)
+        if tensors is not None:
+            return Pair(document, tensors, checksum)
+        if read_json(path, kind)[1] == text:
+            raise _damaged(path, kind, f"its file {_state_file(path, state['sha256']).name} is missing")
+    raise UserError(f"{path.parent} is being rewritten all the time; try again when nothing writes to it")
 
 
 def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
@@ -188,17 +215,26 @@ def explained(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} could not be written: {reason}; {unchanged}") from error
 
 
-def _read_state(path: Path, document: dict[str, Any], kind: Kind) -> bytes | None:
-    """Bytes of the tensors, None where the file is missing."""
-    file = _state_file(path, document["state"]["sha256"])
+def _read_state(path: Path, state: Mapping[str, Any], kind: Kind) -> dict[str, Tensor] | None:
+    """The tensors that the document at `path` names, each in memory of its own; None where their file is missing.
+
+    The file is opened twice, to check its hash and to load it. A writer may remove it in between, but whatever it
+    puts there has the same name and so the same content.
+    """
+    file = _state_file(path, state["sha256"])
     try:
-        if (size := file.stat().st_size) != document["state"]["bytes"]:
-            raise _damaged(path, kind, f"{file.name} has {size} bytes, expected {document['state']['bytes']}")
-        return file.read_bytes()
+        size = file.stat().st_size
+        whole = size == state["bytes"] and tensor_file.sha256_of(file) == state["sha256"]
+        tensors = tensor_file.load(file) if whole else {}
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror})") from error
+    except Exception as error:  # reachable only with a forged checksum; safetensors raises several types
+        raise _damaged(path, kind, f"its tensors cannot be read: {error}") from error
+    if not whole:
+        raise _damaged(path, kind, f"{file.name} is not what was written: {size} bytes, expected {state['bytes']}")
+    return tensors
 
 
 def _state_file(path: Path, sha256: str) -> Path:

@@ -33,10 +33,8 @@ def lock(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder / '.lock'} is a link, expected a file of the store; remove it")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder, or the path of a new one")
-    fresh, flags = (
-        not folder.exists(),
-        os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0),
-    )
+    fresh = not folder.exists()
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     with explained(folder):
         make_folder(folder)
         file = os.open(folder / ".lock", flags, 0o644)
@@ -56,7 +54,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def _take(folder: Path, file: int) -> bool:
-    """Take the lock and write our name into it; False where this thread has it already."""
+    """Take the lock and write into it who has it now; False where this thread has it already."""
     me = {"process": os.getpid(), "host": socket.gethostname(), "thread": threading.get_ident(), "token": _PROCESS}
     try:
         if fcntl is not None:

@@ -267,7 +267,7 @@ class Trainer:
 
 
 def begin_sums(method: Method) -> dict[str, Tensor]:
-    """What the sums of `method`, and what it counts, are now: from here on each process adds what its own images give."""
+    """What the sums of `method`, and what it counts, are now; from here on each process adds its own images."""
     return {} if processes.size() == 1 else {name: value.clone() for name, value in _sums(method).items()}
 
 

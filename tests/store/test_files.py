@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import itertools
 import os
 import resource
@@ -19,12 +20,13 @@ import torch
 from forked import in_child
 
 from promptcl.errors import UserError
-from promptcl.store import files
+from promptcl.store import files, tensor_file
 from promptcl.store.lock import lock
 
 KIND = files.Kind("thing", 1, "get another")
 OLD, NEW = {"format": 1, "name": "old"}, {"format": 1, "name": "new"}
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "empty": torch.zeros(0, 4), "n": torch.tensor(3)}
+TENSORS["long"] = torch.arange(3000.0)  # more than Python's buffer of a file: several writes
 
 
 def put(folder: Path, document: dict[str, Any], scale: float) -> str:
@@ -57,7 +59,10 @@ def test_what_is_written_is_read_and_what_was_there_is_gone(folder: Path) -> Non
 
 
 def after_operation(number: int, act: Callable[[], None]) -> None:
-    """From now on, `act` comes right before the file operation `number` (from 1) of this process."""
+    """From now on, `act` comes right before the file operation `number` (from 1) of this process.
+
+    Each write that reaches the system is one, so that files are left cut off too.
+    """
     left = number
 
     def wrap(function: Any) -> Any:
@@ -70,8 +75,16 @@ def after_operation(number: int, act: Callable[[], None]) -> None:
 
         return wrapped
 
+    class Raw(io.FileIO):
+        write = wrap(io.FileIO.write)
+
+    opened = Path.open
+
+    def open_watched(path: Path, mode: str = "r") -> Any:
+        return io.BufferedWriter(Raw(path, "w")) if mode == "wb" else opened(path, mode)
+
     os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
-    Path.open, Path.unlink = wrap(Path.open), wrap(Path.unlink)  # type: ignore[method-assign]
+    Path.open, Path.unlink = wrap(open_watched), wrap(Path.unlink)  # type: ignore[method-assign]
 
 
 def test_killed_before_each_operation_of_a_write(folder: Path, tmp_path: Path) -> None:
@@ -79,19 +92,23 @@ def test_killed_before_each_operation_of_a_write(folder: Path, tmp_path: Path) -
         after_operation(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
         put(place, NEW, 2)
 
-    found = []
+    files.write_pair(folder / "neighbour.json", OLD, {"x": torch.ones(3)})
+    found, cut = [], False
     for number in itertools.count(1):
         place = tmp_path / f"killed{number}"
         shutil.copytree(folder, place)
         if in_child(lambda place=place, number=number: victim(place, number)) == "done":  # type: ignore[misc]
             break
         found.append(name_in(place))
+        cut = cut or any(0 < path.stat().st_size < 12000 for path in place.glob(".state-*.tmp"))
         put(place, NEW, 2)  # the next writer is not disturbed by what is left, and removes it
         assert name_in(place) == "new"
-        assert len(list(place.iterdir())) == 2
+        assert files.read_pair(place / "neighbour.json", KIND).tensors["x"].tolist() == [1, 1, 1]
+        assert len(list(place.iterdir())) == 4
     assert found == sorted(found, reverse=True)  # old, ..., old, new, ..., new: one moment
-    assert found.count("old") >= 6
+    assert found.count("old") >= 11
     assert found.count("new") >= 2
+    assert cut
 
 
 def test_an_error_at_each_operation_is_a_sentence_and_leaves_one_of_the_two(folder: Path, tmp_path: Path) -> None:
@@ -102,12 +119,17 @@ def test_an_error_at_each_operation_is_a_sentence_and_leaves_one_of_the_two(fold
         after_operation(number, full)
         put(place, NEW, 2)
 
-    for number in range(1, 7):
+    found = []
+    for number in itertools.count(1):
         place = tmp_path / f"full{number}"
         shutil.copytree(folder, place)
         said = in_child(lambda place=place, number=number: victim(place, number))  # type: ignore[misc]
+        if said == "done":  # only what removes the old tensors is left
+            break
         assert "no disk space left" in said
-        assert name_in(place) == "old"
+        found.append(name_in(place))
+    assert found == sorted(found, reverse=True)
+    assert found.count("old") >= 11
 
 
 def test_power_failure_at_each_operation_of_a_write(
@@ -257,3 +279,16 @@ def test_a_reader_meets_a_writer(folder: Path) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert seen <= {"old", "new"}
+
+
+def test_a_reader_whose_tensors_are_removed_between_hash_and_load(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tensor_file.load
+
+    def late(path: Path) -> dict[str, torch.Tensor]:
+        put(folder, NEW, 2)
+        return real(path)
+
+    monkeypatch.setattr(tensor_file, "load", late)
+    assert name_in(folder) == "new"
