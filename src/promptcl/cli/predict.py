@@ -15,10 +15,13 @@ from promptcl.cli.terminal import bars, table
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from promptcl.data import ImageSet
     from promptcl.learner.records import Prediction
 
 app = typer.Typer()
+_LARGE = 10_000_000  # bytes of a store from which on it is said what takes them
 
 
 @app.command()
@@ -124,6 +127,7 @@ def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
     """What the learner in STORE knows, and when it learned what from how many images."""
     from promptcl import store as stores
     from promptcl.learner.calibration import Calibration
+    from promptcl.store.checkpoint import interrupted
 
     saved = stores.load(store, trust=trust)
     size = sum(file.stat().st_size for file in store.iterdir() if file.is_file())
@@ -145,13 +149,25 @@ def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
     ]
     if calibration:
         rows.append(("unknown", f"below probability {calibration['threshold']:.2f}"))
+    if size > _LARGE:
+        rows.append(("of that", _largest(saved.state)))
     print(*table(rows), sep="\n")
-    if (store / "checkpoint" / "checkpoint.json").is_file():
+    if interrupted(store):
         print("a task was interrupted: repeat its `promptcl learn` line to go on")
     for task in saved.tasks:
         counts = ", ".join(f"{name} {count}" for name, count in task.images.items())
         what = f"{sum(task.images.values())} images in {task.seconds:.0f} s ({counts})"
         print(f"{printable(task.when)}  {printable(task.name)}: {what}")
+
+
+def _largest(state: dict[str, Tensor]) -> str:
+    """The parts of what was learned that take most of the space."""
+    parts: dict[str, int] = {}
+    for name, tensor in state.items():
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + tensor.nbytes
+    most = sorted(parts.items(), key=lambda one: -one[1])[:3]
+    return ", ".join(f"{part} {size / 1e6:.1f} MB" for part, size in most)
 
 
 @app.command()

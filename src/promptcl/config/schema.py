@@ -102,7 +102,9 @@ class TrainConfig(Section):
     optimizer: Literal["adam", "sgd"] = "adam"
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=1.0, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "quarter_cosine"] = "constant"
+    """How the learning rate falls within a stage: not at all; to 0 by a half cosine; or by a quarter cosine, epoch by
+    epoch, as in CODA-Prompt and OVOR."""
     mask: bool = True
     """Training mask: classes outside the task are left out of the softmax (never used with scenario=domain)."""
     mask_classes: Literal["task", "batch"] = "task"
@@ -180,10 +182,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _no_task_ends_in_a_gaussian_stream(self) -> Config:
-        if self.scenario == "gaussian" and self.train.schedule == "cosine":
-            raise ValueError(
-                "train.schedule=cosine needs task ends; with scenario=gaussian write train.schedule=constant"
-            )
+        if self.scenario == "gaussian" and self.train.schedule != "constant":
+            given = f"train.schedule={self.train.schedule}"
+            raise ValueError(f"{given} needs task ends; with scenario=gaussian write train.schedule=constant")
         return self
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -130,6 +131,23 @@ class ImageSet:
         self.labels: npt.NDArray[np.int64] = np.asarray(labels, dtype=np.int64).reshape(-1)
         if len(self.labels) != len(self._rows):
             raise ValueError(f"{len(self._rows)} images but {len(self.labels)} labels")
+
+    @classmethod
+    def from_files(cls, paths: Sequence[str | Path], names: Sequence[str]) -> ImageSet:
+        """Encoded images in the files `paths`, read when needed, and the class name of each; classes are sorted."""
+        source = FileSource([str(path) for path in paths], lambda path: Path(path).read_bytes())
+        classes = sorted(set(names))
+        return cls(source, classes, [classes.index(name) for name in names])
+
+    @classmethod
+    def from_arrays(cls, images: npt.NDArray[np.uint8], names: Sequence[str]) -> ImageSet:
+        """Images in an array, uint8 (N, H, W) or (N, H, W, 3), and the class name of each; classes are sorted."""
+        classes = sorted(set(names))
+        return cls(ArraySource(images, "array"), classes, [classes.index(name) for name in names])
+
+    def __add__(self, other: ImageSet) -> ImageSet:
+        """The images of both, classes joined by name."""
+        return concat([self, other])
 
     def __len__(self) -> int:
         """Number of images."""
