@@ -1,13 +1,14 @@
-"""What every verb makes of errors of the system and of memory."""
+"""What every command makes of errors of the system and of memory."""
 
 from __future__ import annotations
+
+import errno
 
 import pytest
 import torch
 import typer
 
-from promptcl.cli.errors import one_sentence
-from promptcl.runtime.provenance import versions
+from promptcl.cli.errors import explain, one_sentence
 
 
 def test_out_of_memory_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,9 +38,7 @@ def test_other_runtime_errors_are_not_hidden() -> None:
         one_sentence(wrong)()
 
 
-def test_results_say_what_computed_them() -> None:
-    found = versions(torch.device("cpu"))
-    assert found["threads"] == str(torch.get_num_threads())
-    assert found["processor"]
-    assert found["processor"] != "unknown"
-    assert "gpu" not in found
+def test_full_disk_and_no_permission_are_sentences() -> None:
+    assert "no disk space left" in explain(OSError(errno.ENOSPC, "No space left on device", "runs/x"))
+    assert "no permission" in explain(PermissionError(errno.EACCES, "Permission denied", "runs/x"))
+    assert explain(OSError(errno.EIO, "Input/output error", "a.png")) == "a.png: Input/output error"

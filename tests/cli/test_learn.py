@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_verbs import SMALL, call, folders, good, store  # noqa: F401
+from helpers import SMALL, call, good
 
 from promptcl.learner.learner import Learner
 
 
-def test_a_check_that_would_see_nothing_is_refused(store: Path, folders: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_check_that_would_see_nothing_is_refused(store: Path, folders: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "s")
     shutil.copytree(folders / "test" / "4", tmp_path / "typo" / "zebra")
     shutil.copytree(folders / "first" / "1", tmp_path / "new" / "one")
@@ -34,13 +34,13 @@ def test_a_check_that_would_see_nothing_is_refused(store: Path, folders: Path, t
 @pytest.mark.parametrize(
     "wrong", [["--recipe", "grow-dem"], ["train.epocs=1"], ["backbone.weights=absent.pth"], ["device=tpu"]]
 )
-def test_a_mistake_in_the_first_lesson_leaves_nothing(wrong: list[str], folders: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_mistake_in_the_first_lesson_leaves_nothing(wrong: list[str], folders: Path, tmp_path: Path) -> None:
     settings = [word for word in SMALL if word.split("=")[0] not in wrong[0]]
     assert call("learn", tmp_path / "shop", folders / "first", *settings, *wrong).exit_code == 2
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_other_files_is_no_store(folders: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_folder_of_other_files_is_no_store(folders: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     refused = call("learn", tmp_path, folders / "first", *SMALL)
     assert refused.exit_code == 2
@@ -50,7 +50,7 @@ def test_a_folder_of_other_files_is_no_store(folders: Path, tmp_path: Path) -> N
     assert "is a file; expected a folder" in refused.stderr
 
 
-def test_one_bad_picture_does_not_cost_the_other_answers(store: Path, folders: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_one_bad_picture_does_not_cost_the_other_answers(store: Path, folders: Path, tmp_path: Path) -> None:
     for name in ("a.png", "c\x1b[31m.png"):
         shutil.copy(next((folders / "test" / "3").iterdir()), tmp_path / name)
     (tmp_path / "b.jpg").write_text("no picture")
@@ -71,7 +71,7 @@ def test_one_bad_picture_does_not_cost_the_other_answers(store: Path, folders: P
     assert "stdin, which is empty" in call("predict", store, "-", data=b"").stderr
 
 
-def test_a_learner_may_be_kept_in_two_places(store: Path, folders: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_learner_may_be_kept_in_two_places(store: Path, folders: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "s")
     learner = Learner.load(tmp_path / "s")
     learner.learn(folders / "second")

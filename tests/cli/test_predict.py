@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,65 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ENVIRONMENT, ROOT, SMALL, call, good, write_folders
 from PIL import Image
 from rich.cells import cell_len
-from typer.testing import CliRunner, Result
 
-from promptcl.cli.main import app
 from promptcl.cli.terminal import bars
 from promptcl.config.schema import Config, DataConfig
 from promptcl.data.augment import eval_view
-from promptcl.data.images import ImageSet
 from promptcl.data.inputs import labelled
 from promptcl.data.splits import load_split
 from promptcl.errors import UserError
 from promptcl.learner.export import export
 from promptcl.learner.learner import Learner
 
-SMALL = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "train.min_steps=5"]
-SMALL += ["train.epochs=1", "device=cpu"]
-
-
-def write(images: ImageSet, folder: Path) -> Path:
-    for i, label in enumerate(images.labels):
-        file = folder / images.classes[label] / f"{i:04}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(images.image(i)[0].numpy()).save(file)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("digits")
-    split = load_split(DataConfig(name="mnist5k", train_per_class=20, test_per_class=10))
-    write(split.train.of_classes(["0", "1", "2"]), root / "first")
-    write(split.train.of_classes(["3", "4"]), root / "second")
-    write(split.test.of_classes(["0", "1", "2", "3", "4"]), root / "test")
-    return root
-
-
-def call(*words: object, data: bytes | None = None) -> Result:
-    return CliRunner().invoke(app, [str(word) for word in words], input=data)
-
-
-def good(*words: object, data: bytes | None = None) -> str:
-    result = call(*words, data=data)
-    assert result.exit_code == 0, result.output + repr(result.exception)
-    return result.stdout
-
-
-@pytest.fixture(scope="module")
-def store(folders: Path) -> Path:
-    """Three classes learned, then two more."""
-    good("learn", folders / "store", folders / "first", *SMALL, "--recipe", "grow-demo", "--quiet")
-    good("learn", folders / "store", folders / "second", "--quiet")
-    return folders / "store"
-
 
 def test_learning_in_two_calls_is_learning_twice_in_python(store: Path, folders: Path) -> None:
     from promptcl.recipes.load import load_config
 
-    learner = Learner.create(load_config("grow-demo", SMALL))
+    learner = Learner(load_config("grow-demo", SMALL))
     learner.learn(folders / "first")
     learner.learn(folders / "second")
     loaded = Learner.load(store)
@@ -109,7 +67,7 @@ def test_a_drop_larger_than_allowed_keeps_the_old_learner(folders: Path, tmp_pat
         p: p.read_bytes() for p in (tmp_path / "s").iterdir() if p.is_file() and p.name.endswith(("json", "tensors"))
     }
     for name in ("0", "1"):
-        write(labelled(folders / "first").of_classes([name]), tmp_path / "wrong")
+        write_folders(labelled(folders / "first").of_classes([name]), tmp_path / "wrong")
         (tmp_path / "wrong" / name).rename(tmp_path / "wrong" / f"was{name}")
     (tmp_path / "wrong" / "was0").rename(tmp_path / "wrong" / "1")
     (tmp_path / "wrong" / "was1").rename(tmp_path / "wrong" / "0")
@@ -216,7 +174,7 @@ def test_exported_onnx_gives_the_same_probabilities(store: Path, folders: Path, 
 
 
 def test_what_cannot_be_exported(folders: Path, tmp_path: Path) -> None:
-    learner = Learner.create(_config({"name": "l2p", "vote": "batch"}))
+    learner = Learner(_config({"name": "l2p", "vote": "batch"}))
     with pytest.raises(UserError, match="knows no class"):
         export(learner, tmp_path / "a.pt2")
     with pytest.raises(UserError, match="knows no class"):
@@ -248,7 +206,7 @@ def test_pictures_of_any_form_are_learned_alike(folders: Path) -> None:
     ]
     states = []
     for form in forms:
-        learner = Learner.create(_config({"name": "ncm"}))
+        learner = Learner(_config({"name": "ncm"}))
         learner.learn(form, labels=names)
         assert learner.evaluate(form, labels=names).images == 40
         states.append(learner.method.state_dict()["means.sum_KD"])
@@ -256,7 +214,7 @@ def test_pictures_of_any_form_are_learned_alike(folders: Path) -> None:
 
 
 def test_small_folders_get_more_epochs_but_not_without_end() -> None:
-    learner = Learner.create(_config({"name": "l2p"}, min_steps=100))
+    learner = Learner(_config({"name": "l2p"}, min_steps=100))
     assert learner.steps(16 * 20) == 100  # 20 steps an epoch: five of them
     assert learner.steps(16) == 8  # at most eight epochs
     assert learner.steps(16 * 500) == 500
@@ -265,7 +223,7 @@ def test_small_folders_get_more_epochs_but_not_without_end() -> None:
 def test_balanced_batches_draw_each_class_alike() -> None:
     images = load_split(DataConfig(name="mnist5k")).train
     images = images.select([*np.flatnonzero(images.labels == 0)[:5], *np.flatnonzero(images.labels == 1)])
-    learner = Learner.create(_config({"name": "l2p"}, balance=True))
+    learner = Learner(_config({"name": "l2p"}, balance=True))
     drawn = images.labels[learner.batches.order(images, torch.Generator().manual_seed(0)).numpy()]
     assert len(drawn) == 405
     assert 160 < (drawn == 0).sum() < 240
@@ -283,10 +241,8 @@ def test_bars_fit_eighty_columns() -> None:
 
 
 def test_the_example_remembers(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "examples" / "grow.py"
-    done = subprocess.run(
-        [sys.executable, script, tmp_path], capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"}
-    )
+    script = ROOT / "examples" / "grow.py"
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     remembered = float(done.stdout.rsplit("of the first five digits, ")[1].split(" %")[0])
     assert remembered > 60  # chance is 10

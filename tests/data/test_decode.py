@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers import encoded
 from PIL import Image
 
 from promptcl.data import decode
@@ -16,12 +16,6 @@ from promptcl.data.inputs import labelled, unlabelled
 from promptcl.errors import UserError
 
 RED = (255, 0, 0)
-
-
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def red(mode: str) -> Image.Image:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from helpers import grey
 
 from promptcl.config.schema import Config, DataConfig
 from promptcl.data.scenario import make_stream
@@ -18,16 +17,10 @@ from promptcl.data.stream import Stream
 from promptcl.errors import UserError
 
 
-def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), value).save(buffer, "png")
-    return buffer.getvalue()
-
-
 def write(root: Path, names: list[str]) -> None:
     for value, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(png(value))
+        (root / name).write_bytes(grey(value))
 
 
 def domains(root: Path, **settings: Any) -> list[Domain]:
@@ -168,7 +161,7 @@ def test_core50_layout(tmp_path: Path, archive: bool) -> None:
     if archive:
         with zipfile.ZipFile(root, "w") as file:
             for value, name in enumerate(names):
-                file.writestr(name, png(value))
+                file.writestr(name, grey(value))
     else:
         write(tmp_path, names)
         root = tmp_path / "core50_128x128"

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from helpers import grey
 
 from promptcl.config.schema import DataConfig
 from promptcl.data.splits import Split, load_split
@@ -18,20 +18,14 @@ from promptcl.errors import UserError
 SUFFIXES = ["", ".tar", ".tar.gz", ".tgz", ".zip"]
 
 
-def png(value: int, kind: str = "png") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (4, 4), value).save(buffer, kind)
-    return buffer.getvalue()
-
-
 def files() -> dict[str, bytes]:
     """Two classes, one of them called `train`; three training images and one test image each, and clutter."""
     found = {"README.txt": b"hello", "train/notes.txt": b"loose", "train/cat/.DS_Store": b"", "train/cat/._2.png": b""}
     for k, name in enumerate(("cat", "train")):
         # sorted order is not the order of writing
         for value, file in ((2, "c.webp"), (0, "a.PNG"), (1, "b/deep.jpeg")):
-            found[f"train/{name}/{file}"] = png(100 * k + value * 10, file.rsplit(".")[-1].lower())
-        found[f"test/{name}/x.bmp"] = png(100 * k + 50, "bmp")
+            found[f"train/{name}/{file}"] = grey(100 * k + value * 10, file.rsplit(".")[-1].lower())
+        found[f"test/{name}/x.bmp"] = grey(100 * k + 50, "bmp")
     return found
 
 
@@ -95,10 +89,10 @@ def test_validation_needs_no_test_folder(tmp_path: Path, suffix: str) -> None:
     ("more", "message"),
     [
         ({"train/empty/": b""}, "class 'empty' has no training images"),
-        ({"train/texts/a.txt": b"x", "test/texts/a.png": png(0)}, "class 'texts' has no training images"),
-        ({"test/new/a.png": png(0)}, "class 'new' is in test but not in train"),
-        ({"train/new/a.png": png(0)}, "class 'new' has no test images"),
-        ({"train/new/a.png": png(0), "test/new/": b""}, "class 'new' has no test images"),
+        ({"train/texts/a.txt": b"x", "test/texts/a.png": grey(0)}, "class 'texts' has no training images"),
+        ({"test/new/a.png": grey(0)}, "class 'new' is in test but not in train"),
+        ({"train/new/a.png": grey(0)}, "class 'new' has no test images"),
+        ({"train/new/a.png": grey(0), "test/new/": b""}, "class 'new' has no test images"),
     ],
 )
 def test_class_folders_are_checked(tmp_path: Path, suffix: str, more: dict[str, bytes], message: str) -> None:
@@ -114,11 +108,11 @@ def test_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
 
 
 def test_wrong_roots(tmp_path: Path) -> None:
-    (tmp_path / "picture.png").write_bytes(png(0))
+    (tmp_path / "picture.png").write_bytes(grey(0))
     (tmp_path / "fake.zip").write_bytes(b"no archive at all")
     (tmp_path / "fake.tar").write_bytes(b"no archive at all")
     (tmp_path / "flat" / "train").mkdir(parents=True)
-    (tmp_path / "flat" / "train" / "a.png").write_bytes(png(0))
+    (tmp_path / "flat" / "train" / "a.png").write_bytes(grey(0))
     (tmp_path / "bare").mkdir()
     make(tmp_path / "two", "", files(), "a/")
     make(tmp_path / "two", "", files(), "b/")
@@ -153,12 +147,12 @@ def test_archive_cut_short_is_refused(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("name", ["../train/cat/z.png", "/train/cat/z.png", "train/cat/../../../z.png"])
 def test_archive_members_outside_of_it_are_refused(tmp_path: Path, suffix: str, name: str) -> None:
     with pytest.raises(UserError, match="has a member outside of it"):
-        load_split(make(tmp_path, suffix, files() | {name: png(0)}))
+        load_split(make(tmp_path, suffix, files() | {name: grey(0)}))
 
 
 def test_links_in_archives_are_ignored(tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
-    secret.write_bytes(png(200))
+    secret.write_bytes(grey(200))
     for suffix, mode in ((".tar", "w"), (".tgz", "w:gz")):
         with tarfile.open(tmp_path / f"set{suffix}", mode) as tar:  # type: ignore[call-overload]
             for name, data in files().items():

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from helpers import encoded
 from PIL import Image
 from torch import Tensor
 
@@ -19,12 +19,6 @@ from promptcl.data.splits import load_split
 from promptcl.errors import UserError
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
-
-
-def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def colour(image: Tensor, row: int = 0, column: int = 0) -> tuple[int, ...]:

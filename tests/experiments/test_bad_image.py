@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_experiment import make_config, timeless
-from test_verbs import call, good, write
+from helpers import TINY_VIT, call, good, make_config, timeless, write_folders
 
 from promptcl import store
 from promptcl.config.schema import Config, DataConfig
@@ -25,7 +24,7 @@ def data(tmp_path: Path) -> Path:
     """Four digits as a data set in folders."""
     split = load_split(DataConfig(name="mnist5k", train_per_class=10, test_per_class=4))
     for part, images in (("train", split.train), ("test", split.test)):
-        write(images.of_classes(list("0123")), tmp_path / "data" / part)
+        write_folders(images.of_classes(list("0123")), tmp_path / "data" / part)
     return tmp_path / "data"
 
 
@@ -73,7 +72,7 @@ def test_a_bad_training_picture(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_bad_picture_in_a_lesson(data: Path, tmp_path: Path) -> None:
-    settings = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "train.epochs=1"]
+    settings = [*TINY_VIT, "train.epochs=1"]
     bad = sorted((data / "train" / "2").iterdir())[-1]
     good_bytes = bad.read_bytes()
     bad.write_bytes(good_bytes[:60])
@@ -89,7 +88,7 @@ def test_a_bad_picture_in_a_lesson(data: Path, tmp_path: Path) -> None:
 def test_a_run_is_repeated_from_another_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    settings = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "train.epochs=1"]
+    settings = [*TINY_VIT, "train.epochs=1"]
     words = [*settings, "method.name=ncm", "tasks=2", "data.name=folder", "--quiet"]
     good("train", "l2p", *words, "data.root=data", "--out", "first")
     monkeypatch.chdir(tmp_path / "elsewhere")

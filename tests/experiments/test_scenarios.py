@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import digit_tasks, make_config, merged
 from torch import Tensor
 
 from promptcl.backbone.vit import Backbone
 from promptcl.config.schema import Config
 from promptcl.data.images import ImageSet, concat
-from promptcl.data.splits import load_split
-from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
 from promptcl.experiments.progress import QuietUi
 from promptcl.experiments.run import _selected, _watch_pool, nothing_done, run
@@ -22,32 +21,23 @@ from promptcl.learner.learner import Learner
 from promptcl.methods._base import Batch
 from promptcl.training.optim import carry_over, make_optimizer
 
-
-def make_config(**changes: Any) -> Config:
-    settings: dict[str, Any] = {
-        "tasks": 5,
-        "seed": 1,
-        "backbone": {"name": "test_vit", "weights": "random", "image_size": 32},
-        "data": {"name": "mnist5k", "train_per_class": 6, "test_per_class": 3, "augment": "none"},
-        "train": {"epochs": 1, "batch_size": 8, "lr": 0.01},
-        "method": {"name": "l2p", "pool_size": 6, "top_k": 2, "prompt_length": 2},
-    }
-    for key, value in changes.items():
-        settings[key] = {**settings.get(key, {}), **value} if isinstance(value, dict) else value
-    return Config.model_validate(settings)
+FEW: dict[str, Any] = {
+    "tasks": 5,
+    "data": {"train_per_class": 6, "test_per_class": 3, "augment": "none"},
+    "method": {"pool_size": 6},
+}
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.create(make_config().backbone)
+def small(**changes: Any) -> Config:
+    return make_config(**merged(FEW, changes))
 
 
 @pytest.fixture(scope="module")
 def digits() -> list[ImageSet]:
-    return [task.train for task in class_incremental(load_split(make_config().data), 5)]
+    return digit_tasks(6)
 
 
-def run_quietly(config: Config, out: Path) -> tuple[dict[str, Any], list[str]]:
+def shown(config: Config, out: Path) -> tuple[dict[str, Any], list[str]]:
     lines: list[str] = []
     results = run(config, out, QuietUi(out, write=lines.append))
     assert json.loads((out / "results.json").read_text()) == results
@@ -73,13 +63,13 @@ class Seen:
 
 def test_domains_one_after_the_other(assets: Path, tmp_path: Path) -> None:
     data = {"name": "domains", "root": str(assets / "data" / "five_datasets"), "order": ["mnist", "svhn"]}
-    results, _ = run_quietly(make_config(scenario="domain", data=data), tmp_path / "own")
+    results, _ = shown(small(scenario="domain", data=data), tmp_path / "own")
     assert [len(row) for row in results["accuracy_matrix"]] == [2, 2]
     assert results["forgetting"] is not None
     assert results["final_accuracy"] is None
     assert [record["classes"] for record in results["tasks"]] == [10, 10]
-    common = make_config(scenario="domain", data={**data, "test_set": "common"}, memory={"per_class": 2})
-    results, lines = run_quietly(common, tmp_path / "common")
+    common = small(scenario="domain", data={**data, "test_set": "common"}, memory={"per_class": 2})
+    results, lines = shown(common, tmp_path / "common")
     assert [len(row) for row in results["accuracy_matrix"]] == [1, 1]
     assert results["tasks"][0]["eval_images"] == 60
     assert results["final_accuracy"] == results["average_accuracy"] == results["accuracy_curve"][-1][2]
@@ -89,7 +79,7 @@ def test_domains_one_after_the_other(assets: Path, tmp_path: Path) -> None:
 
 
 def test_no_mask_with_domains(backbone: Backbone, digits: list[ImageSet]) -> None:
-    learner = Learner(make_config(scenario="domain"), backbone)
+    learner = Learner(small(scenario="domain"), backbone)
     seen = Seen(learner)
     learner.learn(digits[0])
     assert seen.masks
@@ -100,7 +90,7 @@ def test_no_mask_with_domains(backbone: Backbone, digits: list[ImageSet]) -> Non
 def test_five_datasets(assets: Path, tmp_path: Path, diversify: str) -> None:
     data = {"name": "five_datasets", "root": str(assets / "data" / "five_datasets"), "train_per_class": 3}
     method = {"diversify": diversify, "pool_size": 8}
-    results, lines = run_quietly(make_config(data=data, method=method), tmp_path)
+    results, lines = shown(small(data=data, method=method), tmp_path)
     assert [record["name"] for record in results["tasks"]] == ["cifar10", "mnist", "svhn", "notmnist", "fashion_mnist"]
     assert len(results["classes"]) == 50
     assert results["forgetting"] is not None
@@ -119,10 +109,8 @@ def test_five_datasets(assets: Path, tmp_path: Path, diversify: str) -> None:
 
 def test_a_stream_without_tasks(tmp_path: Path) -> None:
     gaussian = {"micro_tasks": 10, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
-    config = make_config(
-        scenario="gaussian", gaussian=gaussian, train={"mask_classes": "batch"}, memory={"per_class": 1}
-    )
-    results, lines = run_quietly(config, tmp_path / "a")
+    config = small(scenario="gaussian", gaussian=gaussian, train={"mask_classes": "batch"}, memory={"per_class": 1})
+    results, lines = shown(config, tmp_path / "a")
     assert [record["task"] for record in results["tasks"]] == [3, 7, 9]
     assert sum(line.startswith("task") for line in lines) == 3
     assert results["schedule"]["peaks"] == list(range(1, 20, 2))
@@ -131,13 +119,13 @@ def test_a_stream_without_tasks(tmp_path: Path) -> None:
     assert all(record["eval_images"] == 30 for record in results["tasks"])  # classes to come are in the test set too
     assert results["tasks"][0]["classes"] < 10
     assert results["forgetting"] is None
-    again, _ = run_quietly(config, tmp_path / "b")
+    again, _ = shown(config, tmp_path / "b")
     assert again["accuracy_curve"] == results["accuracy_curve"]
     assert again["prompt_selections"] == results["prompt_selections"]
 
 
 def test_a_stream_without_tasks_says_nothing_of_tasks(backbone: Backbone, digits: list[ImageSet]) -> None:
-    config = make_config(scenario="gaussian", train={"mask_classes": "batch"})
+    config = small(scenario="gaussian", train={"mask_classes": "batch"})
     learner = Learner(config, backbone)
     started: list[int] = []
     learner.method.start = lambda task: started.append(task)  # type: ignore[method-assign]
@@ -154,11 +142,11 @@ def test_a_stream_without_tasks_says_nothing_of_tasks(backbone: Backbone, digits
     steps = [int(state["step"]) for state in learner._optimizer.state.values()]
     assert set(steps) == {3 + 2}  # 24 images, then 12, in batches of 8: the moments were kept
     with pytest.raises(UserError, match=r"needs to know where tasks end.*diversify=none"):
-        Learner(make_config(scenario="gaussian", method={"diversify": "slots"}), backbone)
+        Learner(small(scenario="gaussian", method={"diversify": "slots"}), backbone)
 
 
 def test_carried_moments_keep_their_rows(backbone: Backbone, digits: list[ImageSet]) -> None:
-    config = make_config(scenario="gaussian")
+    config = small(scenario="gaussian")
     learner = Learner(config, backbone)
     learner.learn(digits[0])
     old = learner._optimizer
@@ -178,7 +166,7 @@ def test_carried_moments_keep_their_rows(backbone: Backbone, digits: list[ImageS
 def test_replayed_rows_are_not_masked_and_new_ones_are(
     backbone: Backbone, digits: list[ImageSet], method: dict[str, Any]
 ) -> None:
-    config = make_config(memory={"per_class": 2, "batch_size": 3})
+    config = small(memory={"per_class": 2, "batch_size": 3})
     config = config.model_copy(update={"method": method})
     learner = Learner(config, backbone)
     learner.learn(digits[0])
@@ -200,7 +188,7 @@ def test_replayed_rows_are_not_masked_and_new_ones_are(
 def test_rehearsal_moves_what_the_mask_protects(backbone: Backbone, digits: list[ImageSet]) -> None:
     rows = []
     for per_class in (0, 2):
-        learner = Learner(make_config(memory={"per_class": per_class}), backbone)
+        learner = Learner(small(memory={"per_class": per_class}), backbone)
         learner.learn(digits[0])
         before = learner.method.get_parameter("head.weight_KD").detach().clone()
         learner.learn(digits[1])
@@ -209,7 +197,7 @@ def test_rehearsal_moves_what_the_mask_protects(backbone: Backbone, digits: list
 
 
 def test_a_memory_larger_than_the_data(tmp_path: Path) -> None:
-    results, _ = run_quietly(make_config(memory={"per_class": 1000}, tasks=2), tmp_path)
+    results, _ = shown(small(memory={"per_class": 1000}, tasks=2), tmp_path)
     assert results["memory_images"] == 60
 
 
@@ -238,7 +226,7 @@ def test_a_collapsed_pool_is_said(counts: list[list[int]], collapsed: bool | Non
 
 
 def test_the_pool_can_be_seen(tmp_path: Path) -> None:
-    results, _ = run_quietly(make_config(method={"pool_size": 2}, tasks=2), tmp_path)
+    results, _ = shown(small(method={"pool_size": 2}, tasks=2), tmp_path)
     pool = results["pool"]
     assert pool["collapsed"] is False
     assert [entry["counts"] for entry in pool["train"]] == results["prompt_selections"]["train"] == [[30, 30]] * 2

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli import promptcl, refused
+from helpers import refused, start
 
 from promptcl.cli.train import seed_settings
 from promptcl.errors import UserError
@@ -25,7 +25,7 @@ SMALL += "data.test_per_class=4 train.epochs=1 backbone.precision=auto --quiet"
 
 
 def test_seeds_make_a_run_each_and_a_summary_and_events(tmp_path: Path) -> None:
-    result = promptcl(*SMALL.split(), "--seeds", "3,1", "--out", "o", "--tensorboard", cwd=tmp_path)
+    result = start(*SMALL.split(), "--seeds", "3,1", "--out", "o", "--tensorboard", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     runs = [json.loads((tmp_path / "o" / f"seed{seed}" / "results.json").read_text()) for seed in (3, 1)]
     assert [run["config"]["seed"] for run in runs] == [3, 1]
@@ -45,7 +45,7 @@ def test_seeds_make_a_run_each_and_a_summary_and_events(tmp_path: Path) -> None:
     assert len(written.Scalars("accuracy/task 001")) == 2
 
     before = (tmp_path / "o" / "seed3" / "results.json").stat()
-    again = promptcl(*SMALL.split(), "--seeds", "3,1", "--out", "o", cwd=tmp_path)
+    again = start(*SMALL.split(), "--seeds", "3,1", "--out", "o", cwd=tmp_path)
     assert again.stdout == result.stdout.splitlines()[-1] + "\n"  # finished runs are kept
     assert (tmp_path / "o" / "seed3" / "results.json").stat() == before
     assert "a run with other settings" in refused(*SMALL.split(), "tasks=5", "--seeds", "3", "--out", "o", cwd=tmp_path)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import plain
 import pytest
 import torch
-from test_experiment import make_config
+from helpers import make_config
 from typer.testing import CliRunner
 
 from promptcl.cli.main import app
@@ -36,18 +34,7 @@ SETTINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def plain() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "plain.py"
-    spec = importlib.util.spec_from_file_location("plain", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_plain_engine_computes_the_same(plain: ModuleType) -> None:
+def test_the_plain_engine_computes_the_same() -> None:
     config = make_config(method={"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2, "head_init": "uniform"})
     task = class_incremental(load_split(config.data), 5)[0]
     learner = Learner(config)
@@ -65,6 +52,7 @@ def test_the_plain_engine_computes_the_same(plain: ModuleType) -> None:
     batch = batches.view(task.train, labels_N, torch.arange(8), True, task_generator(0, 0, "test"))
     method.train()
     ours = method.loss(learner.backbone, batch, None)
+    assert batch.images_BCHW is not None
     logits_BK, cosines_B = engine._logits(batch.images_BCHW)
     theirs = torch.nn.functional.cross_entropy(logits_BK, batch.labels_B) - 0.5 * cosines_B.mean()
     assert (ours - theirs).abs() < 1e-5
@@ -99,7 +87,7 @@ def test_both_engines_train_and_are_compared() -> None:
         assert len(line) <= 80
 
 
-def test_the_plain_engine_learns(plain: ModuleType) -> None:
+def test_the_plain_engine_learns() -> None:
     torch.manual_seed(0)
     config = make_config(train={"epochs": 10, "lr": 0.01}, data={"augment": "none"})
     task = class_incremental(load_split(config.data), 5)[0]

@@ -3,9 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from promptcl.layers.heads import ClassMeans, GrowingLinear
 from promptcl.layers.prompts import PromptPool, cosine, initialise, top_n, vote
-from promptcl.runtime.seeding import task_generator
 
 
 @pytest.mark.parametrize(("pool", "length", "count"), [(10, 5, 46_080), (20, 5, 92_160), (10, 10, 84_480)])
@@ -53,29 +51,3 @@ def test_take_keeps_order_and_gives_dense_gradient() -> None:
     tokens.sum().backward()
     assert pool.prompts_MLD.grad is not None
     assert pool.prompts_MLD.grad.sum((1, 2)).tolist() == [6, 0, 6, 0]
-
-
-def test_growing_keeps_old_rows() -> None:
-    head = GrowingLinear(4, "uniform")
-    head.grow(3, task_generator(1, 0, "x"))
-    before = head.weight_KD.detach().clone()
-    head.grow(2, task_generator(1, 1, "x"))
-    assert head.weight_KD.shape == (5, 4)
-    assert torch.equal(head.weight_KD[:3], before)
-    assert head.weight_KD[3:].abs().max() <= 0.5
-
-
-def test_class_means_are_means() -> None:
-    means, features = ClassMeans(4), torch.randn(6, 4)
-    means.grow(2)
-    means.add(features[:4], torch.tensor([0, 0, 1, 1]))
-    means.add(features[4:], torch.tensor([0, 1]))
-    expected = torch.stack([features[[0, 1, 4]].mean(0), features[[2, 3, 5]].mean(0)])
-    torch.testing.assert_close(means(features), cosine(features, expected))
-
-
-def test_task_randomness_is_a_function_of_its_arguments() -> None:
-    first = torch.rand(3, generator=task_generator(1, 2, "training"))
-    assert torch.equal(first, torch.rand(3, generator=task_generator(1, 2, "training")))
-    for other in [(2, 2, "training"), (1, 3, "training"), (1, 2, "new classes")]:
-        assert not torch.equal(first, torch.rand(3, generator=task_generator(*other)))

@@ -7,33 +7,9 @@ import pytest
 import torch
 
 from promptcl.config.schema import DataConfig
+from promptcl.data.inputs import labelled
 from promptcl.data.splits import load_split
-from promptcl.layers.heads import RidgeHead
 from promptcl.learner.calibration import Calibration, hold_out, measure
-
-
-def test_balanced_ridge_finds_rare_classes() -> None:
-    """Two classes a unit apart, 500 and 5 examples: without balance the rare one is hardly ever named."""
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn((2, 2000, 4), generator=generator)
-    points[1, :, 0] += 2
-    found = {}
-    for balance in (False, True):
-        head = RidgeHead(4, 0.1)
-        head.grow(2)
-        for label, count in ((0, 500), (1, 5)):
-            head.add(points[label, :count], torch.full((count,), label))
-        head.solve(balance)
-        found[balance] = [(head(points[label, 500:]).argmax(1) == label).float().mean().item() for label in (0, 1)]
-    assert found[False][1] < 0.1
-    assert min(found[True]) > 0.6
-    even = [RidgeHead(4, 0.1), RidgeHead(4, 0.1)]
-    for head, balance in zip(even, (False, True), strict=True):
-        head.grow(2)
-        head.add(points[:, :50].flatten(0, 1), torch.arange(2).repeat_interleave(50))
-        head.solve(balance)
-    torch.testing.assert_close(even[0].weight_KD, even[1].weight_KD)
-    torch.testing.assert_close(even[0].bias_K, even[1].bias_K)
 
 
 def test_temperature_makes_probabilities_true() -> None:
@@ -68,3 +44,9 @@ def test_hold_out_takes_of_every_class_that_can_spare_one() -> None:
     kept, held = hold_out(images, 0.2, torch.Generator().manual_seed(0))
     assert np.bincount(held.labels, minlength=3)[:3].tolist() == [10, 1, 0]
     assert len(kept) + len(held) == len(images)
+
+
+def test_something_is_left_to_train_on() -> None:
+    images = labelled([np.zeros((8, 8, 3), np.uint8)] * 7, ["a"] * 3 + ["b"] * 4)
+    kept, held = hold_out(images, 0.9, torch.Generator())
+    assert [np.bincount(part.labels).tolist() for part in (kept, held)] == [[1, 1], [2, 3]]

@@ -16,13 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_experiment import make_config, timeless
+from helpers import digit_tasks, make_config, run_quietly, same_state, timeless
 
 from promptcl.backbone.vit import Backbone
-from promptcl.config.schema import Config
 from promptcl.data.images import ImageSet
-from promptcl.data.splits import load_split
-from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
 from promptcl.experiments import run as experiment
 from promptcl.experiments.progress import QuietUi
@@ -37,14 +34,9 @@ class Stop(Exception):
 
 
 @pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.create(make_config().backbone)
-
-
-@pytest.fixture(scope="module")
 def digits() -> list[ImageSet]:
-    config = make_config(data={"train_per_class": 14})
-    return [task.train for task in class_incremental(load_split(config.data), 5, "official", 0)]
+    """Enough for four steps an epoch."""
+    return digit_tasks(14)
 
 
 def stop_at(number: int) -> Callable[[], None]:
@@ -57,11 +49,6 @@ def stop_at(number: int) -> Callable[[], None]:
             raise Stop
 
     return step
-
-
-def equal(a: Learner, b: Learner) -> bool:
-    left, right = a.method.state_dict(), b.method.state_dict()
-    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +66,7 @@ def test_interrupted_at_any_step(
     changes: dict[str, Any], backbone: Backbone, digits: list[ImageSet], tmp_path: Path
 ) -> None:
     config = make_config(**{**changes, "train": {**TRAIN, **changes.get("train", {})}})
-    start = Learner.create(config, backbone)
+    start = Learner(config, backbone)
     if config.method["name"] != "l2p_ridge":  # which trains in its first task only
         start.learn(digits[0])
     before = list(start.classes)
@@ -99,7 +86,7 @@ def test_interrupted_at_any_step(
         told: list[int] = []
         resumed = parts.learn(digits[1], lambda told=told: told.append(1), checkpoint=folder)  # type: ignore[misc]
         assert len(told) == steps
-        assert equal(parts, start)
+        assert same_state(parts, start)
         assert resumed.selections == record.selections
         assert resumed.images == record.images
         parts.save(folder)
@@ -108,20 +95,20 @@ def test_interrupted_at_any_step(
 
 def test_interrupted_after_training(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
     """Killed between the last step and the save, nothing is trained again."""
-    whole = Learner.create(make_config(train=TRAIN), backbone)
+    whole = Learner(make_config(train=TRAIN), backbone)
     whole.save(tmp_path)
     whole.learn(digits[0], checkpoint=tmp_path)
     parts, steps = Learner.load(tmp_path, backbone=backbone), 2 * whole.batches.steps_per_epoch(len(digits[0]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", None)  # a step would fail
         parts.learn(digits[0], checkpoint=tmp_path)
-    assert equal(parts, whole)
+    assert same_state(parts, whole)
     assert steps > 2
 
 
 @pytest.fixture
 def interrupted(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> Path:
-    learner = Learner.create(make_config(train=TRAIN), backbone)
+    learner = Learner(make_config(train=TRAIN), backbone)
     learner.save(tmp_path / "store")
     with pytest.raises(Stop):
         learner.learn(digits[0], stop_at(5), checkpoint=tmp_path / "store")
@@ -149,10 +136,10 @@ def test_a_checkpoint_of_an_older_store_is_ignored(
     learner.save(interrupted)
     shutil.copytree(kept, interrupted / "checkpoint")
     learner.learn(digits[2], checkpoint=interrupted)
-    whole = Learner.create(make_config(train=TRAIN), backbone)
+    whole = Learner(make_config(train=TRAIN), backbone)
     whole.learn(digits[1])
     whole.learn(digits[2])
-    assert equal(learner, whole)
+    assert same_state(learner, whole)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(interrupted: Path, backbone: Backbone, digits: list[ImageSet]) -> None:
@@ -184,11 +171,7 @@ def test_a_learner_that_was_never_saved_has_no_checkpoints(
     backbone: Backbone, digits: list[ImageSet], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="save this one there before it learns"):
-        Learner.create(make_config(), backbone).learn(digits[0], checkpoint=tmp_path)
-
-
-def run(config: Config, out: Path, resume: bool = False) -> dict[str, Any]:
-    return experiment.run(config, out, QuietUi(out, write=lambda line: None), resume)
+        Learner(make_config(), backbone).learn(digits[0], checkpoint=tmp_path)
 
 
 class StoppingUi(QuietUi):
@@ -221,28 +204,25 @@ FREQUENCY = {"name": "l2p", "pool_size": 4, "top_k": 2, "diversify": "frequency"
     ids=["l2p", "ncm", "joint", "ridge", "memory-store", "memory", "frequency", "gaussian"],
 )
 def test_a_run_goes_on_to_the_same_results(changes: dict[str, Any], moments: tuple[int, ...], tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"tasks": 3, "train": TRAIN, "data": {"train_per_class": 6}, **changes}
-    config = make_config(**{key: value for key, value in settings.items() if key not in ("gaussian", "memory")})
-    sections = {key: value for key, value in settings.items() if key in ("gaussian", "memory")}
-    config = Config.model_validate({**config.model_dump(), **sections})
-    whole = run(config, tmp_path / "whole")
+    config = make_config(**{"tasks": 3, "train": TRAIN, "data": {"train_per_class": 6}, **changes})
+    whole = run_quietly(config, tmp_path / "whole")
     for number in moments:
         out = tmp_path / f"stopped{number}"
         with pytest.raises(Stop):
             experiment.run(config, out, StoppingUi(number))
         assert not (out / "results.json").exists()
-        assert timeless(run(config, out, resume=True)) == timeless(whole)
+        assert timeless(run_quietly(config, out, resume=True)) == timeless(whole)
         assert timeless(json.loads((out / "results.json").read_text())) == timeless(whole)
-        assert equal(Learner.load(out / "learner"), Learner.load(tmp_path / "whole" / "learner"))
-    assert timeless(run(config, tmp_path / "whole", resume=True)) == timeless(whole)  # nothing is left to do
+        assert same_state(Learner.load(out / "learner"), Learner.load(tmp_path / "whole" / "learner"))
+    assert timeless(run_quietly(config, tmp_path / "whole", resume=True)) == timeless(whole)  # nothing is left to do
 
 
 def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
-    run(make_config(), tmp_path)
+    run_quietly(make_config(), tmp_path)
     with pytest.raises(UserError, match=r"is not what .* was learned with"):
-        run(make_config(seed=8), tmp_path, resume=True)
+        run_quietly(make_config(seed=8), tmp_path, resume=True)
     with pytest.raises(UserError, match="does not descend from"):
-        run(make_config(), tmp_path)
+        run_quietly(make_config(), tmp_path)
 
 
 # A background job of a shell ignores Ctrl-C, and so would its children.

@@ -10,17 +10,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from promptcl.backbone.vit import Backbone
-from promptcl.config.schema import BackboneConfig, TrainConfig
+from promptcl.config.schema import TrainConfig
 from promptcl.layers.prompts import top_n
 from promptcl.methods._base import Batch
 from promptcl.methods.l2p import L2POptions, Model
 from promptcl.runtime.seeding import task_generator
 from promptcl.training.optim import effective_lr
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.create(BackboneConfig(name="test_vit", weights="random", image_size=32))
 
 
 def make(backbone: Backbone, classes: int = 6, **options: object) -> Model:

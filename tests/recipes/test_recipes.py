@@ -86,3 +86,38 @@ def test_compat_recipes() -> None:
 def test_demo_needs_no_download() -> None:
     config = load_config("demo")
     assert (config.backbone.weights, config.data.name, config.tasks) == ("embedded", "mnist5k", 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]", "not valid YAML at line 2: an alias"),
+        ("[" * 5000, "not valid YAML"),
+        ("seed: 2001-99-99", "not valid YAML"),
+        ("seed: " + "9" * 5000, "not valid YAML"),
+        ("# " + "x" * 200_000, "at most 100000 are read"),
+    ],
+)
+def test_yaml_that_would_explode(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_config(str(tmp_path / "a.yaml"))
+
+
+def test_code_outside_the_package_is_refused_unless_it_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("")
+    package = tmp_path / "outside"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text("from promptcl.methods.ncm import *\nfrom promptcl.methods.ncm import Model\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"method\.name=outside\.mine is code outside promptcl.*--trust"):
+        load_config("demo", ["method.name=outside.mine"])
+    assert load_config("demo", ["method.name=outside.mine"], trust=True).method == {"name": "outside.mine"}
+    for name in ("os", "../os", "_base", "__init__"):
+        with pytest.raises(UserError, match=r"method\.name="):
+            load_config("demo", [f"method.name={name}"])
+    with pytest.raises(UserError, match=r"outside\.none"):
+        load_config("demo", ["method.name=outside.none"], trust=True)

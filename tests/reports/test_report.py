@@ -13,13 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import make_config, refused, run_quietly, start
 from PIL import Image
-from test_cli import promptcl, refused
-from test_experiment import make_config
 
 from promptcl.errors import UserError
-from promptcl.experiments.progress import QuietUi
-from promptcl.experiments.run import run
 from promptcl.reports.report import entropy, write
 from promptcl.reports.results import Schedule, read
 
@@ -31,10 +28,9 @@ FIGURES |= {f"a-prompts-seed{seed}-{part}" for seed in (1, 2) for part in ("trai
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of L2P and one run of ncm."""
     folder = tmp_path_factory.mktemp("runs")
-    quiet = QuietUi(folder, write=lambda line: None)
     for seed in (1, 2):
-        run(make_config(tasks=5, seed=seed), folder / f"l2p-seed{seed}", quiet)
-    run(make_config(tasks=5, method={"name": "ncm"}), folder / "näh <b> $m$", quiet)
+        run_quietly(make_config(tasks=5, seed=seed), folder / f"l2p-seed{seed}")
+    run_quietly(make_config(tasks=5, method={"name": "ncm"}), folder / "näh <b> $m$")
     return folder
 
 
@@ -161,11 +157,11 @@ def browse(*command: str) -> str:
 
 def test_command_needs_no_torch_and_says_what_it_wrote(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "l2p-seed1", tmp_path / "one")
-    result = promptcl("report", "one", cwd=tmp_path)
+    result = start("report", "one", cwd=tmp_path)
     assert result.stdout == "one/report.html: 5 figures, also as PNG in one/report-figures\n", result
     assert result.stderr == ""
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    assert promptcl("report", "one", "two/results.json", cwd=tmp_path).returncode == 0
+    assert start("report", "one", "two/results.json", cwd=tmp_path).returncode == 0
     text = (tmp_path / "report.html").read_text()
     assert "the same settings and seeds were run more than once" in text
     assert f"A = {tmp_path / 'one'}<br>B = {tmp_path / 'two'}<br>" in text
@@ -221,9 +217,8 @@ def test_a_pool_of_one_prompt_has_no_figure_of_prompts(runs: Path, tmp_path: Pat
 
 def test_stream_without_tasks(tmp_path: Path) -> None:
     gaussian = {"micro_tasks": 12, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
-    config = make_config(scenario="gaussian", train={"mask_classes": "batch"})
-    config = type(config).model_validate({**config.model_dump(), "gaussian": gaussian})
-    results = run(config, tmp_path, QuietUi(tmp_path, write=lambda line: None))
+    config = make_config(scenario="gaussian", train={"mask_classes": "batch"}, gaussian=gaussian)
+    results = run_quietly(config, tmp_path)
     assert write([tmp_path], tmp_path / "r.html") == 4
     text = (tmp_path / "r.html").read_text()
     assert set(Elements(text).figures) == {"average-accuracy", "a-schedule", "a-prompts-train", "a-prompts-test"}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ROOT, write_folders
 from PIL import Image
 
 from promptcl.backbone.vit import Backbone
@@ -20,8 +21,6 @@ from promptcl.errors import UserError
 from promptcl.learner.export import export
 from promptcl.methods._base import Batch, load_method
 from promptcl.runtime.seeding import task_generator
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_method_of_the_adding_guide(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +55,7 @@ def test_the_data_set_of_the_adding_guide(tmp_path: Path, monkeypatch: pytest.Mo
     assert split.test.image(1)[:, 0, 0].tolist() == [0, 0, 255]
     with pytest.raises(UserError, match=r"data\.root=FILE"):
         load_split(DataConfig(name="mine"))
-    sys.modules.pop("promptcl.datasets.mine")
+    sys.modules.pop("promptcl.data.datasets.mine")
 
 
 def test_links_between_documents_exist() -> None:
@@ -93,11 +92,8 @@ def test_the_python_of_the_guide(
     """With digits for the pictures of the shop, and the small ViT; the exported programs answer as the learner does."""
     split = load_split(DataConfig(name="mnist5k", train_per_class=8, test_per_class=4))
     for folder, images in (("monday", split.train), ("test", split.test)):
-        for i, label in enumerate(images.of_classes(["0", "1"]).labels):
-            file = tmp_path / folder / str(label) / f"{i}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images.of_classes(["0", "1"]).image(i)[0].numpy()).save(file)
-    with Image.open(tmp_path / "test" / "0" / "0.png") as digit:  # wide, and turned by its EXIF tag
+        write_folders(images.of_classes(["0", "1"]), tmp_path / folder)
+    with Image.open(tmp_path / "test" / "0" / "0000.png") as digit:  # wide, and turned by its EXIF tag
         exif = Image.Exif()
         exif[0x0112] = 6
         digit.convert("RGB").resize((130, 61)).save(tmp_path / "photo.jpg", exif=exif)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import warnings
 from pathlib import Path
-from types import ModuleType
 
+import fuzz
 import pytest
+from fuzz_targets import targets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-
-def load() -> ModuleType:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-        return importlib.import_module("fuzz")
-
-
-fuzz = load()
-TARGETS = fuzz.targets()
+TARGETS = targets()
 QUIET = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
+import grow_cifar100 as grow
 import pytest
+from helpers import SMALL
 
 from promptcl.config.schema import DataConfig
 from promptcl.data.splits import load_split
 
-ROOT = Path(__file__).parents[1]
-SMALL = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "device=cpu"]
-SMALL += ["train.epochs=1", "train.min_steps=5"]
-
 
 @pytest.fixture(scope="module")
-def grow() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("grow_cifar100", ROOT / "benchmarks" / "grow_cifar100.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def lessons(grow: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits 0 to 3 in two lessons of two."""
     root: Path = tmp_path_factory.mktemp("lessons")
     split = load_split(DataConfig(name="mnist5k", train_per_class=12, test_per_class=5))
@@ -37,7 +23,7 @@ def lessons(grow: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_new_processes_one_process_and_train_end_with_the_same_bits(grow: ModuleType, lessons: Path) -> None:
+def test_new_processes_one_process_and_train_end_with_the_same_bits(lessons: Path) -> None:
     found = grow.compare(lessons, "grow-demo", SMALL, ["command", "python", "train"])
     assert found["equal"] == dict.fromkeys(("classes", "state", "logits", "accuracies"), True)
     assert found["ways"]["command"]["classes"] == ["0", "1", "2", "3"]
@@ -46,7 +32,7 @@ def test_new_processes_one_process_and_train_end_with_the_same_bits(grow: Module
     assert min(first) > 60  # chance is 50
 
 
-def test_another_seed_is_not_equal(grow: ModuleType, lessons: Path) -> None:
+def test_another_seed_is_not_equal(lessons: Path) -> None:
     """What the comparison is worth: it sees one changed setting."""
     folders = [grow.by_python(lessons, "grow-demo", [*SMALL, f"seed={seed}"])[0] for seed in (1, 2)]
     one, other = (grow.fingerprint(folder, lessons) for folder in folders)
@@ -55,7 +41,7 @@ def test_another_seed_is_not_equal(grow: ModuleType, lessons: Path) -> None:
     assert one["logits"] != other["logits"]
 
 
-def test_the_guide_shows_the_measured_table(grow: ModuleType) -> None:
+def test_the_guide_shows_the_measured_table() -> None:
     results = json.loads(grow.RESULTS.read_text(encoding="utf-8"))
     shown = grow.TABLE.findall(grow.GUIDE.read_text(encoding="utf-8"))
     assert shown == [grow.table(results)], "run: python benchmarks/grow_cifar100.py --table"

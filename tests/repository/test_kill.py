@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import promptcl
+import pytest
+from helpers import ENVIRONMENT, ROOT
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "benchmarks" / "kill.py"
-    environment = {**os.environ, "PYTHONPATH": str(Path(promptcl.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    script = ROOT / "benchmarks" / "kill.py"
     command = [sys.executable, str(script), "--kills", "12", "--seed", "1", "--out", str(tmp_path / "kill.json")]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((tmp_path / "kill.json").read_text())
     assert report["kills"] >= 12

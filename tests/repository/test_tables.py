@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def table() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks" / "table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import table
+from helpers import ROOT
 
 
 def write_run(path: Path, seed: int, accuracy: float, **changes: Any) -> None:
@@ -50,12 +38,12 @@ def results(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_readme_shows_the_measured_results(table: ModuleType) -> None:
+def test_readme_shows_the_measured_results() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert table.fill(readme, ROOT / "benchmarks" / "results") == readme, "run: python benchmarks/table.py"
 
 
-def test_rows_numbers_notes_and_commands(table: ModuleType, results: Path) -> None:
+def test_rows_numbers_notes_and_commands(results: Path) -> None:
     text = "before\n<!-- table: main -->\nold\n<!-- end -->\nafter\n"
     filled = table.fill(text, results)
     lines = filled.splitlines()
@@ -85,14 +73,12 @@ def test_rows_numbers_notes_and_commands(table: ModuleType, results: Path) -> No
         ("main/c/seed1.json", 1, {}, "the folders are"),
     ],
 )
-def test_wrong_results_are_refused(
-    table: ModuleType, results: Path, path: str, seed: int, changes: dict[str, Any], sentence: str
-) -> None:
+def test_wrong_results_are_refused(results: Path, path: str, seed: int, changes: dict[str, Any], sentence: str) -> None:
     write_run(results / path, seed, 50.0, **changes)
     with pytest.raises(table.TableError, match=sentence):
         table.fill("<!-- table: main -->\n<!-- end -->\n", results)
 
 
-def test_a_table_nobody_shows_is_refused(table: ModuleType, results: Path) -> None:
+def test_a_table_nobody_shows_is_refused(results: Path) -> None:
     with pytest.raises(table.TableError, match="tables marked in the text: \\[\\]"):
         table.fill("no markers\n", results)

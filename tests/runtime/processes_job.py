@@ -1,4 +1,4 @@
-"""What torchrun starts in test_ranks.py: several runs in one group of processes, for starting one takes seconds.
+"""What torchrun starts in test_processes.py: several runs in one group of processes, for starting one takes seconds.
 
 Arguments: jobs.json, the folder for them, the folder of an interrupted run to finish.
 """

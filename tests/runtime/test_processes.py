@@ -14,28 +14,23 @@ from typing import Any
 
 import pytest
 import torch
-from test_experiment import make_config, timeless
+from helpers import ENVIRONMENT, make_config, run_quietly, timeless
 
-import promptcl
 from promptcl.config.schema import Config, DataConfig
 from promptcl.data.augment import train_view
-from promptcl.experiments import run as experiment
-from promptcl.experiments.progress import QuietUi
 from promptcl.learner.learner import Learner
 from promptcl.runtime import processes
 from promptcl.store import files
 from promptcl.store.folder import KIND
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(promptcl.__file__).parents[1])}
 L2P = {"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2}
 
 
 def settings(**changes: Any) -> dict[str, Any]:
     data = {"train_per_class": 5, "test_per_class": 3}
-    extra: dict[str, Any] = {key: changes.pop(key) for key in ("memory", "gaussian") if key in changes}
     config = make_config(**{"eval": {"batch_size": 5}, **changes, "data": {**data, **changes.get("data", {})}})
-    return {**config.model_dump(mode="json"), **extra}
+    return config.model_dump(mode="json")
 
 
 # Nothing here divides by two: batches of 7, 7 and 1 of 15 images, test sets of 9 and 6 images in batches of 5.
@@ -91,10 +86,6 @@ def agree(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def run_alone(config: Config, out: Path) -> dict[str, Any]:
-    return experiment.run(config, out, QuietUi(out, write=lambda line: None))
-
-
 def rank_of(process: Path) -> str | None:
     try:
         lines = (process / "environ").read_bytes().split(b"\0")
@@ -138,7 +129,7 @@ def together(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with a run of two processes for each job; the killed run is finished too."""
     out = tmp_path_factory.mktemp("together")
     (out / "jobs.json").write_text(json.dumps(JOBS))
-    script = Path(__file__).with_name("ranks_job.py")
+    script = Path(__file__).with_name("processes_job.py")
     command = [*TORCHRUN, *map(str, (script, out / "jobs.json", out, killed))]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -148,7 +139,7 @@ def together(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_two_processes_learn_what_one_learns(name: str, together: Path, tmp_path: Path) -> None:
-    alone = run_alone(Config.model_validate(JOBS[name]), tmp_path)
+    alone = run_quietly(Config.model_validate(JOBS[name]), tmp_path)
     results = json.loads((together / name / "results.json").read_text())
     assert agree(timeless(results), timeless(alone))
     assert furthest(together / name, tmp_path) < 1e-5
@@ -168,7 +159,7 @@ def test_resume_finishes_what_was_killed(killed: Path, together: Path, tmp_path:
     assert len(printed) == 4  # a headline, two tasks, the end: the other process prints nothing
     assert printed[-1].startswith("done average_accuracy ")
     results = json.loads((killed / "results.json").read_text())
-    alone = run_alone(Config.model_validate(results["config"]), tmp_path)
+    alone = run_quietly(Config.model_validate(results["config"]), tmp_path)
     assert agree(timeless(results), timeless(alone))
     assert furthest(killed, tmp_path) < 1e-4
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_experiment import make_config
-from test_verbs import write
+from helpers import make_config, write_folders
 
 from promptcl import store
 from promptcl.backbone.vit import Backbone
@@ -27,12 +26,7 @@ from promptcl.training.memory import Memory
 
 
 def settings(**memory: Any) -> Config:
-    return Config.model_validate({**make_config().model_dump(), "memory": {"per_class": 2, **memory}})
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.create(make_config().backbone)
+    return make_config(memory={"per_class": 2, **memory})
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +34,13 @@ def lessons(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Folders of two digits each; the third has a digit of the first again."""
     train = load_split(DataConfig(name="mnist5k", train_per_class=9)).train
     root = tmp_path_factory.mktemp("lessons")
-    return [write(train.of_classes(list(names)), root / names) for names in ("01", "23", "14")]
+    return [write_folders(train.of_classes(list(names)), root / names) for names in ("01", "23", "14")]
 
 
 @pytest.fixture
 def folder(backbone: Backbone, lessons: list[Path], tmp_path: Path) -> Path:
     """A store that has learned two lessons and keeps two images of each class."""
-    learner = Learner.create(settings(store=True), backbone)
+    learner = Learner(settings(store=True), backbone)
     learner.save(tmp_path / "store")
     for lesson in lessons[:2]:
         learner = Learner.load(tmp_path / "store", backbone=backbone)
@@ -57,7 +51,7 @@ def folder(backbone: Backbone, lessons: list[Path], tmp_path: Path) -> Path:
 
 def test_a_new_process_replays_what_one_process_would(folder: Path, backbone: Backbone, lessons: list[Path]) -> None:
     subprocess.run([sys.executable, "-m", "promptcl", "learn", folder, lessons[2], "--quiet"], check=True)
-    found, whole = Learner.load(folder, backbone=backbone), Learner.create(settings(store=True), backbone)
+    found, whole = Learner.load(folder, backbone=backbone), Learner(settings(store=True), backbone)
     for lesson in lessons:
         whole.learn(lesson)
     ours, theirs = found.method.state_dict(), whole.method.state_dict()
@@ -68,14 +62,14 @@ def test_a_new_process_replays_what_one_process_would(folder: Path, backbone: Ba
     assert whole.memory.images is not None
     for i in range(10):
         assert torch.equal(found.memory.images.image(i), whole.memory.images.image(i))
-    forgetful = Learner.create(make_config(), backbone)
+    forgetful = Learner(make_config(), backbone)
     for lesson in lessons:
         forgetful.learn(lesson)
     assert not all(torch.equal(ours[name], value) for name, value in forgetful.method.state_dict().items())
 
 
 def test_without_it_nothing_of_a_picture_is_kept(backbone: Backbone, lessons: list[Path], tmp_path: Path) -> None:
-    learner = Learner.create(settings(), backbone)
+    learner = Learner(settings(), backbone)
     learner.learn(lessons[0])
     learner.save(tmp_path)
     assert not any(name.startswith("memory.") for name in store.load(tmp_path).state)
@@ -156,7 +150,7 @@ def test_held_out_pictures_are_not_replayed_before_they_were_measured(backbone: 
 
     trained: list[tuple[set[bytes], set[bytes]]] = []
     config = Config.model_validate({**settings(per_class=9).model_dump(), "train": {"holdout": 0.3, "epochs": 1}})
-    learner = Watched.create(config, backbone)
+    learner = Watched(config, backbone)
     learner.learn(lessons[0])
     learner.learn(lessons[1])
     kept, replayed = trained[1]
@@ -166,7 +160,7 @@ def test_held_out_pictures_are_not_replayed_before_they_were_measured(backbone: 
     assert not held & replayed
     assert learner.memory.images is not None
     assert held < digests(learner.memory.images)  # in the end they are remembered like the others
-    resumed = Learner.create(config, backbone)
+    resumed = Learner(config, backbone)
     for number, lesson in enumerate(lessons[:2]):
         resumed.remember(labelled(lesson), number)
     assert resumed.memory.images is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,17 +12,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from test_experiment import make_config
+from helpers import ENVIRONMENT, make_config, rewrite
 
 from promptcl import store
 from promptcl.backbone.vit import Backbone
 from promptcl.data.images import ImageSet
-from promptcl.data.splits import load_split
-from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
-from promptcl.store import files
-from promptcl.store.folder import KIND
 
 METHODS: list[dict[str, Any]] = [
     {"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2, "head_init": "uniform"},
@@ -34,20 +29,10 @@ METHODS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.create(make_config().backbone)
-
-
-@pytest.fixture(scope="module")
-def digits() -> list[ImageSet]:
-    return [task.train for task in class_incremental(load_split(make_config().data), 5, "official", 0)]
-
-
-@pytest.fixture(scope="module")
 def saved(backbone: Backbone, digits: list[ImageSet], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store that knows two digits; not to be written to."""
     folder = tmp_path_factory.mktemp("saved") / "store"
-    learner = Learner.create(make_config(), backbone)
+    learner = Learner(make_config(), backbone)
     learner.notes["threshold"] = 0.25
     learner.learn(digits[0], name="zero and one")
     learner.save(folder)
@@ -65,12 +50,6 @@ def logits(learner: Learner, images: ImageSet) -> torch.Tensor:
     return learner.logits(images, torch.zeros(len(images), dtype=torch.long))
 
 
-def rewrite(folder: Path, **changes: Any) -> None:
-    """Change fields of learner.json and give it the right checksum: what a forger would do."""
-    pair = files.read_pair(folder / "learner.json", KIND)
-    files.write_pair(folder / "learner.json", {**pair.document, **changes}, pair.tensors)
-
-
 def refused(folder: Path) -> bool:
     try:
         store.load(folder)
@@ -83,10 +62,10 @@ def refused(folder: Path) -> bool:
 def test_every_method_comes_back_bit_for_bit_and_learns_on(
     method: dict[str, Any], backbone: Backbone, digits: list[ImageSet], tmp_path: Path
 ) -> None:
-    whole = Learner.create(make_config(method=method), backbone)
+    whole = Learner(make_config(method=method), backbone)
     for images in digits[:3]:
         whole.learn(images)
-    parts = Learner.create(make_config(method=method), backbone)
+    parts = Learner(make_config(method=method), backbone)
     parts.save(tmp_path)
     for images in digits[:3]:
         parts = Learner.load(tmp_path, backbone=backbone)
@@ -103,16 +82,15 @@ def test_another_process_learns_the_same(folder: Path, digits: list[ImageSet], b
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path; from promptcl import store; from promptcl.data import load_split\n"
-        "from promptcl.learner import Learner; from promptcl.stream import class_incremental\n"
+        "from promptcl.learner import Learner; from promptcl.data import class_incremental\n"
         "with store.lock(Path(sys.argv[1])):\n"
         "    learner = Learner.load(sys.argv[1])\n"
         "    tasks = class_incremental(load_split(learner.config.data), 5, 'official', 0)\n"
         "    learner.learn(tasks[1].train, name='two and three', checkpoint=sys.argv[1])\n"
         "    learner.save(sys.argv[1])\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
-    subprocess.run([sys.executable, "-c", code, folder], check=True, env=environment)
-    whole = Learner.create(make_config(), backbone)
+    subprocess.run([sys.executable, "-c", code, folder], check=True, env=ENVIRONMENT)
+    whole = Learner(make_config(), backbone)
     whole.learn(digits[0])
     whole.learn(digits[1])
     parts = Learner.load(folder, backbone=backbone)
@@ -206,7 +184,7 @@ def test_weights_are_found_from_elsewhere(
     monkeypatch.chdir(tmp_path / "here")
     safetensors.torch.save_file(backbone.vit.state_dict(), "vit.safetensors")
     config = make_config(backbone={"weights": "vit.safetensors"})
-    learner = Learner.create(config)
+    learner = Learner(config)
     learner.learn(digits[0])
     learner.save("../store")
     monkeypatch.chdir(tmp_path)
@@ -254,7 +232,7 @@ def test_a_method_of_ones_own_needs_trust(folder: Path, tmp_path: Path, monkeypa
 def test_names_in_any_script(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
     names = ["日本 🦊", "a/b\\c"]
     images = ImageSet(digits[0]._source, names, digits[0].labels, digits[0]._rows)
-    learner = Learner.create(make_config(), backbone)
+    learner = Learner(make_config(), backbone)
     learner.learn(images)
     learner.save(tmp_path / "ünï")
     assert Learner.load(tmp_path / "ünï", backbone=backbone).classes == names

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from helpers import make_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_experiment import make_config
 
 from promptcl.backbone.vit import Backbone
 from promptcl.data.splits import load_split
@@ -35,14 +35,9 @@ JSON = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.create(make_config().backbone)
-
-
-@pytest.fixture(scope="module")
 def folder(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("fuzz") / "store"
-    learner = Learner.create(make_config(), backbone)
+    learner = Learner(make_config(), backbone)
     learner.learn(class_incremental(load_split(make_config().data), 5)[0].train)
     learner.save(folder)
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -5,30 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_experiment import make_config
+from helpers import make_config
 
 from promptcl.backbone.vit import Backbone
 from promptcl.data.images import ImageSet
-from promptcl.data.splits import load_split
-from promptcl.data.stream import class_incremental
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.create(make_config().backbone)
-
-
-@pytest.fixture(scope="module")
-def digits() -> list[ImageSet]:
-    return [task.train for task in class_incremental(load_split(make_config().data), 5, "official", 0)]
 
 
 @pytest.fixture
 def folder(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> Path:
     """A store that knows two digits."""
-    learner = Learner.create(make_config(), backbone)
+    learner = Learner(make_config(), backbone)
     learner.learn(digits[0])
     learner.save(tmp_path / "store")
     return tmp_path / "store"
@@ -37,7 +25,7 @@ def folder(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> Path:
 def test_no_learner_is_written_over_by_another(folder: Path, backbone: Backbone, digits: list[ImageSet]) -> None:
     before = (folder / "learner.json").read_bytes()
     with pytest.raises(UserError, match="does not descend from"):
-        Learner.create(make_config(), backbone).save(folder)
+        Learner(make_config(), backbone).save(folder)
     first, second = Learner.load(folder, backbone=backbone), Learner.load(folder, backbone=backbone)
     first.learn(digits[1])
     second.learn(digits[2])
