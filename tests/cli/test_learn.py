@@ -1,4 +1,4 @@
-"""What `learn` and `predict` do when the pictures are not what one meant."""
+"""What `learn` and `predict` do when the images are not what one meant."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_check_that_would_see_nothing_is_refused(store: Path, folders: Path, t
 @pytest.mark.parametrize(
     "wrong", [["--recipe", "grow-dem"], ["train.epocs=1"], ["backbone.weights=absent.pth"], ["device=tpu"]]
 )
-def test_a_mistake_in_the_first_lesson_leaves_nothing(wrong: list[str], folders: Path, tmp_path: Path) -> None:
+def test_a_mistake_in_the_first_task_leaves_nothing(wrong: list[str], folders: Path, tmp_path: Path) -> None:
     settings = [word for word in SMALL if word.split("=")[0] not in wrong[0]]
     assert call("learn", tmp_path / "shop", folders / "first", *settings, *wrong).exit_code == 2
     assert list(tmp_path.iterdir()) == []
@@ -50,10 +50,10 @@ def test_a_folder_of_other_files_is_no_store(folders: Path, tmp_path: Path) -> N
     assert "is a file; expected a folder" in refused.stderr
 
 
-def test_one_bad_picture_does_not_cost_the_other_answers(store: Path, folders: Path, tmp_path: Path) -> None:
+def test_one_bad_image_does_not_cost_the_other_answers(store: Path, folders: Path, tmp_path: Path) -> None:
     for name in ("a.png", "c\x1b[31m.png"):
         shutil.copy(next((folders / "test" / "3").iterdir()), tmp_path / name)
-    (tmp_path / "b.jpg").write_text("no picture")
+    (tmp_path / "b.jpg").write_text("no image")
     result = call("predict", store, tmp_path, "--threshold", 0)
     assert result.exit_code == 2
     assert "b.jpg" in result.stderr

@@ -1,4 +1,4 @@
-"""The verbs on real digits in folders, with a small timm ViT: what is printed, kept and refused."""
+"""The commands on real digits in folders, with a small timm ViT: what is printed, kept and refused."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_learning_in_two_calls_is_learning_twice_in_python(store: Path, folders:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert loaded.calibration == learner.calibration
     assert loaded.calibration.images == 5 * 4
-    assert ours["ridge.count_K"].tolist() == [20] * 5  # pictures held out for the calibration are learned in the end
+    assert ours["ridge.count_K"].tolist() == [20] * 5  # images held out for the calibration are learned in the end
 
 
 def test_learn_shows_how_it_went_and_checks(folders: Path, tmp_path: Path) -> None:
     text = good(
         "learn", tmp_path / "s", folders / "first", *SMALL, "--recipe", "grow-demo", "--check", folders / "test"
     )
-    assert "learned 60 pictures: 3 new classes, 0 known ones" in text
+    assert re.search(r"learned 60 \w+: 3 new classes, 0 known ones", text)
     assert "old classes" not in text
     assert all(
         len(line) <= 80 for line in text.splitlines() if "/" not in line.split(" ")[0] and str(folders) not in line
@@ -81,18 +81,18 @@ def test_a_drop_larger_than_allowed_keeps_the_old_learner(folders: Path, tmp_pat
     assert len(Learner.load(tmp_path / "s").history) == 2
 
 
-def test_predict_names_every_picture(store: Path, folders: Path) -> None:
-    picture = folders / "test" / "0" / "0000.png"
+def test_predict_names_every_image(store: Path, folders: Path) -> None:
+    image = folders / "test" / "0" / "0000.png"
     rows = json.loads(good("predict", store, folders / "test", "--json", "--top", 3))
     assert len(rows) == 50
     assert set(rows[0]) == {"image", "label", "probability", "top"}
     assert len(rows[0]["top"]) == 3
-    alone = json.loads(good("predict", store, picture, "--json", "--top", 3))
-    assert alone[0]["image"] == rows[0]["image"] == str(picture)
+    alone = json.loads(good("predict", store, image, "--json", "--top", 3))
+    assert alone[0]["image"] == rows[0]["image"] == str(image)
     assert alone[0]["probability"] == pytest.approx(rows[0]["probability"], abs=1e-5)
-    piped = json.loads(good("predict", store, "-", "--json", data=picture.read_bytes()))
+    piped = json.loads(good("predict", store, "-", "--json", data=image.read_bytes()))
     assert piped[0]["probability"] == pytest.approx(alone[0]["probability"], abs=1e-6)
-    assert f"{picture}: " in good("predict", store, picture)
+    assert f"{image}: " in good("predict", store, image)
     right = sum(Path(row["image"]).parent.name == row["top"][0]["label"] for row in rows)
     result = json.loads(good("evaluate", store, folders / "test", "--json"))
     assert result["accuracy"] == pytest.approx(100 * right / 50)
@@ -120,7 +120,7 @@ def test_info(store: Path) -> None:
     assert about["bytes"] < 5e6
     text = good("info", store)
     assert "classes   5: 0, 1, 2, 3, 4" in text
-    assert "second: 40 pictures" in text
+    assert re.search(r"second: 40 \w+", text)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def _config(method: dict[str, Any], **train: Any) -> Config:
     )
 
 
-def test_pictures_of_any_form_are_learned_alike(folders: Path) -> None:
+def test_images_of_any_form_are_learned_alike(folders: Path) -> None:
     images = labelled(folders / "second")
     names = [images.classes[label] for label in images.labels]
     arrays = [image.permute(1, 2, 0).numpy() for image in images.images(range(len(images)))]

@@ -19,7 +19,7 @@ from promptcl.data.augment import eval_view, random_boxes, train_view
 FLOAT32 = 2e-5  # largest difference allowed between two float computations of a pixel in [0, 1]
 
 
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
+def noise(height: int, width: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
@@ -32,13 +32,13 @@ def pillow_resize(image: Tensor, side: int) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(32, 32), (28, 41), (300, 257), (256, 256), (640, 500)])
 def test_eval_view_is_pillow_resize_and_central_crop(shape: tuple[int, int]) -> None:
-    image = picture(*shape)
+    image = noise(*shape)
     expected = pillow_resize(image, 256)[:, 16:240, 16:240]
     torch.testing.assert_close(eval_view([image], 224, 0.875)[0], expected, atol=FLOAT32, rtol=0)
 
 
 def test_eval_view_without_crop_is_within_one_grey_level_of_pillow_on_bytes() -> None:
-    image = picture(90, 70)
+    image = noise(90, 70)
     resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((48, 48), Image.Resampling.BILINEAR)
     expected = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
     # Pillow rounds to bytes after each of its two passes
@@ -46,7 +46,7 @@ def test_eval_view_without_crop_is_within_one_grey_level_of_pillow_on_bytes() ->
 
 
 def test_eval_view_of_own_size_changes_nothing() -> None:
-    image = picture(40, 40)
+    image = noise(40, 40)
     torch.testing.assert_close(eval_view([image], 40, 1.0)[0], image / 255, atol=1e-7, rtol=0)
 
 
@@ -54,7 +54,7 @@ def test_eval_view_of_own_size_changes_nothing() -> None:
 def test_train_view_is_torchvision_resized_crop_and_flip(size: int) -> None:
     """Up- and downsampling, mixed sizes in one batch, flipped and not."""
     shapes = [(32, 32), (28, 41), (32, 32), (300, 257), (28, 41), (17, 90)] * 4
-    images = [picture(*shape, seed=i) for i, shape in enumerate(shapes)]
+    images = [noise(*shape, seed=i) for i, shape in enumerate(shapes)]
     views = train_view(images, size, DataConfig(), torch.Generator().manual_seed(3))
     again = torch.Generator().manual_seed(3)
     boxes = random_boxes(torch.tensor(shapes), (0.05, 1.0), (3 / 4, 4 / 3), again).int().tolist()
@@ -67,7 +67,7 @@ def test_train_view_is_torchvision_resized_crop_and_flip(size: int) -> None:
 
 
 def test_generator_alone_decides() -> None:
-    images = [picture(32, 32)] * 4
+    images = [noise(32, 32)] * 4
     first, same, other = (train_view(images, 24, DataConfig(), torch.Generator().manual_seed(s)) for s in (5, 5, 6))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -75,14 +75,14 @@ def test_generator_alone_decides() -> None:
 
 
 def test_other_images_of_the_batch_do_not_matter() -> None:
-    images = [picture(32, 32, 1), picture(50, 20, 2), picture(32, 32, 3)]
+    images = [noise(32, 32, 1), noise(50, 20, 2), noise(32, 32, 3)]
     views = eval_view(images, 24, 0.9)
     for image, view in zip(images, views, strict=True):
         torch.testing.assert_close(view, eval_view([image], 24, 0.9)[0], atol=1e-6, rtol=0)
 
 
 def test_resampling_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = [picture(32, 32, i) for i in range(7)]
+    images = [noise(32, 32, i) for i in range(7)]
     whole = train_view(images, 24, DataConfig(), torch.Generator().manual_seed(0))
     monkeypatch.setattr(augment, "_CHUNK", {"cpu": 2 * 3 * 32 * 32})
     pieces = train_view(images, 24, DataConfig(), torch.Generator().manual_seed(0))
@@ -90,7 +90,7 @@ def test_resampling_in_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_flip_is_the_evaluation_view_or_its_mirror_image() -> None:
-    images = [picture(30, 40, i) for i in range(16)]
+    images = [noise(30, 40, i) for i in range(16)]
     plain = eval_view(images, 24, 0.875)
     views = train_view(images, 24, DataConfig(augment="flip"), torch.Generator().manual_seed(0))
     flipped = [bool((view - image).abs().max() > 0.1) for view, image in zip(views, plain, strict=True)]
@@ -101,7 +101,7 @@ def test_flip_is_the_evaluation_view_or_its_mirror_image() -> None:
 
 @pytest.mark.parametrize("config", [DataConfig(augment="none"), DataConfig(augment="flip", hflip=False)])
 def test_no_augmentation_is_the_evaluation_view(config: DataConfig) -> None:
-    images = [picture(30, 40, i) for i in range(4)]
+    images = [noise(30, 40, i) for i in range(4)]
     assert torch.equal(train_view(images, 24, config, torch.Generator()), eval_view(images, 24, config.eval_crop))
 
 
@@ -172,7 +172,7 @@ def test_boxes_are_distributed_as_torchvisions() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_views_on_cuda_equal_those_on_the_cpu() -> None:
-    images = [picture(32, 32, 1), picture(50, 20, 2), picture(32, 32, 3)]
+    images = [noise(32, 32, 1), noise(50, 20, 2), noise(32, 32, 3)]
     here = train_view(images, 24, DataConfig(), torch.Generator().manual_seed(0))
     there = train_view(images, 24, DataConfig(), torch.Generator().manual_seed(0), torch.device("cuda"))
     assert there.is_cuda

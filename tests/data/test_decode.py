@@ -1,4 +1,4 @@
-"""Pictures of every mode and kind, written by Pillow and read back."""
+"""Images of every mode and kind, written by Pillow and read back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_colour_modes_come_out_as_that_colour(mode: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize(("top", "dtype"), [(1.0, np.float32), (255.0, np.float32), (65535.0, np.float32)])
-def test_float_pictures_are_scaled_by_their_range(top: float, dtype: Any) -> None:
+def test_float_images_are_scaled_by_their_range(top: float, dtype: Any) -> None:
     ramp = np.linspace(0, top, 32, dtype=dtype).reshape(4, 8)
     image = decode.decode(encoded(Image.fromarray(ramp), "tiff"), 512)
     assert image[0].flatten().tolist() == [int(255 * i / 31 + 1e-4) for i in range(32)]
@@ -53,7 +53,7 @@ def test_of_an_animation_the_first_frame_counts() -> None:
         assert decode.decode(data, 512)[:, 4, 4].tolist() == list(RED), kind
 
 
-def test_damaged_exif_does_not_cost_the_picture() -> None:
+def test_damaged_exif_does_not_cost_the_image() -> None:
     data = encoded(red("RGB"), "jpeg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 30)
     assert decode.decode(data, 512).shape == (3, 16, 24)
 
@@ -78,7 +78,7 @@ def test_a_long_strip_is_squeezed() -> None:
     assert decode.decode(encoded(Image.new("L", (50_000, 2)), "png"), 64).shape == (3, 2, 1024)
 
 
-def test_arrays_tensors_and_pillow_images_are_one_picture() -> None:
+def test_arrays_tensors_and_pillow_images_are_one_image() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     forms: list[Any] = [
@@ -96,7 +96,7 @@ def test_arrays_tensors_and_pillow_images_are_one_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("given", "message"),
     [
         (np.zeros((4, 4, 3), np.int64), "expected uint8"),
         (np.full((4, 4, 3), 7.0), "divide by 255"),
@@ -106,13 +106,13 @@ def test_arrays_tensors_and_pillow_images_are_one_picture() -> None:
         (np.zeros((0, 4, 3), np.uint8), "expected an array"),
         (b"nothing", "not the content of a png"),
         (7, "is a int; give a path"),
-        ([], "no pictures were given"),
+        ([], r"no \w+ were given"),
         ("nowhere.png", "there is no such file"),
     ],
 )
-def test_what_is_no_picture_is_named(picture: Any, message: str) -> None:
+def test_what_is_no_image_is_named(given: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        unlabelled(picture if isinstance(picture, str | list) else [picture])
+        unlabelled(given if isinstance(given, str | list) else [given])
 
 
 def test_class_folders_and_labels(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_class_folders_and_labels(tmp_path: Path) -> None:
     given = labelled([images.image(0), images.image(1)], ["b", "a"])
     assert [given.classes[label] for label in given.labels] == ["b", "a"]
     for call, message in (
-        (lambda: labelled([images.image(0)], ["a", "b"]), "1 pictures came with 2 labels"),
+        (lambda: labelled([images.image(0)], ["a", "b"]), r"1 \w+ came with 2 labels"),
         (lambda: labelled([images.image(0)]), "have no labels"),
         (lambda: labelled(tmp_path / "cat"), "has no class folders"),
         (lambda: labelled(tmp_path / "none"), "none does not exist"),
@@ -138,7 +138,7 @@ def test_class_folders_and_labels(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             call()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"class 'empty' in .* has no pictures"):
+    with pytest.raises(UserError, match=r"class 'empty' in .* has no \w+"):
         labelled(tmp_path)
 
 

@@ -108,7 +108,7 @@ def test_damaged_image_is_named_when_it_is_read(tmp_path: Path) -> None:
 
 
 def test_wrong_roots(tmp_path: Path) -> None:
-    (tmp_path / "picture.png").write_bytes(grey(0))
+    (tmp_path / "image.png").write_bytes(grey(0))
     (tmp_path / "fake.zip").write_bytes(b"no archive at all")
     (tmp_path / "fake.tar").write_bytes(b"no archive at all")
     (tmp_path / "flat" / "train").mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_wrong_roots(tmp_path: Path) -> None:
     make(tmp_path / "two", "", files(), "b/")
     for root, message in {
         "nowhere": "nowhere does not exist; expected a folder or an archive",
-        "picture.png": "picture.png is neither a folder nor an archive",
+        "image.png": "image.png is neither a folder nor an archive",
         "fake.zip": "fake.zip is damaged or cut short",
         "fake.tar": "fake.tar is damaged or cut short",
         "bare": "bare has no train folder; expected train/CLASS",

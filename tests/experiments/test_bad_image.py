@@ -1,4 +1,4 @@
-"""A picture that does not decode is met in the middle of a run: what is left behind goes on once it is mended."""
+"""An image that does not decode is met in the middle of a run: what is left behind goes on once it is mended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(data: Path, out: Path, resume: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("where", ["test/0", "test/3"])
-def test_a_bad_test_picture(where: str, data: Path, tmp_path: Path) -> None:
+def test_a_bad_test_image(where: str, data: Path, tmp_path: Path) -> None:
     """Met after a task was learned: mended, the run goes on and does not learn that again."""
     whole = run(data, tmp_path / "whole")
     bad = sorted((data / where).iterdir())[1]
@@ -50,8 +50,8 @@ def test_a_bad_test_picture(where: str, data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path / "out", resume=True) == whole
 
 
-def test_a_bad_training_picture(data: Path, tmp_path: Path) -> None:
-    """Met in the first task. Left are a whole, empty learner and a checkpoint of pictures that have changed since."""
+def test_a_bad_training_image(data: Path, tmp_path: Path) -> None:
+    """Met in the first task. Left are a whole, empty learner and a checkpoint of images that have changed since."""
     whole = run(data, tmp_path / "whole")
     bad = sorted((data / "train" / "0").iterdir())[-1]
     good_bytes = bad.read_bytes()
@@ -64,14 +64,14 @@ def test_a_bad_training_picture(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{bad} does not decode as an image"):
         run(data, out, resume=True)
     bad.write_bytes(good_bytes)
-    # A checkpoint was written before the bad picture was met: it belongs to other images, and says so.
+    # A checkpoint was written before the bad image was met: it belongs to other images, and says so.
     with pytest.raises(UserError, match="with other images: repeat what was interrupted, or delete the folder"):
         run(data, out, resume=True)
     shutil.rmtree(out / "learner" / "checkpoint")
     assert run(data, out, resume=True) == whole
 
 
-def test_a_bad_picture_in_a_lesson(data: Path, tmp_path: Path) -> None:
+def test_a_bad_image_in_a_task(data: Path, tmp_path: Path) -> None:
     settings = [*TINY_VIT, "train.epochs=1"]
     bad = sorted((data / "train" / "2").iterdir())[-1]
     good_bytes = bad.read_bytes()

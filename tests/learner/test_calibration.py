@@ -1,4 +1,4 @@
-"""Rare classes, held-out pictures, and probabilities that can be believed."""
+"""Rare classes, held-out images, and probabilities that can be believed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_temperature_makes_probabilities_true() -> None:
     assert (best.values[right] < found.threshold).float().mean().item() == pytest.approx(0.05, abs=0.002)
 
 
-def test_few_pictures_do_not_make_it_certain() -> None:
+def test_few_images_do_not_make_it_certain() -> None:
     found = measure(torch.eye(3), torch.arange(3))
     assert (torch.eye(3) / found.temperature).softmax(1).max() == pytest.approx(0.8, abs=0.01)
     assert measure(torch.zeros(4, 1), torch.zeros(4, dtype=torch.long)) == Calibration()

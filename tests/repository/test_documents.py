@@ -89,7 +89,7 @@ def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_python_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With digits for the pictures of the shop, and the small ViT; the exported programs answer as the learner does."""
+    """With digits for the images of the shop, and the small ViT; the exported programs answer as the learner does."""
     split = load_split(DataConfig(name="mnist5k", train_per_class=8, test_per_class=4))
     for folder, images in (("monday", split.train), ("test", split.test)):
         write_folders(images.of_classes(["0", "1"]), tmp_path / folder)

@@ -1,4 +1,4 @@
-"""Two lessons in two processes, in one, and as the tasks of `train`: the same learner; and the table made of it."""
+"""Two tasks in two processes, in one, and as the tasks of `train`: the same learner; and the table made of it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from promptcl.data.splits import load_split
 
 
 @pytest.fixture(scope="module")
-def lessons(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Digits 0 to 3 in two lessons of two."""
-    root: Path = tmp_path_factory.mktemp("lessons")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits 0 to 3 in two tasks of two."""
+    root: Path = tmp_path_factory.mktemp("tasks")
     split = load_split(DataConfig(name="mnist5k", train_per_class=12, test_per_class=5))
     names = ["0", "1", "2", "3"]
     grow.write_lessons(split.train.of_classes(names), split.test.of_classes(names), root, 2)
     return root
 
 
-def test_new_processes_one_process_and_train_end_with_the_same_bits(lessons: Path) -> None:
-    found = grow.compare(lessons, "grow-demo", SMALL, ["command", "python", "train"])
+def test_new_processes_one_process_and_train_end_with_the_same_bits(tasks: Path) -> None:
+    found = grow.compare(tasks, "grow-demo", SMALL, ["command", "python", "train"])
     assert found["equal"] == dict.fromkeys(("classes", "state", "logits", "accuracies"), True)
     assert found["ways"]["command"]["classes"] == ["0", "1", "2", "3"]
     first, second = found["ways"]["command"]["accuracies"]
@@ -32,10 +32,10 @@ def test_new_processes_one_process_and_train_end_with_the_same_bits(lessons: Pat
     assert min(first) > 60  # chance is 50
 
 
-def test_another_seed_is_not_equal(lessons: Path) -> None:
+def test_another_seed_is_not_equal(tasks: Path) -> None:
     """What the comparison is worth: it sees one changed setting."""
-    folders = [grow.by_python(lessons, "grow-demo", [*SMALL, f"seed={seed}"])[0] for seed in (1, 2)]
-    one, other = (grow.fingerprint(folder, lessons) for folder in folders)
+    folders = [grow.by_python(tasks, "grow-demo", [*SMALL, f"seed={seed}"])[0] for seed in (1, 2)]
+    one, other = (grow.fingerprint(folder, tasks) for folder in folders)
     assert one["classes"] == other["classes"]
     assert one["state"] != other["state"]
     assert one["logits"] != other["logits"]

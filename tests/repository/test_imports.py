@@ -1,4 +1,4 @@
-"""Imports point one way, and the command starts without torch."""
+"""Imports point one way, files and functions stay short, and the command starts without torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ENVIRONMENT, ROOT
 
 import promptcl
 
@@ -46,6 +47,19 @@ def test_no_file_grows_too_long() -> None:
     assert not long
 
 
+def test_no_function_grows_too_long() -> None:
+    files = [*MODULES, ROOT / "dev.py", *(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
+    long = {f"{path.name}: {name}": n for path in files for name, n in lines_of_functions(path) if n >= 50}
+    assert not long
+
+
+def lines_of_functions(path: Path) -> list[tuple[str, int]]:
+    """Name and number of lines of each function of a file, methods and inner functions too."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [(node.name, (node.end_lineno or node.lineno) - node.lineno + 1) for node in found]
+
+
 def test_the_command_starts_without_torch() -> None:
     code = (
         "import sys, promptcl.cli, promptcl.config, promptcl.recipes, promptcl.cli.main\n"
@@ -53,4 +67,4 @@ def test_the_command_starts_without_torch() -> None:
         "heavy = {'torch', 'timm', 'torchvision', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)

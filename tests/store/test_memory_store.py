@@ -30,30 +30,30 @@ def settings(**memory: Any) -> Config:
 
 
 @pytest.fixture(scope="module")
-def lessons(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Folders of two digits each; the third has a digit of the first again."""
     train = load_split(DataConfig(name="mnist5k", train_per_class=9)).train
-    root = tmp_path_factory.mktemp("lessons")
+    root = tmp_path_factory.mktemp("tasks")
     return [write_folders(train.of_classes(list(names)), root / names) for names in ("01", "23", "14")]
 
 
 @pytest.fixture
-def folder(backbone: Backbone, lessons: list[Path], tmp_path: Path) -> Path:
-    """A store that has learned two lessons and keeps two images of each class."""
+def folder(backbone: Backbone, tasks: list[Path], tmp_path: Path) -> Path:
+    """A store that has learned two tasks and keeps two images of each class."""
     learner = Learner(settings(store=True), backbone)
     learner.save(tmp_path / "store")
-    for lesson in lessons[:2]:
+    for task in tasks[:2]:
         learner = Learner.load(tmp_path / "store", backbone=backbone)
-        learner.learn(lesson)
+        learner.learn(task)
         learner.save(tmp_path / "store")
     return tmp_path / "store"
 
 
-def test_a_new_process_replays_what_one_process_would(folder: Path, backbone: Backbone, lessons: list[Path]) -> None:
-    subprocess.run([sys.executable, "-m", "promptcl", "learn", folder, lessons[2], "--quiet"], check=True)
+def test_a_new_process_replays_what_one_process_would(folder: Path, backbone: Backbone, tasks: list[Path]) -> None:
+    subprocess.run([sys.executable, "-m", "promptcl", "learn", folder, tasks[2], "--quiet"], check=True)
     found, whole = Learner.load(folder, backbone=backbone), Learner(settings(store=True), backbone)
-    for lesson in lessons:
-        whole.learn(lesson)
+    for task in tasks:
+        whole.learn(task)
     ours, theirs = found.method.state_dict(), whole.method.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert found.classes == whole.classes == ["0", "1", "2", "3", "4"]
@@ -63,30 +63,30 @@ def test_a_new_process_replays_what_one_process_would(folder: Path, backbone: Ba
     for i in range(10):
         assert torch.equal(found.memory.images.image(i), whole.memory.images.image(i))
     forgetful = Learner(make_config(), backbone)
-    for lesson in lessons:
-        forgetful.learn(lesson)
+    for task in tasks:
+        forgetful.learn(task)
     assert not all(torch.equal(ours[name], value) for name, value in forgetful.method.state_dict().items())
 
 
-def test_without_it_nothing_of_a_picture_is_kept(backbone: Backbone, lessons: list[Path], tmp_path: Path) -> None:
+def test_without_it_nothing_of_an_image_is_kept(backbone: Backbone, tasks: list[Path], tmp_path: Path) -> None:
     learner = Learner(settings(), backbone)
-    learner.learn(lessons[0])
+    learner.learn(tasks[0])
     learner.save(tmp_path)
     assert not any(name.startswith("memory.") for name in store.load(tmp_path).state)
     with pytest.raises(UserError, match=r"not in the store: .* or begin with memory\.store=true"):
-        Learner.load(tmp_path, backbone=backbone).learn(lessons[1])
-    Learner.load(tmp_path, ["memory.per_class=0"], backbone).learn(lessons[1])
+        Learner.load(tmp_path, backbone=backbone).learn(tasks[1])
+    Learner.load(tmp_path, ["memory.per_class=0"], backbone).learn(tasks[1])
 
 
-def test_a_store_may_give_up_its_memory(folder: Path, backbone: Backbone, lessons: list[Path]) -> None:
+def test_a_store_may_give_up_its_memory(folder: Path, backbone: Backbone, tasks: list[Path]) -> None:
     learner = Learner.load(folder, ["memory.per_class=0", "memory.store=false"], backbone)
     assert len(learner.memory) == 0
-    learner.learn(lessons[2])
+    learner.learn(tasks[2])
     learner.save(folder)
     assert not any(name.startswith("memory.") for name in store.load(folder).state)
 
 
-def test_colour_and_large_pictures_come_back_as_they_were() -> None:
+def test_colour_and_large_images_come_back_as_they_were() -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = [torch.randint(256, (3, 700, 9), generator=generator, dtype=torch.uint8) for _ in range(3)]
     memory, again = Memory(2), Memory(2)
@@ -120,18 +120,16 @@ def test_forged_memories_are_refused(folder: Path, backbone: Backbone, change: d
         Learner.load(folder, backbone=backbone)
 
 
-def test_a_forged_picture_is_a_sentence_when_it_is_replayed(
-    folder: Path, backbone: Backbone, lessons: list[Path]
-) -> None:
+def test_a_forged_image_is_a_sentence_when_it_is_replayed(folder: Path, backbone: Backbone, tasks: list[Path]) -> None:
     pair = files.read_pair(folder / "learner.json", KIND)
     forged = {f"memory.picture.{i}": torch.zeros(9, dtype=torch.uint8) for i in range(8)}
     files.write_pair(folder / "learner.json", pair.document, {**pair.tensors, **forged})
     with pytest.raises(UserError, match=r"memory\.picture\.\d does not decode as an image"):
-        Learner.load(folder, backbone=backbone).learn(lessons[2])
+        Learner.load(folder, backbone=backbone).learn(tasks[2])
 
 
 def test_a_memory_that_would_do_nothing_is_refused() -> None:
-    for name in ("ncm", "ridge", "joint", "l2p_ridge"):
+    for name in ("ncm", "ridge", "l2p_ridge"):
         with pytest.raises(UserError, match=f"memory.per_class=5: method.name={name} never replays images; write"):
             load_config("l2p", [f"method.name={name}", "memory.per_class=5"])
     with pytest.raises(UserError, match=r"memory\.store=true keeps memory\.per_class images of each class; write"):
@@ -139,7 +137,7 @@ def test_a_memory_that_would_do_nothing_is_refused() -> None:
     assert load_config("l2p", ["memory.store=true", "memory.per_class=5"]).memory.store
 
 
-def test_held_out_pictures_are_not_replayed_before_they_were_measured(backbone: Backbone, lessons: list[Path]) -> None:
+def test_held_out_images_are_not_replayed_before_they_were_measured(backbone: Backbone, tasks: list[Path]) -> None:
     def digests(images: ImageSet) -> set[bytes]:
         return {images.digest(i) for i in range(len(images))}
 
@@ -151,17 +149,17 @@ def test_held_out_pictures_are_not_replayed_before_they_were_measured(backbone: 
     trained: list[tuple[set[bytes], set[bytes]]] = []
     config = Config.model_validate({**settings(per_class=9).model_dump(), "train": {"holdout": 0.3, "epochs": 1}})
     learner = Watched(config, backbone)
-    learner.learn(lessons[0])
-    learner.learn(lessons[1])
+    learner.learn(tasks[0])
+    learner.learn(tasks[1])
     kept, replayed = trained[1]
-    held = digests(labelled(lessons[1])) - kept
+    held = digests(labelled(tasks[1])) - kept
     assert held
     assert kept < replayed
     assert not held & replayed
     assert learner.memory.images is not None
     assert held < digests(learner.memory.images)  # in the end they are remembered like the others
     resumed = Learner(config, backbone)
-    for number, lesson in enumerate(lessons[:2]):
-        resumed.remember(labelled(lesson), number)
+    for number, task in enumerate(tasks[:2]):
+        resumed.remember(labelled(task), number)
     assert resumed.memory.images is not None
     assert digests(resumed.memory.images) == digests(learner.memory.images)

@@ -19,13 +19,7 @@ from promptcl.backbone.vit import Backbone
 from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
-
-METHODS: list[dict[str, Any]] = [
-    {"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2, "head_init": "uniform"},
-    {"name": "l2p_ridge", "pool_size": 4, "top_k": 2, "prompt_length": 2},
-    {"name": "linear"},
-    {"name": "ncm"},
-]
+from promptcl.recipes.registry import available
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +52,19 @@ def refused(folder: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method["name"]))
+@pytest.mark.parametrize("name", available("methods"))
 def test_every_method_comes_back_bit_for_bit_and_learns_on(
+    name: str, backbone: Backbone, digits: list[ImageSet], tmp_path: Path
+) -> None:
+    came_back_and_learned_on({"name": name}, backbone, digits, tmp_path)
+
+
+def test_a_head_of_random_numbers_comes_back_too(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
+    """New rows of the head are drawn: which ones must not depend on when the learner was saved."""
+    came_back_and_learned_on({"name": "l2p", "head_init": "uniform"}, backbone, digits, tmp_path)
+
+
+def came_back_and_learned_on(
     method: dict[str, Any], backbone: Backbone, digits: list[ImageSet], tmp_path: Path
 ) -> None:
     whole = Learner(make_config(method=method), backbone)
