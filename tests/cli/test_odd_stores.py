@@ -24,6 +24,7 @@ def shop(tmp_path: Path) -> Path:
     return tmp_path / "shop"
 
 
+@pytest.mark.slow
 def test_an_export_into_the_store_does_it_no_harm(shop: Path) -> None:
     good("export", shop, shop / "learner.pt2")
     assert Learner.load(shop).classes == ["cup", "plate"]

@@ -146,6 +146,7 @@ def test_refusals(store: Path, folders: Path, words: list[str], message: str) ->
     assert result.stderr.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_exported_program_gives_the_same_probabilities(store: Path, folders: Path, tmp_path: Path) -> None:
     good("export", store, tmp_path / "model.pt2")
     about = json.loads((tmp_path / "model.pt2.json").read_text())
@@ -162,6 +163,7 @@ def test_exported_program_gives_the_same_probabilities(store: Path, folders: Pat
     assert about["threshold"] == learner.calibration.threshold
 
 
+@pytest.mark.slow
 def test_exported_onnx_gives_the_same_probabilities(store: Path, folders: Path, tmp_path: Path) -> None:
     good("export", store, tmp_path / "model.onnx")
     import onnxruntime as runtime
@@ -241,6 +243,7 @@ def test_bars_fit_eighty_columns() -> None:
     assert many[-1] == "and 60 more classes, none of them worse"
 
 
+@pytest.mark.slow
 def test_the_example_remembers(tmp_path: Path) -> None:
     script = ROOT / "examples" / "grow.py"
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, env=ENVIRONMENT)

@@ -24,6 +24,7 @@ SMALL = (
 SMALL += "data.test_per_class=4 train.epochs=1 backbone.precision=auto --quiet"
 
 
+@pytest.mark.slow
 def test_seeds_make_a_run_each_and_a_summary_and_events(tmp_path: Path) -> None:
     result = start(*SMALL.split(), "--seeds", "3,1", "--out", "o", "--tensorboard", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -63,6 +64,7 @@ def test_seed_and_seeds_are_one_too_many(tmp_path: Path) -> None:
     assert "leave out seed=7" in refused("train", "demo", "seed=7", "--seeds", "1,2", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_resume_of_seeds_say_the_line_that_goes_on(tmp_path: Path) -> None:
     words = [*SMALL.removesuffix(" --quiet").split(), "train.epochs=400", "--seeds", "3,1"]
     process = subprocess.Popen(

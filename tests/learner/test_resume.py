@@ -189,6 +189,7 @@ GAUSSIAN = {"micro_tasks": 5, "steps": 2, "sigma": 2.0, "evaluate_every": 2}
 FREQUENCY = {"name": "l2p", "pool_size": 4, "top_k": 2, "diversify": "frequency"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "moments"),
     [
@@ -233,6 +234,7 @@ def command(*words: str | Path) -> list[str]:
     return [sys.executable, "-m", "promptcl", "train", *map(str, words)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path: Path) -> None:
     settings = ["data.train_per_class=30", "data.test_per_class=5", "train.epochs=40", "tasks=2"]
     settings += ["backbone.name=test_vit", "backbone.weights=random", "backbone.kwargs={}", "train.checkpoint_steps=2"]

@@ -118,6 +118,7 @@ def test_every_figure_is_a_png_too(page: Path) -> None:
             assert len(np.unique(np.asarray(image.convert("L")))) > 10
 
 
+@pytest.mark.slow
 def test_browser_draws_every_figure(page: Path, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -155,6 +156,7 @@ def browse(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
+@pytest.mark.slow
 def test_command_needs_no_torch_and_says_what_it_wrote(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "l2p-seed1", tmp_path / "one")
     result = start("report", "one", cwd=tmp_path)

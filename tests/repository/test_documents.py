@@ -75,6 +75,7 @@ def smaller(code: str, recipe: str, settings: list[str]) -> str:
     return changed
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     """On the ViT inside the package, with fewer digits."""
     (code,) = blocks("README.md")
@@ -86,6 +87,7 @@ def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     )  # each task when it was learned; chance is 10 to 50
 
 
+@pytest.mark.slow
 def test_the_python_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

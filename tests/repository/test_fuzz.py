@@ -24,6 +24,7 @@ def test_real_inputs_are_read(name: str, tmp_path: Path) -> None:
     assert [fuzz.attempt(TARGETS[name], seed, tmp_path) for seed in good] == ["read"] * len(good)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 @settings(QUIET, max_examples=300)
 @given(seed=st.integers(0, 2**32))
@@ -34,6 +35,7 @@ def test_damaged_inputs_are_read_or_refused(name: str, seed: int, tmp_path_facto
         assert fuzz.attempt(TARGETS[name], data, tmp_path_factory.getbasetemp()) in ("read", "refused"), data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 @settings(QUIET, max_examples=200)
 @given(data=st.binary(max_size=600) | st.text(max_size=200).map(lambda text: text.encode()))

@@ -23,6 +23,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_new_processes_one_process_and_train_end_with_the_same_bits(tasks: Path) -> None:
     found = grow.compare(tasks, "grow-demo", SMALL, ["command", "python", "train"])
     assert found["equal"] == dict.fromkeys(("classes", "state", "logits", "accuracies"), True)
@@ -32,6 +33,7 @@ def test_new_processes_one_process_and_train_end_with_the_same_bits(tasks: Path)
     assert min(first) > 60  # chance is 50
 
 
+@pytest.mark.slow
 def test_another_seed_is_not_equal(tasks: Path) -> None:
     """What the comparison is worth: it sees one changed setting."""
     folders = [grow.by_python(tasks, "grow-demo", [*SMALL, f"seed={seed}"])[0] for seed in (1, 2)]

@@ -137,6 +137,7 @@ def together(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_two_processes_learn_what_one_learns(name: str, together: Path, tmp_path: Path) -> None:
     alone = run_quietly(Config.model_validate(JOBS[name]), tmp_path)
@@ -148,12 +149,14 @@ def test_two_processes_learn_what_one_learns(name: str, together: Path, tmp_path
         assert max(t.abs().max() for t in tensors(tmp_path).values()) > 1e-2
 
 
+@pytest.mark.slow
 def test_an_error_of_the_first_is_that_of_all(together: Path) -> None:
     for rank in (0, 1):
         said = (together / f"said{rank}").read_text()
         assert said == "2 [\"UserError('one sentence')\", \"OSError(28, 'full')\"]"
 
 
+@pytest.mark.slow
 def test_resume_finishes_what_was_killed(killed: Path, together: Path, tmp_path: Path) -> None:
     printed = (together / "printed").read_text().splitlines()
     assert len(printed) == 4  # a headline, two tasks, the end: the other process prints nothing

@@ -49,6 +49,7 @@ def folder(backbone: Backbone, tasks: list[Path], tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
+@pytest.mark.slow
 def test_a_new_process_replays_what_one_process_would(folder: Path, backbone: Backbone, tasks: list[Path]) -> None:
     subprocess.run([sys.executable, "-m", "promptcl", "learn", folder, tasks[2], "--quiet"], check=True)
     found, whole = Learner.load(folder, backbone=backbone), Learner(settings(store=True), backbone)

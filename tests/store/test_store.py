@@ -83,6 +83,7 @@ def came_back_and_learned_on(
     assert parts.trained_parameters() == whole.trained_parameters()
 
 
+@pytest.mark.slow
 def test_another_process_learns_the_same(folder: Path, digits: list[ImageSet], backbone: Backbone) -> None:
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
@@ -121,6 +122,7 @@ def test_what_a_store_says(folder: Path, digits: list[ImageSet]) -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < 20_000
 
 
+@pytest.mark.slow
 def test_no_single_damaged_bit_passes(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name == ".lock":

@@ -25,6 +25,7 @@ from promptcl.learner.learner import Learner
 from promptcl.store import files
 from promptcl.store.folder import KIND
 
+pytestmark = pytest.mark.slow
 INPUTS = int(os.environ.get("PROMPTCL_FUZZ", "100"))
 SETTINGS = settings(max_examples=INPUTS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 JSON = st.recursive(
