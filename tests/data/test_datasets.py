@@ -168,6 +168,7 @@ def test_real_five_datasets(assets: Path) -> None:
         assert split.train.image(0).shape == shape
 
 
+@pytest.mark.slow
 def test_real_cifar100_archive(assets: Path) -> None:
     root = str(assets / "data" / "cifar100.tar.gz")
     split = load_split(DataConfig(name="folder", root=root, train_per_class=100, test_per_class=20))

@@ -12,6 +12,7 @@ from helpers import make_config, run_quietly, timeless
 from promptcl.errors import UserError
 
 
+@pytest.mark.slow
 def test_results_say_what_they_promise_and_repeat_to_the_last_digit(tmp_path: Path) -> None:
     config = make_config(tasks=5)
     first = run_quietly(config, tmp_path / "a")

@@ -107,6 +107,7 @@ def test_five_datasets(assets: Path, tmp_path: Path, diversify: str) -> None:
         assert len(set.union(*chosen)) == 8
 
 
+@pytest.mark.slow
 def test_a_stream_without_tasks(tmp_path: Path) -> None:
     gaussian = {"micro_tasks": 10, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
     config = small(scenario="gaussian", gaussian=gaussian, train={"mask_classes": "batch"}, memory={"per_class": 1})

@@ -69,6 +69,7 @@ def test_the_plain_engine_computes_the_same() -> None:
         torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_engines_train_and_are_compared() -> None:
     arguments = ["bench", "l2p", *SETTINGS, "--engine", "plain", "--rounds", "2", "--images", "16", "--json"]
     done = CliRunner().invoke(app, arguments)
@@ -114,6 +115,7 @@ def test_engines_that_cannot_be_used(more: list[str], sentence: str) -> None:
     assert sentence in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_method_without_gradient_steps_is_measured_too() -> None:
     done = CliRunner().invoke(app, ["bench", "l2p", *SETTINGS, "method.name=ncm", "--rounds", "1", "--images", "8"])
     assert done.exit_code == 0, done.output

@@ -95,6 +95,7 @@ def test_steps_of_the_release() -> None:
     assert 5 * Learner(config).batches.steps_per_epoch(5000) == 195
 
 
+@pytest.mark.slow
 def test_pretrained_features_and_the_mask_matter(tmp_path: Path) -> None:
     """Real digits, the ViT of this package: a learner at chance would not pass."""
     settings: dict[str, Any] = {

@@ -51,6 +51,7 @@ def stop_at(number: int) -> Callable[[], None]:
     return step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

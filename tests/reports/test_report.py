@@ -217,6 +217,7 @@ def test_a_pool_of_one_prompt_has_no_figure_of_prompts(runs: Path, tmp_path: Pat
     assert write([tmp_path], tmp_path / "r.html") == 3
 
 
+@pytest.mark.slow
 def test_stream_without_tasks(tmp_path: Path) -> None:
     gaussian = {"micro_tasks": 12, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
     config = make_config(scenario="gaussian", train={"mask_classes": "batch"}, gaussian=gaussian)

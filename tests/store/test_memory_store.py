@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,15 +38,22 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [write_folders(train.of_classes(list(names)), root / names) for names in ("01", "23", "14")]
 
 
-@pytest.fixture
-def folder(backbone: Backbone, tasks: list[Path], tmp_path: Path) -> Path:
-    """A store that has learned two tasks and keeps two images of each class."""
-    learner = Learner(settings(store=True), backbone)
-    learner.save(tmp_path / "store")
+@pytest.fixture(scope="module")
+def learned(backbone: Backbone, tasks: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store that has learned two tasks and keeps two images of each class; not to be written to."""
+    folder = tmp_path_factory.mktemp("learned") / "store"
+    Learner(settings(store=True), backbone).save(folder)
     for task in tasks[:2]:
-        learner = Learner.load(tmp_path / "store", backbone=backbone)
+        learner = Learner.load(folder, backbone=backbone)
         learner.learn(task)
-        learner.save(tmp_path / "store")
+        learner.save(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(learned: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    shutil.copytree(learned, tmp_path / "store")
     return tmp_path / "store"
 
 
