@@ -28,9 +28,10 @@ FIGURES |= {f"a-prompts-seed{seed}-{part}" for seed in (1, 2) for part in ("trai
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of L2P and one run of ncm."""
     folder = tmp_path_factory.mktemp("runs")
+    few = {"train_per_class": 3, "test_per_class": 2}
     for seed in (1, 2):
-        run_quietly(make_config(tasks=5, seed=seed), folder / f"l2p-seed{seed}")
-    run_quietly(make_config(tasks=5, method={"name": "ncm"}), folder / "näh <b> $m$")
+        run_quietly(make_config(tasks=5, seed=seed, data=few), folder / f"l2p-seed{seed}")
+    run_quietly(make_config(tasks=5, data=few, method={"name": "ncm"}), folder / "näh <b> $m$")
     return folder
 
 

@@ -64,6 +64,14 @@ def test_links_between_documents_exist() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
 
+def test_files_named_in_documents_exist() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for name in re.findall(
+            r"`((?:tests|benchmarks|examples|scripts)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")
+        ):
+            assert (ROOT / name).is_file(), f"{page.name} names {name}, which does not exist"
+
+
 def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
 
