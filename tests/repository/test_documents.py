@@ -67,7 +67,7 @@ def test_links_between_documents_exist() -> None:
 def test_files_named_in_documents_exist() -> None:
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for name in re.findall(
-            r"`((?:tests|benchmarks|examples|scripts)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")
+            r"`((?:tests|benchmarks|examples|scripts)/[a-z0-9_./-]+\.\w+)`", page.read_text(encoding="utf-8")
         ):
             assert (ROOT / name).is_file(), f"{page.name} names {name}, which does not exist"
 
