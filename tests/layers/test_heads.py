@@ -1,0 +1,52 @@
+"""Heads: a linear one that grows, class means, ridge regression with rare classes."""
+
+from __future__ import annotations
+
+import torch
+
+from promptcl.layers.heads import ClassMeans, GrowingLinear, RidgeHead
+from promptcl.layers.prompts import cosine
+from promptcl.runtime.seeding import task_generator
+
+
+def test_growing_keeps_old_rows() -> None:
+    head = GrowingLinear(4, "uniform")
+    head.grow(3, task_generator(1, 0, "x"))
+    before = head.weight_KD.detach().clone()
+    head.grow(2, task_generator(1, 1, "x"))
+    assert head.weight_KD.shape == (5, 4)
+    assert torch.equal(head.weight_KD[:3], before)
+    assert head.weight_KD[3:].abs().max() <= 0.5
+
+
+def test_class_means_are_means() -> None:
+    means, features = ClassMeans(4), torch.randn(6, 4)
+    means.grow(2)
+    means.add(features[:4], torch.tensor([0, 0, 1, 1]))
+    means.add(features[4:], torch.tensor([0, 1]))
+    expected = torch.stack([features[[0, 1, 4]].mean(0), features[[2, 3, 5]].mean(0)])
+    torch.testing.assert_close(means(features), cosine(features, expected))
+
+
+def test_balanced_ridge_finds_rare_classes() -> None:
+    """Two classes a unit apart, 500 and 5 examples: without balance the rare one is hardly ever named."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn((2, 2000, 4), generator=generator)
+    points[1, :, 0] += 2
+    found = {}
+    for balance in (False, True):
+        head = RidgeHead(4, 0.1)
+        head.grow(2)
+        for label, count in ((0, 500), (1, 5)):
+            head.add(points[label, :count], torch.full((count,), label))
+        head.solve(balance)
+        found[balance] = [(head(points[label, 500:]).argmax(1) == label).float().mean().item() for label in (0, 1)]
+    assert found[False][1] < 0.1
+    assert min(found[True]) > 0.6
+    even = [RidgeHead(4, 0.1), RidgeHead(4, 0.1)]
+    for head, balance in zip(even, (False, True), strict=True):
+        head.grow(2)
+        head.add(points[:, :50].flatten(0, 1), torch.arange(2).repeat_interleave(50))
+        head.solve(balance)
+    torch.testing.assert_close(even[0].weight_KD, even[1].weight_KD)
+    torch.testing.assert_close(even[0].bias_K, even[1].bias_K)

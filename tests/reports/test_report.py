@@ -1,0 +1,248 @@
+"""The report as users get it: from real runs, one page without network that a browser draws, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import make_config, refused, run_quietly, start
+from PIL import Image
+
+from promptcl.errors import UserError
+from promptcl.reports.report import entropy, write
+from promptcl.reports.results import Schedule, read
+
+FIGURES = {"average-accuracy", "average-accuracy-last", "forgetting", "forgetting-last", "a-accuracy", "b-accuracy"}
+FIGURES |= {f"a-prompts-seed{seed}-{part}" for seed in (1, 2) for part in ("train", "test")}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of L2P and one run of ncm."""
+    folder = tmp_path_factory.mktemp("runs")
+    few = {"train_per_class": 3, "test_per_class": 2}
+    for seed in (1, 2):
+        run_quietly(make_config(tasks=5, seed=seed, data=few), folder / f"l2p-seed{seed}")
+    run_quietly(make_config(tasks=5, data=few, method={"name": "ncm"}), folder / "näh <b> $m$")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(runs: Path) -> Path:
+    page = runs / "page" / "r.html"
+    assert write(sorted(runs.glob("*")), page) == len(FIGURES)
+    return page
+
+
+class Elements(HTMLParser):
+    """Ids, addresses, labels of figures, and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.figures: list[str] = []
+        self.addresses: list[str] = []
+        self.alts: list[str] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self._table = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {key: value or "" for key, value in attrs}
+        self.ids += [given["id"]] if "id" in given else []
+        self.figures += [given["id"]] if tag == "figure" else []
+        self.alts += [given["aria-label"]] if tag == "svg" else []
+        self.addresses += [given[key] for key in ("src", "href", "xlink:href") if key in given]
+        if tag == "table":
+            self._table = given.get("id", "")
+            self.tables[self._table] = []
+        elif tag == "tr":
+            self.tables[self._table].append([])
+        elif tag in ("td", "th"):
+            self.tables[self._table][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._table = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._table and self.tables[self._table] and self.tables[self._table][-1]:
+            self.tables[self._table][-1][-1] += data.strip()
+
+
+def test_page_stands_alone_with_every_figure_described(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    elements = Elements(text)
+    assert set(elements.figures) == FIGURES
+    assert len(elements.ids) == len(set(elements.ids))
+    inside = {f"#{name}" for name in elements.ids}
+    assert all(a in inside or a.startswith("data:image/png;base64,") for a in elements.addresses)
+    assert not re.search(r"url\((?!#)|@import|<script|<link", text)
+    assert all(f"#{name}" in inside for name in re.findall(r"url\(#([^)]+)\)", text))
+    assert len(elements.alts) == len(FIGURES)
+    assert all(re.search(r"\d", alt) for alt in elements.alts)
+    assert "<b>" not in text
+
+
+def test_numbers_are_those_of_the_results(runs: Path, page: Path) -> None:
+    l2p = [json.loads((runs / f"l2p-seed{seed}" / "results.json").read_text()) for seed in (1, 2)]
+    values = [one["average_accuracy"] for one in l2p]
+    rows = Elements(page.read_text(encoding="utf-8")).tables["results"]
+    assert rows[1][:2] == ["A l2p", f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"]
+    assert rows[1][4:6] == ["2", f"{4 * 2 * 64 + 4 * 64 + 10 * 65:,}"]
+    assert rows[2][0] == "B näh <b> $m$"
+    assert rows[2][4:6] == ["1", "0"]
+    group = read([runs / "l2p-seed1", runs / "l2p-seed2"])[0]
+    expected = np.mean(
+        [[[np.nan if v is None else v for v in row] for row in one["accuracy_matrix"]] for one in l2p], 0
+    )
+    np.testing.assert_allclose(group.matrix(), expected)
+    np.testing.assert_allclose(group.curve("average_accuracy")[:, -1], values)
+    differences = Elements(page.read_text(encoding="utf-8")).tables["differences"]
+    assert differences[1:] == [["method.name", "l2p", "ncm"]]
+
+
+def test_every_figure_is_a_png_too(page: Path) -> None:
+    found = {path.stem: path for path in page.with_name("r-figures").iterdir()}
+    assert set(found) == FIGURES
+    for path in found.values():
+        with Image.open(path) as image:
+            assert image.width == 800
+            assert len(np.unique(np.asarray(image.convert("L")))) > 10
+
+
+@pytest.mark.slow
+def test_browser_draws_every_figure(page: Path, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no chromium here; on Debian: apt-get install chromium")
+    # Every figure onto a canvas: what a browser drew of it, in numbers. Without network, as the page promises.
+    probe = tmp_path / "probe.html"
+    script = """<script>
+    for (const figure of document.querySelectorAll("figure")) {
+      const box = figure.querySelector("svg").getBoundingClientRect();
+      const texts = [...figure.querySelectorAll("svg text")].map(text => text.getBoundingClientRect());
+      const out = texts.filter(b => b.left < box.left - 2 || b.right > box.right + 2 || b.top < box.top - 2
+                                    || b.bottom > box.bottom + 2);
+      figure.dataset.drawn = [box.width > 200 && box.height > 60, texts.length > 3, out.length].join();
+    }
+    document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
+    </script>"""
+    text = page.read_text(encoding="utf-8").replace("style-src", "script-src 'unsafe-inline'; style-src")
+    probe.write_text(text.replace("</body>", script + "</body>"), encoding="utf-8")
+    for width in (500, 1200):  # a headless window is never narrower than 500
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        options += ["--host-resolver-rules=MAP * ~NOTFOUND", "--hide-scrollbars", f"--window-size={width},4000"]
+        shot = tmp_path / f"{width}.png"
+        dom = browse(chromium, *options, "--dump-dom", probe.as_uri())
+        drawn = dict(re.findall(r'<figure id="([^"]+)" data-drawn="([^"]+)"', dom))
+        hidden = {name for name in FIGURES if "seed2" in name}  # closed: the other seeds
+        assert {name for name, state in drawn.items() if state == "true,true,0"} >= FIGURES - hidden, drawn
+        assert set(drawn) == FIGURES
+        assert 'data-wide="false"' in dom
+        browse(chromium, *options, f"--screenshot={shot}", page.as_uri())
+        with Image.open(shot) as image:
+            assert len(image.convert("RGB").getcolors(10**7) or []) > 100
+
+
+def browse(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
+
+
+@pytest.mark.slow
+def test_command_needs_no_torch_and_says_what_it_wrote(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "l2p-seed1", tmp_path / "one")
+    result = start("report", "one", cwd=tmp_path)
+    assert result.stdout == "one/report.html: 5 figures, also as PNG in one/report-figures\n", result
+    assert result.stderr == ""
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert start("report", "one", "two/results.json", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "report.html").read_text()
+    assert "the same settings and seeds were run more than once" in text
+    assert f"A = {tmp_path / 'one'}<br>B = {tmp_path / 'two'}<br>" in text
+    code = "import sys, promptcl.reports.report\nassert not {'torch', 'timm', 'torchvision'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda text: text[: len(text) // 2], "not the results of a run"),
+        (lambda text: "", "not the results of a run"),
+        (lambda text: "[1, 2]", "not the results of a run"),
+        (lambda text: text.replace('"accuracy_matrix"', '"matrix"'), "accuracy_matrix: Field required"),
+        (lambda text: text.replace('"average_accuracy": ', '"average_accuracy": "new" '), "not the results of a run"),
+        (lambda text: re.sub(r'("accuracy_matrix": \[\s+\[)', r"\1 1,", text), "rows of one length"),
+        (lambda text: re.sub(r'"forgetting": [\d.-]+', '"forgetting": NaN', text), "forgetting"),
+    ],
+)
+def test_bad_results_are_refused(runs: Path, tmp_path: Path, change: Any, expected: str) -> None:
+    text = (runs / "l2p-seed1" / "results.json").read_text()
+    (tmp_path / "results.json").write_text(change(text))
+    with pytest.raises(UserError, match=expected):
+        write([tmp_path], tmp_path / "r.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no results\.json"):
+        write([tmp_path], tmp_path / "r.html")
+    with pytest.raises(UserError, match=r"write e\.g\. --out report\.html"):
+        write([runs / "l2p-seed1"], tmp_path / "r.pdf")
+    (tmp_path / "results.json").write_text("{")
+    assert "not the results of a run" in refused("report", ".", cwd=tmp_path)
+    assert "does not exist" in refused("report", "absent", cwd=tmp_path)
+
+
+def test_fields_of_later_versions_are_ignored(runs: Path, tmp_path: Path) -> None:
+    results = json.loads((runs / "l2p-seed1" / "results.json").read_text())
+    results["from_the_future"] = {"a": [1]}
+    results["tasks"][0]["also"] = None
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert write([tmp_path], tmp_path / "r.html") == 5
+
+
+def test_a_pool_of_one_prompt_has_no_figure_of_prompts(runs: Path, tmp_path: Path) -> None:
+    results = json.loads((runs / "l2p-seed1" / "results.json").read_text())
+    for rows in results["prompt_selections"].values():
+        rows[:] = [row and [sum(row)] for row in rows]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert write([tmp_path], tmp_path / "r.html") == 3
+
+
+@pytest.mark.slow
+def test_stream_without_tasks(tmp_path: Path) -> None:
+    gaussian = {"micro_tasks": 12, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
+    config = make_config(scenario="gaussian", train={"mask_classes": "batch"}, gaussian=gaussian)
+    results = run_quietly(config, tmp_path)
+    assert write([tmp_path], tmp_path / "r.html") == 4
+    text = (tmp_path / "r.html").read_text()
+    assert set(Elements(text).figures) == {"average-accuracy", "a-schedule", "a-prompts-train", "a-prompts-test"}
+    drawn = np.mean([len(classes) for classes in results["schedule"]["included"]])
+    assert f"micro-tasks: {drawn:.1f} on average" in text
+    cosines = [entry["cosine"] for entry in results["pool"]["train"]]
+    assert f"{cosines[0]:.2f} for the first, {cosines[-1]:.2f} for the last" in text
+    assert text.count("Warning: ") == len(results["warnings"])
+    group = read([tmp_path])[0]
+    assert [task.task + 1 for task in group.runs[0].tasks] == [4, 8, 12]
+
+
+def test_probability_of_drawn_classes_by_hand() -> None:
+    schedule = Schedule(steps=2, sigma=4.0, peaks=[2, 5, 8], expected_classes=[1, 1], included=[[0], [0, 1]])
+    drawn = schedule.drawn()
+    assert drawn[1, 0] == 1.0  # e = 1, s = 2: at the peak of class 0
+    assert drawn[1, 1] == pytest.approx(np.exp(-9 / 32))
+    assert np.isnan(drawn[1, 2])
+
+
+def test_entropy_is_log2_of_the_prompts_that_share_evenly() -> None:
+    shares = np.array([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4, [np.nan] * 4])
+    np.testing.assert_allclose(entropy(shares), [0, 1, 2, np.nan])

@@ -1,0 +1,84 @@
+"""The README's tables are those of benchmarks/results, and wrong results make no table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import table
+from helpers import ROOT
+
+
+def write_run(path: Path, seed: int, accuracy: float, **changes: Any) -> None:
+    tasks = [{"train_images": 10, "train_seconds": 2.0, "eval_images": 4, "eval_seconds": s} for s in (1.0, 3.0)]
+    results = {
+        "average_accuracy": accuracy,
+        "forgetting": None,
+        "learning_accuracy": accuracy + 1,
+        "trained_parameters": 12345,
+        "device": "cpu",
+        "tasks": tasks,
+        "config": {"seed": seed, "tasks": 2, **changes},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    write_run(tmp_path / "main" / "b" / "seed1.json", 1, 80.0)
+    write_run(tmp_path / "main" / "b" / "seed2.json", 2, 82.0)
+    write_run(tmp_path / "main" / "a" / "seed1.json", 1, 70.0)
+    rows = (
+        '- {row: b, label: "B", command: "promptcl train b"}\n- {row: a, label: "A", command: "train a", note: "one"}\n'
+    )
+    (tmp_path / "main" / "rows.yaml").write_text(rows)
+    return tmp_path
+
+
+def test_readme_shows_the_measured_results(table: ModuleType) -> None:
+    readme = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert table.fill(readme, ROOT / "benchmarks" / "results") == readme, "run: python benchmarks/table.py"
+
+
+def test_rows_numbers_notes_and_commands(results: Path) -> None:
+    text = "before\n<!-- table: main -->\nold\n<!-- end -->\nafter\n"
+    filled = table.fill(text, results)
+    lines = filled.splitlines()
+    assert lines[:2] == ["before", "<!-- table: main -->"]
+    assert lines[4] == "| B | 81.00 ± 1.41 | - | 82.00 ± 1.41 | 2 | 12,345 | 5, 2 (cpu) |"
+    assert lines[5] == "| A | 70.00 | - | 71.00 | 1 | 12,345 | 5, 2 (cpu) |"
+    assert lines[6:] == [
+        "",
+        "- A: one",
+        "",
+        "```sh",
+        "promptcl train b  # B",
+        "train a  # A",
+        "```",
+        "<!-- end -->",
+        "after",
+    ]
+    assert table.fill(filled, results) == filled
+    assert "old" not in filled
+
+
+@pytest.mark.parametrize(
+    ("path", "seed", "changes", "sentence"),
+    [
+        ("main/b/seed3.json", 3, {"tasks": 5}, "differ in more than the seed"),
+        ("main/b/seed3.json", 2, {}, "seed 2 is there twice"),
+        ("main/c/seed1.json", 1, {}, "the folders are"),
+    ],
+)
+def test_wrong_results_are_refused(results: Path, path: str, seed: int, changes: dict[str, Any], sentence: str) -> None:
+    write_run(results / path, seed, 50.0, **changes)
+    with pytest.raises(table.TableError, match=sentence):
+        table.fill("<!-- table: main -->\n<!-- end -->\n", results)
+
+
+def test_a_table_nobody_shows_is_refused(results: Path) -> None:
+    with pytest.raises(table.TableError, match="tables marked in the text: \\[\\]"):
+        table.fill("no markers\n", results)
