@@ -1,0 +1,119 @@
+"""DualPrompt: a general prompt for all tasks and an expert prompt with a key for each (ECCV 2022, arXiv 2204.04799).
+
+Both are prefixes: rows of keys and of values in front of those of the tokens. While a task is learned its own expert
+serves every image; at test the key nearest to the image's query names the expert.
+Differs from the release in: experts and keys are made when their task begins, so keys of tasks to come cannot win;
+images choose one by one (`vote: batch` is what its CIFAR-100 file does). Lengths are rows of keys, as in the release.
+B images, L prefix rows, D width, S tasks so far, G and E prefixed layers, K classes so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from promptcl.backbone import Backbone, Prefix
+from promptcl.config import Section
+from promptcl.layers import GrowingLinear, cosine
+from promptcl.layers.prompts import Init, initialise, top_n, vote
+from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
+
+
+class DualPromptOptions(Section):
+    """Settings of DualPrompt; names of the release in brackets."""
+
+    g_layers: tuple[int, ...] = (0, 1)
+    """Blocks with the general prompt, from 0."""
+    g_length: int = Field(default=5, ge=0)
+    """Rows of keys, and of values, of the general prompt in each of its blocks."""
+    e_layers: tuple[int, ...] = (2, 3, 4)
+    """Blocks with the expert prompt."""
+    e_length: int = Field(default=5, ge=0)
+    """Rows of the expert prompt: 5 for CIFAR-100, 20 for ImageNet-R."""
+    pull: float = Field(default=1.0, ge=0)
+    """Weight of the cosine between queries and the key of their task [lambda]; 0: keys are not trained."""
+    copy_slots: bool = True
+    """A task starts from the expert of the task before (not from its key), as in the release."""
+    prompt_init: Init = "uniform"
+    init_scale: float = Field(default=0.01, gt=0)
+    key_scale: float = Field(default=0.01, gt=0)
+    head_init: Literal["zero", "uniform"] = "zero"
+    vote: Literal["image", "batch"] = "image"
+    """`image`: every image takes the expert of its own nearest key. `batch`: majority vote within a group at test, as
+    the release does on CIFAR-100; a prediction then depends on its neighbours."""
+    vote_size: int = Field(default=24, gt=0)
+    """Images that vote together with `vote: batch`."""
+
+
+class Model(Method):
+    """General prefixes, an expert and a key a task, and a growing linear head on the class token."""
+
+    Options = DualPromptOptions
+    options: DualPromptOptions
+    past_experts_SE2LD: Tensor
+    past_keys_SD: Tensor
+
+    def __init__(self, options: DualPromptOptions, backbone: Backbone, generator: torch.Generator) -> None:
+        """Draw the general prefixes; experts come with the tasks."""
+        super().__init__(options, backbone, generator)
+        o, width = options, backbone.width
+        shape = (len(o.g_layers), 2, o.g_length, width)
+        self.general_G2LD = nn.Parameter(initialise(shape, o.prompt_init, o.init_scale, generator))
+        # Of the present task, one (none before the first); those of the past are buffers, which nothing trains.
+        self.expert_1E2LD = nn.Parameter(torch.zeros(0, len(o.e_layers), 2, o.e_length, width))
+        self.key_1D = nn.Parameter(torch.zeros(0, width))
+        self.register_buffer("past_experts_SE2LD", self.expert_1E2LD.detach().clone())
+        self.register_buffer("past_keys_SD", self.key_1D.detach().clone())
+        self.head = GrowingLinear(width, o.head_init)
+        self.together = o.vote_size if o.vote == "batch" else 1
+
+    def grow(self, task: TaskView) -> None:
+        """Put the last expert and key among the past ones, and draw new ones."""
+        _, o = task.index, self.options  # a stream without boundaries is refused: a task is what has an expert
+        self.past_experts_SE2LD = torch.cat([self.past_experts_SE2LD, self.expert_1E2LD.detach()])
+        self.past_keys_SD = torch.cat([self.past_keys_SD, self.key_1D.detach()])
+        expert = initialise((1, *self.expert_1E2LD.shape[1:]), o.prompt_init, o.init_scale, task.generator)
+        key = initialise((1, self.key_1D.shape[1]), "uniform", o.key_scale, task.generator)
+        self.expert_1E2LD = nn.Parameter(expert.to(self.expert_1E2LD.device))
+        self.key_1D = nn.Parameter(key.to(self.key_1D.device))
+        self.head.grow(task.new_classes, task.generator)
+
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Begin with the values of the last expert, then train general prefixes, expert, key and head."""
+        if self.options.copy_slots and len(self.past_experts_SE2LD):
+            self.expert_1E2LD.copy_(self.past_experts_SE2LD[-1:])
+        yield Stage(task.new)
+
+    def choose(self, query_BD: Tensor) -> Tensor:
+        """Number of the task [B] whose key is nearest to each query."""
+        similarity_BS = cosine(query_BD, torch.cat([self.past_keys_SD, self.key_1D]))
+        slot_B1 = top_n(similarity_BS, 1)
+        if self.options.vote == "batch":
+            slot_B1 = vote(slot_B1, similarity_BS.shape[1], self.options.vote_size)
+        self.stats.count("prompts", slot_B1, similarity_BS.shape[1])
+        self.stats.mean("cosine", similarity_BS.gather(1, slot_B1))
+        return slot_B1[:, 0]
+
+    def features(self, backbone: Backbone, batch: Batch, expert_BE2LD: Tensor) -> Tensor:
+        """Class token [B, D] with the general prefixes and these experts (one for each image, or one for all)."""
+        o = self.options
+        inserts = [
+            *(Prefix(layer, p[None, 0], p[None, 1]) for layer, p in zip(o.g_layers, self.general_G2LD, strict=True)),
+            *(Prefix(layer, expert_BE2LD[:, i, 0], expert_BE2LD[:, i, 1]) for i, layer in enumerate(o.e_layers)),
+        ]
+        return backbone(batch.images_BCHW, inserts).pooled_BD  # type: ignore[no-any-return]
+
+    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Logits [B, K], each image seen through the expert that its query chooses."""
+        experts_SE2LD = torch.cat([self.past_experts_SE2LD, self.expert_1E2LD])
+        logits_BK: Tensor = self.head(self.features(backbone, batch, experts_SE2LD[self.choose(batch.query_BD)]))
+        return logits_BK
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Cross-entropy through the task's own expert, minus lambda times the mean cosine of queries and its key."""
+        loss = masked_cross_entropy(self.head(self.features(backbone, batch, self.expert_1E2LD)), batch)
+        return loss - self.options.pull * cosine(batch.query_BD, self.key_1D).mean() if self.options.pull else loss
