@@ -17,6 +17,7 @@ from promptcl.runtime.seeding import task_generator
 from promptcl.store import TaskRecord
 from promptcl.store.checkpoint import Checkpoint
 from promptcl.training import Batches, Memory, PresentTask, Progress, Replay, Silent, Trainer
+from promptcl.training.optim import Moments
 
 
 class Story:
@@ -33,8 +34,8 @@ class Story:
     """Names of the classes in the order they were learned."""
     history: list[TaskRecord]
     """What was learned, task by task."""
-    optimizers: dict[int, torch.optim.Optimizer]
-    """By stage, where they go on from task to task (a stream without boundaries)."""
+    moments: dict[int, Moments]
+    """Of optimisers, by stage, where they go on from task to task (a stream without boundaries)."""
 
     def labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
         """Class ids [N] on the device; with `unseen`, -1 for classes never learned, which else raise UserError."""
@@ -81,7 +82,7 @@ class Story:
         if self._masked:
             allowed_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
             allowed_K[self.labels(task.new)] = True
-        carried = None if self.scenario.boundaries else self.optimizers
+        carried = None if self.scenario.boundaries else self.moments
         settings = (self.method, self.batches, self.config, task.number, self.labels, allowed_K, self._replay)
         return Trainer(*settings, checkpoint, progress or Silent(), carried)
 

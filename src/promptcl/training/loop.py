@@ -20,7 +20,7 @@ from promptcl.runtime.seeding import task_generator
 from promptcl.store.checkpoint import Checkpoint
 from promptcl.training.batches import Batches, TrainBatch
 from promptcl.training.memory import Replay
-from promptcl.training.optim import carry_over, effective_lr, load_moments, make_optimizer, make_schedule, named_moments
+from promptcl.training.optim import Moments, effective_lr, load_moments, make_optimizer, make_schedule, moments_of
 
 
 class Progress(Protocol):
@@ -79,8 +79,8 @@ class Trainer:
     """How images join a batch."""
     checkpoint: Checkpoint | None = None
     progress: Progress = field(default_factory=Silent)
-    carried: dict[int, torch.optim.Optimizer] | None = None
-    """Optimisers of the stages of the task before, which go on; None: every stage has a fresh one."""
+    carried: dict[int, Moments] | None = None
+    """Moments of the stages of the task before, which go on; None: every stage has a fresh optimiser."""
     seen: int = 0
     """Images trained on so far, epochs and replayed ones counted."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Trainer:
         self.statistics = self.method.stats.tensors()
         self.method.stats.clear()
         if self.carried is not None:
-            self.carried[number] = run.optimizer
+            self.carried[number] = moments_of(run.optimizer)
         if stage.images is not None:
             rows = min(run.per_epoch * self.config.train.batch_size, len(stage.images)) / run.per_epoch
             self.seen += round(run.total * rows) + (run.total * run.replay.rows if run.replay is not None else 0)
@@ -134,7 +134,7 @@ class Trainer:
         groups = self.method.parameter_groups(lr) if stage.groups is None else stage.groups
         optimizer = make_optimizer(groups, lr, train)
         if self.carried is not None and number in self.carried:
-            carry_over(self.carried[number], optimizer)
+            load_moments(optimizer, self.carried[number])
         schedule = make_schedule(optimizer, train.schedule, total, per_epoch)
         labels_N, allowed_K = torch.zeros(0, dtype=torch.long), None
         if stage.images is not None:
@@ -237,7 +237,7 @@ class Trainer:
         tensors |= {f"stats.{name}": value for name, value in self.method.stats.tensors().items()}
         numbers: dict[str, Any] = {"done": run.done}
         if not finished or self.carried is not None:
-            tensors |= named_moments(run.optimizer)
+            tensors |= {f"optimizer.{name}": value for name, value in moments_of(run.optimizer).items()}
             numbers["groups"] = run.optimizer.state_dict()["param_groups"]
         if not finished and run.schedule is not None:
             numbers["schedule"] = run.schedule.state_dict()
@@ -253,17 +253,22 @@ class Trainer:
             with torch.no_grad():
                 for name, value in self._state().items():
                     value.copy_(tensors[f"method.{name}"])
-            stats = {k.removeprefix("stats."): v for k, v in tensors.items() if k.startswith("stats.")}
-            self.method.stats.restore({name: value.to(self.batches.device) for name, value in stats.items()})
+            stats = _named(tensors, "stats.").items()
+            self.method.stats.restore({name: value.to(self.batches.device) for name, value in stats})
             if "groups" in numbers:
                 run.optimizer.load_state_dict({"state": {}, "param_groups": numbers["groups"]})
-                load_moments(run.optimizer, tensors)
+                load_moments(run.optimizer, _named(tensors, "optimizer."))
             if run.schedule is not None and "schedule" in numbers:
                 run.schedule.load_state_dict(numbers["schedule"])
             run.done = int(numbers["done"])
             return bool(numbers["finished"])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise self.checkpoint.unfit(error) from error
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of `tensors` whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def begin_sums(method: Method) -> dict[str, Tensor]:

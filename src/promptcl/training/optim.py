@@ -39,34 +39,31 @@ def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_e
     return None
 
 
-def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
-    """Moments and step counts of `old` go on in `new`; rows that parameters have got since start at zero."""
-    for before, after in zip(old.param_groups, new.param_groups, strict=True):
-        for p, q in zip(before["params"], after["params"], strict=True):
-            for name, value in old.state.get(p, {}).items():
-                if isinstance(value, Tensor) and value.shape == p.shape:
-                    new.state[q][name] = torch.zeros_like(q)
-                    new.state[q][name][: len(p)] = value
-                else:
-                    new.state[q][name] = value
+Moments = dict[str, Tensor]
+"""What an optimiser remembers of each parameter, by `<number of the parameter>.<name>`."""
 
 
-def named_moments(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
-    """What an optimiser remembers of each parameter, as `<prefix><number>.<name>`."""
+def moments_of(optimizer: torch.optim.Optimizer) -> Moments:
+    """All that `optimizer` remembers of its parameters, numbered in their order."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{prefix}{number}.{name}": value
+        f"{number}.{name}": value
         for number, values in state.items()
         for name, value in values.items()
         if value is not None
     }
 
 
-def load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
-    """Put what `named_moments` gave back into `optimizer`; other names are left out."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(prefix):
-            number, _, name = key.removeprefix(prefix).partition(".")
-            found.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
+def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Let `optimizer` go on from `moments`; rows that parameters have got since start at zero."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        number, _, name = key.partition(".")
+        parameter = parameters[int(number)]
+        if value.ndim and value.shape != parameter.shape:
+            grown = torch.zeros_like(parameter)
+            grown[: len(value)] = value
+            value = grown
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
