@@ -1,4 +1,4 @@
-"""A classifier that grows: learn, evaluate, predict. Labels are names at every border. K classes so far, N images."""
+"""A classifier that grows: learn, evaluate, predict. Users give and get class names. K classes so far, N images."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ class Learner:
         self.memory_was_read = False
         """Whether the method has asked for the memory since this learner was made or loaded."""
         self.optimizers: dict[int, torch.optim.Optimizer] = {}
-        """By stage, where they go on from task to task (a stream without boundaries)."""
+        """Optimisers by stage; in a stream without boundaries they are carried from task to task."""
         self.batches = Batches(self.backbone, config, self.device)
-        if not self.scenario.boundaries:  # who asks for the number of a task is refused now, before anything is written
+        if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
             copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
 
     @classmethod
     def load(
         cls, folder: Path | str, overrides: Sequence[str] = (), backbone: Backbone | None = None, trust: bool = False
     ) -> Learner:
-        """The learner in `folder`, as it was saved. Arguments as of `store.load`; backbone as of the constructor.
+        """Load the learner that was saved in `folder`. Arguments as of `store.load`; backbone as of the constructor.
 
         Raises:
             UserError: as `store.load`; weights that are missing or are not those it was learned with.
@@ -90,7 +90,7 @@ class Learner:
             learner._restore(saved)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
-        except Exception as error:  # numbers that no machine can use: torch, timm and Python each have their errors
+        except Exception as error:  # impossible sizes: torch, timm and Python each have their errors
             raise UserError(f"{folder} cannot be built here ({first_line(error)}); check its config") from error
         return learner
 
@@ -103,7 +103,7 @@ class Learner:
         """
         self._check_whole()
         state = {**self.method.state_dict(), **self.memory.tensors(self.classes, self.config.memory.store)}
-        if not self.scenario.boundaries:  # whose optimisers go on from micro-task to micro-task
+        if not self.scenario.boundaries:  # optimisers go on from micro-task to micro-task
             for number, optimizer in self.optimizers.items():
                 state |= named_moments(optimizer, f"optimizer.{number}.")
         saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
@@ -142,7 +142,7 @@ class Learner:
         self.notes, self.ancestors = saved.notes, [saved.checksum]
 
     def new(self, names: Sequence[str] | dict[str, int]) -> list[str]:
-        """Those of `names` that were never learned."""
+        """Return those of `names` that were never learned."""
         known = set(self.classes)
         return [name for name in names if name not in known]
 
@@ -166,10 +166,10 @@ class Learner:
     ) -> LearnRecord:
         """Learn the classes of `images`: new names are added, known names get more training.
 
-        What happens depends on (seed, number of tasks learned before), the images and the state, on nothing else.
+        The result depends only on (seed, number of tasks learned before), the images and the state.
         Args: images, labels: a folder with one folder a class, or images and a class name for each; name is what the
-        history calls the task; checkpoint is the folder that this learner was loaded from or saved to: training leaves
-        checkpoints there, and where it was interrupted with the same images, it goes on; progress is told of each step.
+        history calls the task; checkpoint is the folder that this learner was loaded from or saved to: training writes
+        checkpoints there, and continues one that was interrupted with the same images; progress is told of each step.
 
         Raises:
             UserError: the loss is not finite, an image does not decode, another `learn` was interrupted before.
@@ -188,7 +188,7 @@ class Learner:
         if not task.offered:
             self.memory.add(task.new, task_generator(self.config.seed, task.number, "memory"))
         held_out = self._calibrate(task.held_out) if len(task.held_out) else {}
-        # Not before: what is replayed cannot be measured on.
+        # Only after calibration: images that may be replayed are no fair test.
         self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"))
         self.memory.keep(self._keep)
         seconds = time.perf_counter() - start + (kept_at.seconds_before if kept_at is not None else 0.0)
@@ -199,13 +199,13 @@ class Learner:
         return LearnRecord(seen, seconds, self.method.stats.take(), task.warnings, held_out)
 
     def remember(self, images: ImageSet, task: int) -> None:
-        """Offer the images of task `task` to the memory as learning them did; it is a function of seed and images."""
+        """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
         kept, held = story.parts(self.config, images, task)
         self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
         self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
 
     def _keep(self, images: ImageSet) -> dict[str, Tensor]:
-        """What the method keeps beside `images`, by name: rows in their order."""
+        """What the method has the memory keep beside `images`, by name, one row for each image."""
         rows: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             for batch in self.batches.evaluation(images, self.labels(images), self.method.together, everything=True):
@@ -215,7 +215,7 @@ class Learner:
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
     def _calibrate(self, held: ImageSet) -> dict[str, tuple[int, int]]:
-        """Measure what is known without `held`, then take it in; right answers and images of each class."""
+        """Calibrate on `held`, then let the method absorb it; returns right answers and images of each class."""
         labels_N = self.labels(held)
         logits_NK = self.logits(held, labels_N)
         self.notes["calibration"] = self.calibration.joined(measure(logits_NK, labels_N)).model_dump()
@@ -249,7 +249,7 @@ class Learner:
         return Evaluation(accuracy, len(images), seconds, self.method.stats.take(), by_class(images, right_N))
 
     def predict(self, images: ImagesLike, top: int = 1, threshold: float | None = None) -> list[Prediction]:
-        """For each image its class, with the `top` most probable ones; `data.unlabelled` says what is an image.
+        """Predict the class of each image, and the `top` most probable ones; images as `data.unlabelled` takes them.
 
         threshold: answers less probable are UNKNOWN; None takes the one of `calibration`, 0 always names a class.
         Raises UserError: nothing was learned yet; an image that cannot be read.
@@ -263,5 +263,5 @@ class Learner:
         return predictions(logits_NK / calibration.temperature, self.classes, top, threshold)
 
     def trained_parameters(self) -> int:
-        """Number of parameters that gradients move (prompts, keys, head), with the classes so far."""
+        """Number of parameters that training changes (prompts, keys, head), with the classes so far."""
         return sum(p.numel() for group in self.method.parameter_groups(1.0) for p in group["params"])

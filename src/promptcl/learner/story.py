@@ -1,4 +1,4 @@
-"""How one task is learned: the view that the method gets of it, and the telling of its story, stage by stage."""
+"""How one task is learned: the view of it that the method gets, and its stages, trained one after the other."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def parts(config: Config, images: ImageSet, task: int) -> tuple[ImageSet, ImageSet]:
-    """What task number `task` trains on, and what it holds out: a function of the seed and the images."""
+    """Split the images of task number `task` into those to train on and those held out, by the seed."""
     return hold_out(images, config.train.holdout, task_generator(config.seed, task, "held out"))
 
 
 def begin(learner: Learner, images: ImageSet) -> PresentTask:
-    """The task that learning `images` is; method and class names of `learner` have grown for it."""
+    """Make the task of learning `images`, and let the method and class names of `learner` grow for it."""
     config, number = learner.config, len(learner.history)
     kept, held = parts(config, images, number)
     new = learner.new(images.classes)
-    # New rows are masked, so replayed rows alone compare new classes with old ones: they must hold both.
+    # New images are masked, so only replayed ones compare new classes with old: the memory must hold both.
     learner.memory.settle()
     early = _masked(learner) and learner.memory.images is not None
     if early:
@@ -50,7 +50,7 @@ def begin(learner: Learner, images: ImageSet) -> PresentTask:
 def trainer(
     learner: Learner, task: PresentTask, checkpoint: Checkpoint | None = None, progress: Progress | None = None
 ) -> Trainer:
-    """What trains the stages of `task`; it leaves checkpoints, and tells of each step, where it is asked to."""
+    """Make the Trainer of `task`, with a checkpoint and a progress display where they are given."""
 
     def replay(images: ImageSet) -> Replay:
         kept = learner.memory.kept if images is learner.memory.images else {}
@@ -67,7 +67,7 @@ def trainer(
 
 
 def tell(learner: Learner, task: PresentTask, trainer: Trainer) -> None:
-    """Let the method tell how `task` is learned, and train every stage of it; its counts are those of the stages."""
+    """Run the method's `learn` on `task` and train each stage it yields; it then has the statistics of all stages."""
     learner.method.stats.clear()
     with torch.no_grad():
         for number, stage in enumerate(learner.method.learn(learner.backbone, task)):
