@@ -1,4 +1,4 @@
-"""The optimiser of a stage, its schedule, and moments that go on in the next task."""
+"""The optimiser of a stage, its learning-rate schedule, and moments that carry over to the next task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def effective_lr(train: TrainConfig) -> float:
 
 
 def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser over `groups`, at `lr` where they name none; SGD with Nesterov momentum 0.9."""
+    """Make an optimiser of `groups`, at `lr` where they name no learning rate; SGD has Nesterov momentum 0.9."""
     groups = [dict(group) for group in groups]
     if train.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, weight_decay=train.weight_decay)
@@ -27,7 +27,7 @@ def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConf
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_epoch: int) -> LRScheduler | None:
-    """How the learning rate falls over `total` steps; None where it stays.
+    """Make the schedule by which the learning rate falls over `total` steps; None where it stays.
 
     `quarter_cosine` (CODA-Prompt, OVOR): epoch e of E has lr * cos(99 pi e / (200 (E - 1))), lr where E is 1.
     """
@@ -40,7 +40,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_e
 
 
 def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
-    """Moments and step counts of `old` go on in `new`; rows that parameters have got since start at zero."""
+    """Copy moments and step counts of `old` to `new`; rows that parameters have gained since start at zero."""
     for before, after in zip(old.param_groups, new.param_groups, strict=True):
         for p, q in zip(before["params"], after["params"], strict=True):
             for name, value in old.state.get(p, {}).items():
@@ -52,7 +52,7 @@ def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
 
 
 def named_moments(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
-    """What an optimiser remembers of each parameter, as `<prefix><number>.<name>`."""
+    """The optimiser's state for each parameter, as tensors called `<prefix><number>.<name>`."""
     state = optimizer.state_dict()["state"]
     return {
         f"{prefix}{number}.{name}": value
@@ -63,7 +63,7 @@ def named_moments(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") 
 
 
 def load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
-    """Put what `named_moments` gave back into `optimizer`; other names are left out."""
+    """Load what `named_moments` returned into `optimizer`; other names are ignored."""
     found: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith(prefix):
