@@ -61,7 +61,7 @@ def _tags(name: str) -> str:
 
 
 def _unfit(vit: nn.Module) -> str | None:
-    """Why this model cannot take inserts; None if it can. Other kinds of attention would be silently wrong."""
+    """Why this model cannot take inserts; None if it can. With other attention, results would be silently wrong."""
     if not isinstance(vit, VisionTransformer):
         return f"it is a {type(vit).__name__} and not a timm VisionTransformer"
     if vit.cls_token is None:

@@ -80,7 +80,7 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
     _timed(lambda: ours.evaluate(test), device)
     memory = _peak_memory(device, before)
     other = None if engine is None else _load(engine)(config, len(train.classes), device)
-    if other is not None:  # a warm-up, on one batch
+    if other is not None:  # a warm-up
         other.train(train.select(range(min(len(train), config.train.batch_size))))
         other.evaluate(test)
     measured: dict[str, list[float]] = {"peak": []}
