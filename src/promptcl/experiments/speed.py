@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from promptcl.config import Config
 from promptcl.data import ImageSet, load_domains, make_stream
 from promptcl.errors import UserError
-from promptcl.learner import Learner, story
+from promptcl.learner import Learner
 from promptcl.runtime.provenance import git_commit, process_age, resident_peak, versions
 from promptcl.training import Silent, Trainer
 from promptcl.training.batches import TrainBatch
@@ -166,11 +166,11 @@ def _anatomy(
     """Seconds of each part of a training step, and its share of the machine's peak speed; {} if there is no step."""
     learner = Learner(used.config, used.backbone)
     with torch.no_grad():
-        task = story.begin(learner, images)
+        task = learner.begin(images)
         stage = next(learner.method.learn(learner.backbone, task), None)
     if stage is None or stage.images is None or not learner.trained_parameters():
         return {}
-    trainer = story.trainer(learner, task)
+    trainer = learner.trainer(task)
     run = trainer.prepare(stage, 0)
     order_N = torch.arange(len(stage.images)).repeat(steps + 2)
     learner.method.train()

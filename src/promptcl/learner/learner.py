@@ -19,7 +19,6 @@ from promptcl.config import Config
 from promptcl.data import SCENARIOS, ImageSet
 from promptcl.data.inputs import ImagesLike, labelled, unlabelled
 from promptcl.errors import UserError
-from promptcl.learner import story
 from promptcl.learner.calibration import Calibration, measure
 from promptcl.learner.records import (
     Evaluation,
@@ -27,20 +26,20 @@ from promptcl.learner.records import (
     Prediction,
     by_class,
     check_names,
-    class_ids,
     predictions,
 )
+from promptcl.learner.story import Story
 from promptcl.methods._base import TaskView, load_method
 from promptcl.runtime import processes
 from promptcl.runtime.device import check_dtypes, pick_device, with_precision
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import Saved, TaskRecord
-from promptcl.training import Batches, Memory, PastTask, Progress
+from promptcl.training import Batches, Memory, PastTask, PresentTask, Progress
 from promptcl.training.loop import begin_sums, end_sums
 from promptcl.training.optim import effective_lr, load_moments, make_optimizer, named_moments
 
 
-class Learner:
+class Learner(Story):
     """A frozen backbone, a method, and the class names in the order they were learned."""
 
     def __init__(self, config: Config, backbone: Backbone | None = None) -> None:
@@ -59,8 +58,7 @@ class Learner:
         self.method = model(options, self.backbone, task_generator(config.seed, 0, "initial values"))
         check_dtypes(self.method, self.device)
         self.method.to(self.device).eval()
-        self.classes: list[str] = []
-        self.history: list[TaskRecord] = []
+        self.classes, self.history = [], []
         self.notes: dict[str, Any] = {}
         """JSON values that are saved with the learner."""
         self.ancestors: list[str] = []
@@ -69,8 +67,7 @@ class Learner:
         self.memory = Memory(config.memory.per_class)
         self.memory_was_read = False
         """Whether the method has asked for the memory since this learner was made or loaded."""
-        self.optimizers: dict[int, torch.optim.Optimizer] = {}
-        """Optimisers by stage; in a stream without boundaries they are carried from task to task."""
+        self.optimizers = {}
         self.batches = Batches(self.backbone, config, self.device)
         if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
             copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
@@ -141,15 +138,6 @@ class Learner:
                 self.optimizers[number] = optimizer
         self.notes, self.ancestors = saved.notes, [saved.checksum]
 
-    def new(self, names: Sequence[str] | dict[str, int]) -> list[str]:
-        """Return those of `names` that were never learned."""
-        known = set(self.classes)
-        return [name for name in names if name not in known]
-
-    def labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
-        """Class ids [N] on the device; with `unseen`, -1 for classes never learned, which else raise UserError."""
-        return class_ids(images, self.classes, unseen).to(self.device)
-
     @property
     def calibration(self) -> Calibration:
         """Temperature and threshold, from the images held out so far. Raises UserError for damaged notes."""
@@ -181,13 +169,14 @@ class Learner:
         if checkpoint is not None:
             kept_at = store.open_checkpoint(Path(checkpoint), self.ancestors, sha256, self.config)
         self._whole = False
-        task = story.begin(self, images)
-        trainer = story.trainer(self, task, kept_at, progress)
+        task = self.begin(images)
+        trainer = self.trainer(task, kept_at, progress)
         with processes.in_first(lambda: store.lock(kept_at.store) if kept_at else contextlib.nullcontext()):
-            story.tell(self, task, trainer)
+            self.tell(task, trainer)
+        statistics = self.method.stats.take()
         if not task.offered:
             self.memory.add(task.new, task_generator(self.config.seed, task.number, "memory"))
-        held_out = self._calibrate(task.held_out) if len(task.held_out) else {}
+        held_out = self._calibrate(task) if len(task.held_out) else {}
         # Only after calibration: images that may be replayed are no fair test.
         self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"))
         self.memory.keep(self._keep)
@@ -196,11 +185,11 @@ class Learner:
         self._whole = True
         self.memory_was_read |= task.memory_was_read
         seen = trainer.seen or len(task.new)
-        return LearnRecord(seen, seconds, self.method.stats.take(), task.warnings, held_out)
+        return LearnRecord(seen, seconds, statistics, task.warnings, held_out)
 
     def remember(self, images: ImageSet, task: int) -> None:
         """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
-        kept, held = story.parts(self.config, images, task)
+        kept, held = self.parts(images, task)
         self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
         self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
 
@@ -214,15 +203,14 @@ class Learner:
         self.method.stats.clear()
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
-    def _calibrate(self, held: ImageSet) -> dict[str, tuple[int, int]]:
-        """Calibrate on `held`, then let the method absorb it; returns right answers and images of each class."""
+    def _calibrate(self, task: PresentTask) -> dict[str, tuple[int, int]]:
+        """Calibrate on the held-out images, then let the method absorb them; right answers and images by class."""
+        held = task.held_out
         labels_N = self.labels(held)
         logits_NK = self.logits(held, labels_N)
         self.notes["calibration"] = self.calibration.joined(measure(logits_NK, labels_N)).model_dump()
-        before = begin_sums(self.method)
         with torch.no_grad():
-            self.method.absorb(self.backbone, self.batches.evaluation(held, labels_N, self.method.together))
-        end_sums(self.method, before)
+            self.method.absorb(self.backbone, task.batches(held))
         return by_class(held, logits_NK.argmax(1) == labels_N)
 
     def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
