@@ -1,4 +1,4 @@
-"""A classifier that grows: learn, evaluate, predict. Labels are names at every border. K classes so far, N images."""
+"""A classifier that grows: learn, evaluate, predict. Users give and get class names. K classes so far, N images."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ class Learner(Story):
         """Whether the method has asked for the memory since this learner was made or loaded."""
         self.moments = {}
         self.batches = Batches(self.backbone, config, self.device)
-        if not self.scenario.boundaries:  # who asks for the number of a task is refused now, before anything is written
+        if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
             copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
 
     @classmethod
     def load(
         cls, folder: Path | str, overrides: Sequence[str] = (), backbone: Backbone | None = None, trust: bool = False
     ) -> Learner:
-        """The learner in `folder`, as it was saved. Arguments as of `store.load`; backbone as of the constructor.
+        """Load the learner that was saved in `folder`. Arguments as of `store.load`; backbone as of the constructor.
 
         Raises:
             UserError: as `store.load`; weights that are missing or are not those it was learned with.
@@ -86,7 +86,7 @@ class Learner(Story):
             learner._restore(saved)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
-        except Exception as error:  # numbers that no machine can use: torch, timm and Python each have their errors
+        except Exception as error:  # impossible sizes: torch, timm and Python each have their errors
             raise UserError(f"{folder} cannot be built here ({first_line(error)}); check its config") from error
         return learner
 
@@ -151,10 +151,10 @@ class Learner(Story):
     ) -> LearnRecord:
         """Learn the classes of `images`: new names are added, known names get more training.
 
-        What happens depends on (seed, number of tasks learned before), the images and the state, on nothing else.
+        The result depends only on (seed, number of tasks learned before), the images and the state.
         Args: images, labels: a folder with one folder a class, or images and a class name for each; name is what the
-        history calls the task; checkpoint is the folder that this learner was loaded from or saved to: training leaves
-        checkpoints there, and where it was interrupted with the same images, it goes on; progress is told of each step.
+        history calls the task; checkpoint is the folder that this learner was loaded from or saved to: training writes
+        checkpoints there, and continues one that was interrupted with the same images; progress is told of each step.
 
         Raises:
             UserError: the loss is not finite, an image does not decode, another `learn` was interrupted before.
@@ -174,7 +174,7 @@ class Learner(Story):
         if not task.offered:
             self.memory.add(task.new, task_generator(self.config.seed, task.number, "memory"))
         held_out = self._calibrate(task) if len(task.held_out) else {}
-        # Not before: what is replayed cannot be measured on.
+        # Only after calibration: images that may be replayed are no fair test.
         self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"))
         self.memory.keep(self._keep)
         seconds = time.perf_counter() - start + (kept_at.seconds_before if kept_at is not None else 0.0)
@@ -185,13 +185,13 @@ class Learner(Story):
         return LearnRecord(seen, seconds, statistics, task.warnings, held_out)
 
     def remember(self, images: ImageSet, task: int) -> None:
-        """Offer the images of task `task` to the memory as learning them did; it is a function of seed and images."""
+        """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
         kept, held = self.parts(images, task)
         self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
         self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
 
     def _keep(self, images: ImageSet) -> dict[str, Tensor]:
-        """What the method keeps beside `images`, by name: rows in their order."""
+        """What the method has the memory keep beside `images`, by name, one row for each image."""
         rows: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             for batch in self.batches.evaluation(images, self.labels(images), self.method.together, everything=True):
@@ -201,7 +201,7 @@ class Learner(Story):
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
     def _calibrate(self, task: PresentTask) -> dict[str, tuple[int, int]]:
-        """Measure what is known without the images held out, then take them in; right answers and images by class."""
+        """Calibrate on the held-out images, then let the method absorb them; right answers and images by class."""
         held = task.held_out
         labels_N = self.labels(held)
         logits_NK = self.logits(held, labels_N)
@@ -234,7 +234,7 @@ class Learner(Story):
         return Evaluation(accuracy, len(images), seconds, self.method.stats.take(), by_class(images, right_N))
 
     def predict(self, images: ImagesLike, top: int = 1, threshold: float | None = None) -> list[Prediction]:
-        """For each image its class, with the `top` most probable ones; `data.unlabelled` says what is an image.
+        """Predict the class of each image, and the `top` most probable ones; images as `data.unlabelled` takes them.
 
         threshold: answers less probable are UNKNOWN; None takes the one of `calibration`, 0 always names a class.
         Raises UserError: nothing was learned yet; an image that cannot be read.
@@ -248,5 +248,5 @@ class Learner(Story):
         return predictions(logits_NK / calibration.temperature, self.classes, top, threshold)
 
     def trained_parameters(self) -> int:
-        """Number of parameters that gradients move (prompts, keys, head), with the classes so far."""
+        """Number of parameters that training changes (prompts, keys, head), with the classes so far."""
         return sum(p.numel() for group in self.method.parameter_groups(1.0) for p in group["params"])

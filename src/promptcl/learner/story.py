@@ -1,4 +1,4 @@
-"""How one task is learned: the view that the method gets of it, and the telling of its story, stage by stage."""
+"""How one task is learned: the view of it that the method gets, and its stages, trained one after the other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from promptcl.training.optim import Moments
 
 
 class Story:
-    """The part of a learner that learns: a method on a backbone, the classes and tasks so far, a memory of images."""
+    """Base class of Learner that learns one task: with a method, a backbone, the classes so far, a memory of images."""
 
     config: Config
     scenario: Scenario
@@ -42,20 +42,20 @@ class Story:
         return class_ids(images, self.classes, unseen).to(self.device)
 
     def new(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that were never learned."""
+        """Return those of `names` that were never learned."""
         known = set(self.classes)
         return [name for name in names if name not in known]
 
     def parts(self, images: ImageSet, task: int) -> tuple[ImageSet, ImageSet]:
-        """What task number `task` trains on, and what it holds out: a function of the seed and the images."""
+        """Split the images of task number `task` into those to train on and those held out, by the seed."""
         return hold_out(images, self.config.train.holdout, task_generator(self.config.seed, task, "held out"))
 
     def begin(self, images: ImageSet) -> PresentTask:
-        """The task that learning `images` is; the method and the list of classes have grown for it."""
+        """Make the task of learning `images`, and let the method and the list of classes grow for it."""
         seed, number = self.config.seed, len(self.history)
         kept, held = self.parts(images, number)
         new = self.new(images.classes)
-        # New rows are masked, so replayed rows alone compare new classes with old ones: they must hold both.
+        # New images are masked, so only replayed ones compare new classes with old: the memory must hold both.
         self.memory.settle()
         early = self._masked and self.memory.images is not None
         if early:
@@ -77,7 +77,7 @@ class Story:
     def trainer(
         self, task: PresentTask, checkpoint: Checkpoint | None = None, progress: Progress | None = None
     ) -> Trainer:
-        """What trains the stages of `task`; it leaves checkpoints, and tells of each step, where it is asked to."""
+        """Make the Trainer of `task`, with a checkpoint and a progress display where they are given."""
         allowed_K = None
         if self._masked:
             allowed_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
@@ -87,7 +87,7 @@ class Story:
         return Trainer(*settings, checkpoint, progress or Silent(), carried)
 
     def tell(self, task: PresentTask, trainer: Trainer) -> None:
-        """Let the method tell how `task` is learned, and train every stage of it; what it counts is of the stages."""
+        """Run the method's `learn` on `task` and train each stage it yields; its statistics are then of the stages."""
         self.method.stats.clear()
         with torch.no_grad():
             for number, stage in enumerate(self.method.learn(self.backbone, task)):
@@ -96,7 +96,7 @@ class Story:
         self.method.stats.restore(trainer.statistics)
 
     def _replay(self, images: ImageSet) -> Replay:
-        """How `images` join the batches of a stage."""
+        """Make the Replay of `images` that join the batches of a stage."""
         kept = self.memory.kept if images is self.memory.images else {}
         rows = self.config.memory.batch_size or self.config.train.batch_size
         return Replay(images, self.labels(images), rows, kept)

@@ -1,4 +1,4 @@
-"""`check_method`: what any method has to do, whatever it is. For the tests of this package and of yours.
+"""`check_method` checks that a method keeps the contract, in the tests of this package and in yours.
 
 The checks learn pairs of real digits on the small ViT inside the package, so they need `pip install 'promptcl[demo]'`.
 """

@@ -1,4 +1,4 @@
-"""Do in this process what `Bench.elsewhere` asked for: `python -m promptcl.testing JOB.json`."""
+"""Run a check in a process of its own, as `Bench.elsewhere` starts it: `python -m promptcl.testing JOB.json`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from promptcl.testing.bench import Bench, named
 
 
 def main(file: str) -> None:
-    """Do in this process what `Bench.elsewhere` asked for."""
+    """Run the check that the JSON file `file` describes."""
     spec = json.loads(Path(file).read_bytes())
     sys.path[:] = spec["path"]
     torch.set_num_threads(1)

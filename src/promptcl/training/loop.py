@@ -24,7 +24,7 @@ from promptcl.training.optim import Moments, effective_lr, load_moments, make_op
 
 
 class Progress(Protocol):
-    """Who wants to know how far the training is."""
+    """Receives how far the training has come, for instance to display it."""
 
     def stage(self, number: int, steps: int) -> None:
         """Stage `number` (from 0) of the task begins and will take `steps` optimiser steps."""
@@ -37,15 +37,15 @@ class Silent:
     """A Progress that shows nothing."""
 
     def stage(self, number: int, steps: int) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def step(self) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 @dataclass
 class Run:
-    """A stage while it runs."""
+    """The state of a stage while it is trained."""
 
     stage: Stage
     number: int
@@ -56,10 +56,10 @@ class Run:
     labels_N: Tensor
     """Class ids of the images of the stage."""
     allowed_K: Tensor | None
-    """Classes of the task, where the stage has no others; None: no mask."""
+    """True for the classes of the task [K]; None: no mask, as where the stage has images of others."""
     replay: Replay | None
     done: int = 0
-    """Steps that were taken."""
+    """Optimiser steps taken so far."""
 
 
 @dataclass
@@ -74,9 +74,9 @@ class Trainer:
     labels_of: Callable[[ImageSet], Tensor]
     """Class ids [N] of images, on the device."""
     allowed_K: Tensor | None
-    """Classes of the task, True; None where nothing is masked."""
+    """True for the classes of the task [K]; None where nothing is masked."""
     replay_of: Callable[[ImageSet], Replay]
-    """How images join a batch."""
+    """Makes the Replay of images that join each batch."""
     checkpoint: Checkpoint | None = None
     progress: Progress = field(default_factory=Silent)
     carried: dict[int, Moments] | None = None
@@ -87,11 +87,11 @@ class Trainer:
     """What the method counted in the stages so far."""
 
     def run(self, stage: Stage, number: int) -> None:
-        """Train `stage`, the one of this `number` in its task; where it was interrupted, it goes on from there.
+        """Train `stage`, number `number` of its task (from 0), or continue it where it was interrupted.
 
         Raises:
-            UserError: the loss is not finite (looked at once an epoch, so that a GPU is never made to wait); as
-                Checkpoint.
+            UserError: the loss is not finite (checked once an epoch, so that a GPU need not wait for it);
+                a checkpoint cannot be written or read.
         """
         if not self._length(stage)[0]:
             return
@@ -128,7 +128,7 @@ class Trainer:
         return epochs * per_epoch if stage.steps is None else stage.steps, per_epoch
 
     def prepare(self, stage: Stage, number: int) -> Run:
-        """`stage` as it stands before its first step."""
+        """Make optimiser, schedule, labels and mask for the first step of `stage`."""
         train, (total, per_epoch) = self.config.train, self._length(stage)
         lr = effective_lr(train) if stage.lr is None else stage.lr
         groups = self.method.parameter_groups(lr) if stage.groups is None else stage.groups
@@ -184,7 +184,7 @@ class Trainer:
         return task_generator(self.config.seed, self.task, f"stage {run.number}, {purpose}")
 
     def batch(self, run: Run, step: int, order_N: Tensor) -> tuple[TrainBatch, float]:
-        """What this process computes of the batch of `step`, and the share of the whole batch that it is."""
+        """This process's rows of the batch of `step`, and their share of the whole batch (0 to 1)."""
         size, device = self.config.train.batch_size, self.batches.device
         place = step % run.per_epoch
         index_B = order_N[place * size : (place + 1) * size] if run.stage.images is not None else torch.empty(0)
@@ -193,7 +193,7 @@ class Trainer:
             old_R = run.replay.draw(self._generator(run, f"step {step}, replay"))
         total = new + len(old_R)
         rows = processes.share(total, max(1, run.stage.together, self.method.together))
-        if run.stage.together == 0:  # the first process computes the whole batch
+        if run.stage.together == 0:  # process 0 computes the whole batch
             rows = slice(0, 0 if processes.rank() else total)
         labels_B = run.labels_N[send(index_B.long(), device)]
         allowed_K = run.allowed_K
@@ -203,7 +203,7 @@ class Trainer:
             labels_B = torch.cat([labels_B, run.replay.labels_N[send(old_R, device)]])
         allowed_BK = None
         if allowed_K is not None:
-            # Replayed rows are what compares classes of different tasks: they have no mask.
+            # Replayed rows have no mask: only they compare classes of different tasks.
             allowed_BK = allowed_K.expand(new, -1)
             if len(old_R):
                 allowed_BK = torch.cat([allowed_BK, torch.ones_like(allowed_K).expand(len(old_R), -1)])
@@ -217,7 +217,7 @@ class Trainer:
         return made, len(labels_B[rows]) / total
 
     def _check_finite(self, loss: Tensor, parameters: list[nn.Parameter], epoch: int) -> None:
-        loss = loss + 0 * sum(p.detach().sum() for p in parameters)  # a last step that broke them is seen too
+        loss = loss + 0 * sum(p.detach().sum() for p in parameters)  # or a parameter, after the last step
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss became {loss.item()} in epoch {epoch + 1}: expected a finite number; "
@@ -225,11 +225,11 @@ class Trainer:
             )
 
     def _state(self) -> dict[str, Tensor]:
-        """Parameters and all buffers of the method, what a state dict leaves out too."""
+        """Parameters and all buffers of the method, also those that a state dict leaves out."""
         return {**dict(self.method.named_parameters()), **dict(self.method.named_buffers())}
 
     def _keep(self, run: Run, finished: bool) -> None:
-        """Write the checkpoint, which is that of all processes together."""
+        """Write the checkpoint, one for all processes."""
         checkpoint = self.checkpoint
         if checkpoint is None:
             return
@@ -244,7 +244,7 @@ class Trainer:
         processes.on_first(lambda: checkpoint.write(run.number, tensors, numbers, finished))
 
     def _resume(self, run: Run) -> bool:
-        """Bring method and `run` to where this stage was interrupted or ended; whether it had ended."""
+        """Load method and `run` from the checkpoint of this stage, if it has one; returns whether it had ended."""
         found = None if self.checkpoint is None else self.checkpoint.read(run.number)
         if self.checkpoint is None or found is None:
             return False
@@ -272,18 +272,18 @@ def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def begin_sums(method: Method) -> dict[str, Tensor]:
-    """What the sums of `method`, and what it counts, are now; from here on each process adds its own images."""
+    """Begin a distributed sum: return the present sums and counts of `method`; each process then adds its images."""
     return {} if processes.size() == 1 else {name: value.clone() for name, value in _sums(method).items()}
 
 
 def end_sums(method: Method, before: dict[str, Tensor]) -> None:
-    """Give every process what was there `before` and what all of them have added since."""
+    """End a distributed sum: every process gets the values `before` plus what all processes have added since."""
     if processes.size() == 1:
         return
     shapes: dict[str, list[int]] = {}
     for theirs in processes.everyones({name: list(value.shape) for name, value in method.stats.tensors().items()}):
         shapes |= {name: max(shape, shapes.get(name, [])) for name, shape in theirs.items()}
-    method.stats.fill(shapes, next(iter(method.state_dict().values())).device)  # what only some of them counted
+    method.stats.fill(shapes, next(iter(method.state_dict().values())).device)  # some counted nothing
     now, old = _sums(method), {}
     for name, value in now.items():
         old[name] = torch.zeros_like(value)

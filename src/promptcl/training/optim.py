@@ -1,4 +1,4 @@
-"""The optimiser of a stage, its schedule, and moments that go on in the next task."""
+"""The optimiser of a stage, its learning-rate schedule, and moments that carry over to the next task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def effective_lr(train: TrainConfig) -> float:
 
 
 def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser over `groups`, at `lr` where they name none; SGD with Nesterov momentum 0.9."""
+    """Make an optimiser of `groups`, at `lr` where they name no learning rate; SGD has Nesterov momentum 0.9."""
     groups = [dict(group) for group in groups]
     if train.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, weight_decay=train.weight_decay)
@@ -27,7 +27,7 @@ def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConf
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_epoch: int) -> LRScheduler | None:
-    """How the learning rate falls over `total` steps; None where it stays.
+    """Make the schedule by which the learning rate falls over `total` steps; None where it stays.
 
     `quarter_cosine` (CODA-Prompt, OVOR): epoch e of E has lr * cos(99 pi e / (200 (E - 1))), lr where E is 1.
     """

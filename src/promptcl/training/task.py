@@ -29,7 +29,7 @@ class PastTask:
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin its randomness."""
+        """Make the random generator of the task."""
         self.generator = task_generator(self.seed, self.number, "task")
 
     @property
@@ -66,7 +66,7 @@ class PresentTask(PastTask):
         return self.remembered
 
     def batches(self, images: ImageSet | None = None) -> Iterator[Batch]:
-        """The evaluation view of `images` (None: `new`), this process's part; sums are added up when the loop ends."""
+        """Evaluation batches of `images` (None: `new`), this process's share; sums are added up when the loop ends."""
         images = self.new if images is None else images
         before = begin_sums(self.method)
         yield from self.source.evaluation(images, self.labels_of(images), self.method.together, self._generator)
