@@ -37,7 +37,6 @@ from promptcl.runtime.seeding import task_generator
 from promptcl.store import Saved, TaskRecord
 from promptcl.training import Batches, Memory, PastTask, Progress
 from promptcl.training.loop import begin_sums, end_sums
-from promptcl.training.optim import effective_lr, load_moments, make_optimizer, named_moments
 
 
 class Learner:
@@ -68,9 +67,9 @@ class Learner:
         self._whole = True
         self.memory = Memory(config.memory.per_class)
         self.memory_was_read = False
-        """Whether the method has asked for the memory since this learner was made or loaded."""
-        self.optimizers: dict[int, torch.optim.Optimizer] = {}
-        """By stage, where they go on from task to task (a stream without boundaries)."""
+        """Whether the method has asked for images of the memory since this learner was made or loaded."""
+        self.moments: dict[int, dict[str, Tensor]] = {}
+        """Of the optimiser of each stage, where they go on from task to task (a stream without boundaries)."""
         self.batches = Batches(self.backbone, config, self.device)
         if not self.scenario.boundaries:  # who asks for the number of a task is refused now, before anything is written
             copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
@@ -103,9 +102,8 @@ class Learner:
         """
         self._check_whole()
         state = {**self.method.state_dict(), **self.memory.tensors(self.classes, self.config.memory.store)}
-        if not self.scenario.boundaries:  # whose optimisers go on from micro-task to micro-task
-            for number, optimizer in self.optimizers.items():
-                state |= named_moments(optimizer, f"optimizer.{number}.")
+        for number, moments in self.moments.items():
+            state |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
         saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
         self.ancestors.append(processes.on_first(lambda: store.save(Path(folder), saved, self.ancestors)))
 
@@ -133,12 +131,10 @@ class Learner:
             self.history.append(record)
         store.fill(self.method, saved)
         self.memory.restore(saved.state, self.classes, self.config.data.cache_mb)
-        if not self.scenario.boundaries:
-            lr = effective_lr(self.config.train)
-            for number in {int(name.split(".")[1]) for name in saved.state if name.startswith("optimizer.")}:
-                optimizer = make_optimizer(self.method.parameter_groups(lr), lr, self.config.train)
-                load_moments(optimizer, saved.state, f"optimizer.{number}.")
-                self.optimizers[number] = optimizer
+        for name, value in saved.state.items():
+            if name.startswith("optimizer."):
+                _, number, own = name.split(".", 2)
+                self.moments.setdefault(int(number), {})[own] = value
         self.notes, self.ancestors = saved.notes, [saved.checksum]
 
     def new(self, names: Sequence[str] | dict[str, int]) -> list[str]:

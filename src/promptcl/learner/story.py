@@ -61,7 +61,7 @@ def trainer(
     if _masked(learner):
         allowed_K = torch.zeros(len(learner.classes), dtype=torch.bool, device=learner.device)
         allowed_K[learner.labels(task.new)] = True
-    carried = None if learner.scenario.boundaries else learner.optimizers
+    carried = None if learner.scenario.boundaries else learner.moments
     settings = (learner.method, learner.batches, config, task.number, learner.labels, allowed_K, replay)
     return Trainer(*settings, checkpoint, progress or Silent(), carried)
 

@@ -79,8 +79,8 @@ class Trainer:
     """How images join a batch."""
     checkpoint: Checkpoint | None = None
     progress: Progress = field(default_factory=Silent)
-    carried: dict[int, torch.optim.Optimizer] | None = None
-    """Optimisers of the stages of the task before, which go on; None: every stage has a fresh one."""
+    carried: dict[int, dict[str, Tensor]] | None = None
+    """By stage, moments of its optimiser in the task before, which go on; None: every stage begins with none."""
     seen: int = 0
     """Images trained on so far, epochs and replayed ones counted."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Trainer:
         self.statistics = self.method.stats.tensors()
         self.method.stats.clear()
         if self.carried is not None:
-            self.carried[number] = run.optimizer
+            self.carried[number] = named_moments(run.optimizer, "")
         if stage.images is not None:
             rows = min(run.per_epoch * self.config.train.batch_size, len(stage.images)) / run.per_epoch
             self.seen += round(run.total * rows) + (run.total * run.replay.rows if run.replay is not None else 0)
@@ -252,6 +252,8 @@ class Trainer:
         try:
             with torch.no_grad():
                 for name, value in self._state().items():
+                    if tensors[f"method.{name}"].shape != value.shape:  # which copy_ might broadcast
+                        raise ValueError(f"the shape of {name}")
                     value.copy_(tensors[f"method.{name}"])
             stats = {k.removeprefix("stats."): v for k, v in tensors.items() if k.startswith("stats.")}
             self.method.stats.restore({name: value.to(self.batches.device) for name, value in stats.items()})
@@ -260,8 +262,10 @@ class Trainer:
                 load_moments(run.optimizer, tensors)
             if run.schedule is not None and "schedule" in numbers:
                 run.schedule.load_state_dict(numbers["schedule"])
-            run.done = int(numbers["done"])
-            return bool(numbers["finished"])
+            run.done, finished = int(numbers["done"]), bool(numbers["finished"])
+            if not 0 < run.done <= run.total or finished != (run.done == run.total):
+                raise ValueError(f"{run.done} of {run.total} steps")
+            return finished
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise self.checkpoint.unfit(error) from error
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from promptcl.config import TrainConfig
+from promptcl.errors import UserError
 
 
 def effective_lr(train: TrainConfig) -> float:
@@ -39,16 +40,37 @@ def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_e
     return None
 
 
-def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
-    """Moments and step counts of `old` go on in `new`; rows that parameters have got since start at zero."""
-    for before, after in zip(old.param_groups, new.param_groups, strict=True):
-        for p, q in zip(before["params"], after["params"], strict=True):
-            for name, value in old.state.get(p, {}).items():
-                if isinstance(value, Tensor) and value.shape == p.shape:
-                    new.state[q][name] = torch.zeros_like(q)
-                    new.state[q][name][: len(p)] = value
-                else:
-                    new.state[q][name] = value
+def carry_over(moments: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Moments and step counts, named as by `named_moments`, go on in `optimizer`, one that has taken no step yet.
+
+    Rows that parameters have got since start at zero; so does all of it where another kind of optimiser left it.
+    Raises UserError where they are of other parameters.
+    """
+    kept = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, values in _by_number(moments).items():
+        if values.keys() != kept:
+            continue
+        try:
+            p = parameters[number]
+            for name, value in values.items():
+                whole = value.clone() if name == "step" else torch.zeros_like(p)
+                if name != "step":
+                    whole[tuple(slice(n) for n in value.shape)] = value
+                optimizer.state[p][name] = whole
+        except (IndexError, RuntimeError) as error:
+            raise UserError(
+                "the moments of its optimiser are not those of its parameters; take a copy of it that is whole"
+            ) from error
+
+
+def _by_number(moments: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Of each parameter, by its number, what `named_moments` gave."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in moments.items():
+        number, _, name = key.partition(".")
+        found.setdefault(int(number), {})[name] = tensor
+    return found
 
 
 def named_moments(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
@@ -64,9 +86,5 @@ def named_moments(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") 
 
 def load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
     """Put what `named_moments` gave back into `optimizer`; other names are left out."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(prefix):
-            number, _, name = key.removeprefix(prefix).partition(".")
-            found.setdefault(int(number), {})[name] = tensor
+    found = _by_number({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
     optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
