@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import promptcl
+from promptcl.backbone.vit import Backbone
 from promptcl.cli.main import app
 from promptcl.config.schema import Config
 from promptcl.data.images import ImageSet
@@ -23,6 +25,7 @@ from promptcl.data.stream import class_incremental
 from promptcl.experiments import run as experiment
 from promptcl.experiments.progress import QuietUi
 from promptcl.learner.learner import Learner
+from promptcl.methods._base import Batch
 from promptcl.store import files
 from promptcl.store.folder import KIND
 from promptcl.training import Silent
@@ -152,6 +155,24 @@ class Steps(Silent):
         self.done[-1] += 1
         if sum(self.done) == self._stop_at:
             raise self._error
+
+
+class Seen:
+    """Records what a learner's method is given to train on."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.masks: list[Tensor | None] = []
+        self.labels: list[list[int]] = []
+        self.old: list[list[bool]] = []
+        loss = learner.method.loss
+
+        def record(backbone: Backbone, batch: Batch) -> Tensor:
+            self.masks.append(batch.allowed_BK)
+            self.labels.append(batch.labels_B.tolist())
+            self.old.append(batch.old_B.tolist())
+            return loss(backbone, batch)
+
+        learner.method.loss = record  # type: ignore[method-assign]
 
 
 def same_state(one: Learner, other: Learner) -> bool:

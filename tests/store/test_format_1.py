@@ -32,6 +32,10 @@ def answers(learner: Learner, images: ImageSet) -> list[tuple[str, dict[str, flo
     return [(one.label, dict(one.top)) for one in learner.predict(images, top=4, threshold=0)]
 
 
+def pixels(images: ImageSet) -> set[bytes]:
+    return {images.image(i).numpy().tobytes() for i in range(len(images))}
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_it_answers_as_it_did_learns_on_and_is_of_the_new_format_then(name: str, split: Split, tmp_path: Path) -> None:
     shutil.copytree(OLD / name, tmp_path / name)
@@ -59,9 +63,7 @@ def test_what_was_in_it_is_all_there(split: Split, tmp_path: Path) -> None:
     assert len(l2p.memory) == 4
     assert l2p.calibration.images == 4
     assert l2p.memory.images is not None
-    shown = {l2p.memory.images.digest(i) for i in range(4)}
-    train = split.train.of_classes("0123")
-    assert shown <= {train.digest(i) for i in range(len(train))}
+    assert pixels(l2p.memory.images) < pixels(split.train.of_classes("0123"))
     counts = ridge.method.state_dict()["ridge.count_K.value"]
     assert counts.tolist() == [6, 6, 6, 6]
 
@@ -71,10 +73,12 @@ def test_a_learner_of_all_tasks_at_once_is_one_sentence(tmp_path: Path) -> None:
     shutil.copytree(OLD / "ridge", tmp_path / "store")
     config = json.loads((OLD / "ridge" / "learner.json").read_text())["config"]
     rewrite(tmp_path / "store", config={**config, "method": {"name": "joint"}})
-    with pytest.raises(
-        UserError, match=rf"^{tmp_path / 'store'} was learned with method\.name=joint, .*; learn it again$"
-    ):
+    with pytest.raises(UserError) as raised:
         Learner.load(tmp_path / "store")
+    assert str(raised.value) == (
+        f"{tmp_path / 'store'} was learned with method.name=joint, which is the setting joint=true of a run now: "
+        "expected a learner of another method; learn it again"
+    )
 
 
 def test_moments_of_format_1_are_those_of_the_first_stage(split: Split, tmp_path: Path) -> None:
