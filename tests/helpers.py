@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import promptcl
+from promptcl.backbone.vit import Backbone
 from promptcl.cli.main import app
 from promptcl.config.schema import Config
 from promptcl.data.images import ImageSet
@@ -23,8 +25,10 @@ from promptcl.data.stream import class_incremental
 from promptcl.experiments import run as experiment
 from promptcl.experiments.progress import QuietUi
 from promptcl.learner.learner import Learner
+from promptcl.methods._base import Batch
 from promptcl.store import files
 from promptcl.store.folder import KIND
+from promptcl.training import Silent
 
 ROOT = Path(__file__).parents[1]
 # For new processes: one thread each, the package under test, and lines as wide as the tests expect.
@@ -127,6 +131,48 @@ def timeless(results: Any) -> Any:
     if isinstance(results, dict):
         return {key: timeless(value) for key, value in results.items() if "second" not in key}
     return [timeless(value) for value in results] if isinstance(results, list) else results
+
+
+class Stop(Exception):
+    """What a test raises where a process might be killed."""
+
+
+class Steps(Silent):
+    """A Progress that keeps what it is told, and raises an exception at a step, counted over all stages from 1."""
+
+    def __init__(self, stop_at: int | None = None, error: type[BaseException] = Stop) -> None:
+        self.stages: list[tuple[int, int]] = []
+        """Number and steps of each stage."""
+        self.done: list[int] = []
+        """Steps of each stage that were done."""
+        self._stop_at, self._error = stop_at, error
+
+    def stage(self, number: int, steps: int) -> None:
+        self.stages.append((number, steps))
+        self.done.append(0)
+
+    def step(self) -> None:
+        self.done[-1] += 1
+        if sum(self.done) == self._stop_at:
+            raise self._error
+
+
+class Seen:
+    """Records what a learner's method is given to train on."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.masks: list[Tensor | None] = []
+        self.labels: list[list[int]] = []
+        self.old: list[list[bool]] = []
+        loss = learner.method.loss
+
+        def record(backbone: Backbone, batch: Batch) -> Tensor:
+            self.masks.append(batch.allowed_BK)
+            self.labels.append(batch.labels_B.tolist())
+            self.old.append(batch.old_B.tolist())
+            return loss(backbone, batch)
+
+        learner.method.loss = record  # type: ignore[method-assign]
 
 
 def same_state(one: Learner, other: Learner) -> bool:

@@ -139,6 +139,12 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
         if not key.startswith(_MAY_CHANGE):
             can = ", ".join(name + "*" if name.endswith(".") else name for name in _MAY_CHANGE)
             raise UserError(f"{text}: {key} of a learner cannot change, only {can}; leave it out")
+    method = document.config.get("method")
+    if isinstance(method, dict) and method.get("name") == "joint":  # of format 1
+        raise UserError(
+            f"{folder} was learned with method.name=joint, which is the setting joint=true of a run now: "
+            "expected a learner of another method; learn it again"
+        )
     config = _find_weights(folder, resolve(document.config, overrides, trust))
     state = pair.tensors
     if document.format == 1:  # format 1 knew only one stage a task

@@ -252,6 +252,8 @@ class Trainer:
         try:
             with torch.no_grad():
                 for name, value in self._state().items():
+                    if tensors[f"method.{name}"].shape != value.shape:  # which copy_ might broadcast
+                        raise ValueError(f"the shape of {name}")
                     value.copy_(tensors[f"method.{name}"])
             stats = _named(tensors, "stats.").items()
             self.method.stats.restore({name: value.to(self.batches.device) for name, value in stats})
@@ -260,8 +262,10 @@ class Trainer:
                 load_moments(run.optimizer, _named(tensors, "optimizer."))
             if run.schedule is not None and "schedule" in numbers:
                 run.schedule.load_state_dict(numbers["schedule"])
-            run.done = int(numbers["done"])
-            return bool(numbers["finished"])
+            run.done, finished = int(numbers["done"]), bool(numbers["finished"])
+            if not 0 < run.done <= run.total or finished != (run.done == run.total):
+                raise ValueError(f"{run.done} of {run.total} steps")
+            return finished
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise self.checkpoint.unfit(error) from error
 

@@ -58,11 +58,12 @@ class PresentTask(PastTask):
     labels_of: Callable[[ImageSet], Tensor] = field(kw_only=True)
     warnings: list[str] = field(default_factory=list)
     memory_was_read: bool = False
+    """Whether the method has asked for images of the memory, and there were some."""
 
     @property
     def memory(self) -> ImageSet | None:
         """Images kept for rehearsal; None where there are none."""
-        self.memory_was_read = True
+        self.memory_was_read |= self.remembered is not None
         return self.remembered
 
     def batches(self, images: ImageSet | None = None) -> Iterator[Batch]:
