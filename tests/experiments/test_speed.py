@@ -17,7 +17,6 @@ from promptcl.data.images import ImageSet
 from promptcl.data.splits import load_split
 from promptcl.data.stream import class_incremental
 from promptcl.experiments import speed as bench
-from promptcl.learner import story
 from promptcl.learner.learner import Learner
 
 SETTINGS = [
@@ -39,7 +38,7 @@ def test_the_plain_engine_computes_the_same() -> None:
     task = class_incremental(load_split(config.data), 5)[0]
     learner = Learner(config)
     with torch.no_grad():
-        trainer = story.trainer(learner, view := story.begin(learner, task.train))
+        trainer = learner.trainer(view := learner.begin(task.train))
         run = trainer.prepare(next(learner.method.learn(learner.backbone, view)), 0)
     method: Any = learner.method
     engine = plain.Engine(learner.config, len(task.classes), torch.device("cpu"))
@@ -149,9 +148,9 @@ def test_the_query_counts_where_it_is_read(name: str, reads: bool, digits: list[
     for view in ("augmented", "clean"):
         learner = Learner(make_config(method={"name": name}, train={"query_view": view}))
         with torch.no_grad():
-            task = story.begin(learner, digits[0])
+            task = learner.begin(digits[0])
             stage = next(learner.method.learn(learner.backbone, task))
-        trainer = story.trainer(learner, task)
+        trainer = learner.trainer(task)
         learner.method.train()
         counted = bench._Step(learner, trainer, trainer.prepare(stage, 0), torch.arange(16), 0).count()
         assert (counted["query"] > 0) == reads

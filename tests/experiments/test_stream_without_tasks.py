@@ -16,9 +16,8 @@ from promptcl.data.images import ImageSet, concat
 from promptcl.errors import UserError
 from promptcl.experiments.progress import QuietUi
 from promptcl.experiments.run import run
-from promptcl.learner import story
 from promptcl.learner.learner import Learner
-from promptcl.training.optim import carry_over, make_optimizer
+from promptcl.training.optim import load_moments, make_optimizer
 
 FEW: dict[str, Any] = {
     "scenario": "gaussian",
@@ -137,9 +136,9 @@ def test_carried_moments_keep_their_rows(backbone: Backbone, digits: list[ImageS
     learner.learn(digits[0])
     before, head = learner.moments[0], trained_names(learner).index("head.weight_KD")
     with torch.no_grad():
-        story.begin(learner, digits[1])
+        learner.begin(digits[1])
     new = make_optimizer(learner.method.parameter_groups(0.01), 0.01, config.train)
-    carry_over(before, new)
+    load_moments(new, before)
     moment = new.state[learner.method.get_parameter("head.weight_KD")]["exp_avg"]
     assert torch.equal(moment[:2], before[f"{head}.exp_avg"])
     assert before[f"{head}.exp_avg"].any()
@@ -147,7 +146,7 @@ def test_carried_moments_keep_their_rows(backbone: Backbone, digits: list[ImageS
     assert not moment[2:].any()
     for number, odd in ((head, torch.zeros(9, 9)), (head, torch.zeros(1, 65)), (99, torch.zeros(2, 64))):
         with pytest.raises(UserError, match="not those of its parameters; take a copy of it that is whole"):
-            carry_over({f"{number}.{name}": odd for name in MOMENTS}, new)
+            load_moments(new, {f"{number}.{name}": odd for name in MOMENTS})
 
 
 def trained_names(learner: Learner) -> list[str]:

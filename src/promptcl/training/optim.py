@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from promptcl.config import TrainConfig
+from promptcl.errors import UserError
 
 
 def effective_lr(train: TrainConfig) -> float:
@@ -55,15 +56,26 @@ def moments_of(optimizer: torch.optim.Optimizer) -> Moments:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Let `optimizer` go on from `moments`; rows that parameters have got since start at zero."""
+    """Let `optimizer` go on from `moments`; rows that parameters have gained since start at zero.
+
+    Raises UserError where they are not moments of these parameters.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         number, _, name = key.partition(".")
-        parameter = parameters[int(number)]
+        parameter = parameters[int(number)] if int(number) < len(parameters) else None
+        if parameter is None or (value.ndim and not _fits(value, parameter)):
+            raise UserError(
+                "the moments of its optimiser are not those of its parameters; take a copy of it that is whole"
+            )
         if value.ndim and value.shape != parameter.shape:
             grown = torch.zeros_like(parameter)
             grown[: len(value)] = value
             value = grown
         state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    return value.shape[1:] == parameter.shape[1:] and len(value) <= len(parameter)
