@@ -58,12 +58,16 @@ def moments_of(optimizer: torch.optim.Optimizer) -> Moments:
 def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
     """Let `optimizer` go on from `moments`; rows that parameters have gained since start at zero.
 
+    Moments of another kind of optimiser are left out: it begins with none.
     Raises UserError where they are not moments of these parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    known = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         number, _, name = key.partition(".")
+        if name not in known:
+            continue
         parameter = parameters[int(number)] if int(number) < len(parameters) else None
         if parameter is None or (value.ndim and not _fits(value, parameter)):
             raise UserError(
