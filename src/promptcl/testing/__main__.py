@@ -9,13 +9,12 @@ from pathlib import Path
 
 import torch
 
-from promptcl.runtime import processes
 from promptcl.testing import checks
 from promptcl.testing.bench import Bench, named
 
 
 def main(file: str) -> None:
-    """Do in this process what `Bench.elsewhere` asked for."""
+    """Find the method that `file` names, and check what can only be checked in a new process."""
     spec = json.loads(Path(file).read_bytes())
     sys.path[:] = spec["path"]
     torch.set_num_threads(1)
@@ -27,8 +26,7 @@ def main(file: str) -> None:
         sys.modules[spec["module"]] = home
         made.loader.exec_module(home)
         named(getattr(home, spec["class"]))
-    with processes.group():
-        getattr(checks, spec["job"])(Bench(spec["name"], spec["options"], Path(spec["folder"])))
+    checks.elsewhere(Bench(spec["name"], spec["options"], Path(spec["folder"])))
 
 
 if __name__ == "__main__":
