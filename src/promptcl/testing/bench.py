@@ -101,8 +101,9 @@ class Bench:
         train = {"epochs": 1, "batch_size": 6, "checkpoint_steps": 1, "lr": 0.005, **settings.pop("train", {})}
         data = {"augment": "crop", "crop_scale": (0.9, 1.0), "hflip": False, "eval_crop": 1.0}
         method = {"name": self.name, **self.options}
-        whole = {"backbone": backbone, "data": data, "train": train, "method": method, "device": "cpu", **settings}
-        return Config.model_validate(whole)
+        # Evaluation batches so small that each of two processes has some.
+        sections = {"backbone": backbone, "data": data, "train": train, "eval": {"batch_size": 4}, "method": method}
+        return Config.model_validate({**sections, "device": "cpu", **settings})
 
     def learner(self, able: bool = False, **settings: Any) -> Learner:
         """A new learner of the method; `able`: on the ViT that knows digits."""
@@ -165,7 +166,7 @@ class Bench:
         if any(one.returncode for one in started):
             said = [(self.folder / f"stderr-{number}").read_text().strip() for number in range(count)]
             last = [text.splitlines()[-1] for text in said if text]
-            reasons = [line.partition(": ")[2] for line in last if line.startswith("AssertionError: ")]
+            reasons = [line.partition("AssertionError: ")[2] for line in last if "AssertionError: " in line]
             raise AssertionError([*reasons, *last, "another process died"][0])
 
     def _start(self, environment: dict[str, str]) -> subprocess.Popen[bytes]:
