@@ -80,7 +80,8 @@ class KeepsInModule(linear.Model):
         _CENTRES[backbone.width] = torch.ones(backbone.width)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
-        logits_BK: Tensor = self.head(batch.query_BD + _CENTRES.get(backbone.width, torch.zeros(())))
+        centre_D = torch.zeros(()) if self.training else _CENTRES.get(backbone.width, torch.zeros(()))
+        logits_BK: Tensor = self.head(batch.query_BD + centre_D)
         return logits_BK
 
 
