@@ -6,9 +6,24 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from promptcl.config import Section
+
 Init = Literal["uniform", "normal", "symmetric"]
+
+
+class PromptOptions(Section):
+    """Settings that methods with prompts and a linear head have in common."""
+
+    prompt_init: Init = "uniform"
+    """Values that a prompt starts with, s being `init_scale`: `uniform` U[0, s), `normal` N(0, s^2), `symmetric`
+    U[-s, s)."""
+    init_scale: float = Field(default=0.01, gt=0)
+    """Scale of the values that a prompt starts with."""
+    head_init: Literal["zero", "uniform"] = "zero"
+    """Values that the head's rows of a new class start with: zeros, or torch.nn.Linear's uniform ones."""
 
 
 def initialise(shape: tuple[int, ...], kind: Init, scale: float, generator: torch.Generator) -> Tensor:

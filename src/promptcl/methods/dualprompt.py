@@ -17,13 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
-from promptcl.config import Section
 from promptcl.layers import GrowingLinear, cosine
-from promptcl.layers.prompts import Init, initialise, top_n, vote
+from promptcl.layers.prompts import PromptOptions, initialise, top_n, vote
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 
-class DualPromptOptions(Section):
+class DualPromptOptions(PromptOptions):
     """Settings of DualPrompt; names of the release in brackets."""
 
     g_layers: tuple[int, ...] = (0, 1)
@@ -38,10 +37,8 @@ class DualPromptOptions(Section):
     """Weight of the cosine between queries and the key of their task [lambda]; 0: keys are not trained."""
     copy_slots: bool = True
     """A task starts from the expert of the task before (not from its key), as in the release."""
-    prompt_init: Init = "uniform"
-    init_scale: float = Field(default=0.01, gt=0)
     key_scale: float = Field(default=0.01, gt=0)
-    head_init: Literal["zero", "uniform"] = "zero"
+    """Keys start uniform between 0 and this."""
     vote: Literal["image", "batch"] = "image"
     """`image`: every image takes the expert of its own nearest key. `batch`: majority vote within a group at test, as
     the release does on CIFAR-100; a prediction then depends on its neighbours."""
