@@ -35,7 +35,7 @@ from promptcl.runtime import processes
 from promptcl.runtime.device import check_dtypes, pick_device, with_precision
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import Saved, TaskRecord
-from promptcl.training import Batches, Memory, PastTask, Progress
+from promptcl.training import Batches, Memory, PastTask, PresentTask, Progress
 from promptcl.training.loop import begin_sums, end_sums
 
 
@@ -181,9 +181,10 @@ class Learner:
         trainer = story.trainer(self, task, kept_at, progress)
         with processes.in_first(lambda: store.lock(kept_at.store) if kept_at else contextlib.nullcontext()):
             story.tell(self, task, trainer)
+        counted = self.method.stats.take()  # of training alone: what follows asks the method for answers
         if not task.offered:
             self.memory.add(task.new, task_generator(self.config.seed, task.number, "memory"))
-        held_out = self._calibrate(task.held_out) if len(task.held_out) else {}
+        held_out = self._calibrate(task) if len(task.held_out) else {}
         # Not before: what is replayed cannot be measured on.
         self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"))
         self.memory.keep(self._keep)
@@ -192,7 +193,7 @@ class Learner:
         self._whole = True
         self.memory_was_read |= task.memory_was_read
         seen = trainer.seen or len(task.new)
-        return LearnRecord(seen, seconds, self.method.stats.take(), task.warnings, held_out)
+        return LearnRecord(seen, seconds, counted, task.warnings, held_out)
 
     def remember(self, images: ImageSet, task: int) -> None:
         """Offer the images of task `task` to the memory as learning them did; it is a function of seed and images."""
@@ -210,15 +211,14 @@ class Learner:
         self.method.stats.clear()
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
-    def _calibrate(self, held: ImageSet) -> dict[str, tuple[int, int]]:
-        """Measure what is known without `held`, then take it in; right answers and images of each class."""
-        labels_N = self.labels(held)
+    def _calibrate(self, task: PresentTask) -> dict[str, tuple[int, int]]:
+        """Measure on what `task` held out, then take it in; right answers and images of each class."""
+        held, labels_N = task.held_out, self.labels(task.held_out)
         logits_NK = self.logits(held, labels_N)
         self.notes["calibration"] = self.calibration.joined(measure(logits_NK, labels_N)).model_dump()
-        before = begin_sums(self.method)
         with torch.no_grad():
-            self.method.absorb(self.backbone, self.batches.evaluation(held, labels_N, self.method.together))
-        end_sums(self.method, before)
+            self.method.absorb(self.backbone, task.batches(held))
+        self.method.stats.clear()
         return by_class(held, logits_NK.argmax(1) == labels_N)
 
     def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
