@@ -228,9 +228,10 @@ def test_a_run_of_all_tasks_at_once(tmp_path: Path) -> None:
     found = group.runs[0].prompt_selections
     assert found is not None
     assert found.model_dump() == results["prompt_selections"]
-    assert write([tmp_path], tmp_path / "r.html") == 3
+    assert write([tmp_path], tmp_path / "r.html") == 4
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert {"average-accuracy", "a-prompts-train", "a-prompts-test"} == set(Elements(text).figures)
+    drawn = {"average-accuracy", "a-accuracy", "a-prompts-train", "a-prompts-test"}
+    assert set(Elements(text).figures) == drawn
     assert f"{results['average_accuracy']:.2f}" in text
 
 
@@ -248,7 +249,7 @@ def test_choices_that_are_known_at_test_only(tmp_path: Path) -> None:
 
 
 def test_a_pool_that_grows_and_says_no_cosine(runs: Path, tmp_path: Path) -> None:
-    """Rows of several lengths, as of a method with a prompt a task; the mean cosine is not for every method to count."""
+    """Rows of several lengths, as of a method with a prompt a task; not every method counts a mean cosine."""
     results = json.loads((runs / "l2p-seed1" / "results.json").read_text())
     results["prompt_selections"]["train"] = [[6] + [0] * task for task in range(5)]
     results["prompt_selections"]["train"][4] = [0, 0, 0, 3, 3]

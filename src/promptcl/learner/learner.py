@@ -133,8 +133,8 @@ class Learner:
         self.memory.restore(saved.state, self.classes, self.config.data.cache_mb)
         for name, value in saved.state.items():
             if name.startswith("optimizer."):
-                _, number, own = name.split(".", 2)
-                self.moments.setdefault(int(number), {})[own] = value
+                _, stage, own = name.split(".", 2)
+                self.moments.setdefault(int(stage), {})[own] = value
         self.notes, self.ancestors = saved.notes, [saved.checksum]
 
     def new(self, names: Sequence[str] | dict[str, int]) -> list[str]:
