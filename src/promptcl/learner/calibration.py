@@ -1,4 +1,4 @@
-"""How sure is sure: a temperature and a threshold from pictures held out of training. N images, K classes so far."""
+"""How sure is sure: a temperature and a threshold from images held out of training. N images, K classes so far."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
 
 MISSED = 0.05
-"""Share of the pictures answered right that the threshold calls unknown all the same."""
+"""Share of the images answered right that the threshold calls unknown all the same."""
 
 
 class Calibration(Section):
-    """What turns logits into probabilities that can be believed; without held-out pictures it changes nothing."""
+    """What turns logits into probabilities that can be believed; without held-out images it changes nothing."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Probabilities are softmax(logits / temperature)."""
     threshold: float = Field(default=0.0, ge=0, le=1)
     """Answers less probable than this are `unknown`."""
     images: int = Field(default=0, ge=0)
-    """Held-out pictures that it was measured on."""
+    """Held-out images that it was measured on."""
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> Calibration:
@@ -39,7 +39,7 @@ class Calibration(Section):
             raise UserError("the notes of this learner hold no valid calibration; take a copy that is whole") from error
 
     def joined(self, other: Calibration) -> Calibration:
-        """Both together, each counting by its pictures (none of the old ones is kept to measure again)."""
+        """Both together, each counting by its images (none of the old ones is kept to measure again)."""
         total = self.images + other.images
         if not total:
             return self
@@ -67,7 +67,7 @@ def hold_out(images: ImageSet, share: float, generator: torch.Generator) -> tupl
 def measure(logits_NK: Tensor, labels_N: Tensor) -> Calibration:
     """Temperature of the smallest cross-entropy (Guo et al. 2017, sec. 4.2), and the threshold that goes with it.
 
-    A handful of pictures that are all answered right would ask for boundless certainty: targets are (N+1)/(N+2) for
+    A handful of images that are all answered right would ask for boundless certainty: targets are (N+1)/(N+2) for
     the true class, as Platt (1999) does, and the rest spread over the others.
     """
     count, classes = logits_NK.shape

@@ -78,7 +78,7 @@ def export(learner: Learner, file: Path) -> Path:
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: expected a file that ends in {' or '.join(SUFFIXES)}; write e.g. {file.stem}.pt2")
     if not learner.classes:
-        raise UserError("this learner knows no class yet; learn a folder of pictures first")
+        raise UserError("this learner knows no class yet; learn a folder of images first")
     if learner.method.together > 1:
         raise UserError(
             "method.vote=batch makes an answer depend on its neighbours; only method.vote=image is exported"
