@@ -120,7 +120,7 @@ def test_programs_of_other_pages_run_as_printed(page: str, tmp_path: Path) -> No
 
 def follow(page: Path, folder: Path) -> None:
     """Do what a page prints, in `folder`."""
-    command = [sys.executable, ROOT / "scripts" / "run_page.py", page, folder]
+    command = [sys.executable, str(ROOT / "scripts" / "run_page.py"), str(page), str(folder)]
     done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 
