@@ -31,12 +31,7 @@ _LIMIT = 300  # seconds that other processes may take
 
 
 def named(method: type[Method], name: str | None = None) -> str:
-    """A name under which `load_method` finds the class.
-
-    Raises ValueError for a class that another process could not find: one without a file, or inside a function.
-    """
-    if getattr(sys.modules[method.__module__], "__file__", None) is None or "." in method.__qualname__:
-        raise ValueError(f"{method.__qualname__}: expected a class at the top of a Python file, or a method's name")
+    """A name under which `load_method` finds the class."""
     name = name or f"promptcl_checked.{method.__module__.replace('.', '_')}_{method.__name__}"
     for key in ("promptcl_checked", name):
         sys.modules.setdefault(key, ModuleType(key))
@@ -142,9 +137,14 @@ class Bench:
         return torch.cat([learner.logits(one, learner.labels(one)) for one in sets])
 
     def elsewhere(self, count: int) -> None:
-        """Do `checks.elsewhere` in `count` new processes that can form a group."""
+        """Do `checks.elsewhere` in `count` new processes that can form a group.
+
+        Raises ValueError for a class that they could not find: one without a file, or inside a function.
+        """
         model = load_method(self.name)
         home = sys.modules[model.__module__]
+        if getattr(home, "__file__", None) is None or "." in model.__qualname__:
+            raise ValueError(f"{model.__qualname__}: expected a class at the top of a Python file, or a method's name")
         spec = {
             "path": [os.getcwd(), *sys.path],
             "file": getattr(home, "__file__", None),
