@@ -28,11 +28,11 @@ from promptcl.data.stream import class_incremental
 from promptcl.experiments import run as experiment
 from promptcl.experiments.progress import QuietUi
 from promptcl.learner.learner import Learner
-from promptcl.methods._base import Method, TaskView
+from promptcl.methods._base import Batch, Method, TaskView
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import files
 from promptcl.store.folder import KIND
-from promptcl.training import PastTask
+from promptcl.training import PastTask, Silent
 
 M = TypeVar("M", bound=Method)
 
@@ -137,6 +137,48 @@ def timeless(results: Any) -> Any:
     if isinstance(results, dict):
         return {key: timeless(value) for key, value in results.items() if "second" not in key}
     return [timeless(value) for value in results] if isinstance(results, list) else results
+
+
+class Stop(Exception):
+    """What a test raises where a process might be killed."""
+
+
+class Steps(Silent):
+    """A Progress that keeps what it is told, and raises an exception at a step, counted over all stages from 1."""
+
+    def __init__(self, stop_at: int | None = None, error: type[BaseException] = Stop) -> None:
+        self.stages: list[tuple[int, int]] = []
+        """Number and steps of each stage."""
+        self.done: list[int] = []
+        """Steps of each stage that were done."""
+        self._stop_at, self._error = stop_at, error
+
+    def stage(self, number: int, steps: int) -> None:
+        self.stages.append((number, steps))
+        self.done.append(0)
+
+    def step(self) -> None:
+        self.done[-1] += 1
+        if sum(self.done) == self._stop_at:
+            raise self._error
+
+
+class Seen:
+    """Records what a learner's method is given to train on."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.masks: list[Tensor | None] = []
+        self.labels: list[list[int]] = []
+        self.old: list[list[bool]] = []
+        loss = learner.method.loss
+
+        def record(backbone: Backbone, batch: Batch) -> Tensor:
+            self.masks.append(batch.allowed_BK)
+            self.labels.append(batch.labels_B.tolist())
+            self.old.append(batch.old_B.tolist())
+            return loss(backbone, batch)
+
+        learner.method.loss = record  # type: ignore[method-assign]
 
 
 def same_state(one: Learner, other: Learner) -> bool:

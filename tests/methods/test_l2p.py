@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from helpers import begin_task, make_method, plain_batch, shake
+from plain_method import begin_task, make_method, plain_batch, shake
 from pydantic import ValidationError
 from torch import Tensor
 

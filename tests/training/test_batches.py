@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_config
+from told import counted
 
 from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
@@ -20,11 +21,8 @@ from promptcl.training.batches import TrainBatch
 
 @pytest.fixture
 def passes(backbone: Backbone) -> Iterator[list[int]]:
-    """Images of each pass through the ViT."""
-    found: list[int] = []
-    hook = backbone.vit.patch_embed.register_forward_hook(lambda module, x, y: found.append(len(x[0])))
-    yield found
-    hook.remove()
+    with counted(backbone) as found:
+        yield found
 
 
 def source(backbone: Backbone, cache_bytes: int = 2**29, **changes: Any) -> Batches:

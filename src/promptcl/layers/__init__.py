@@ -1,4 +1,4 @@
-"""Parts that methods are made of; nothing here knows tasks."""
+"""Building blocks of methods: heads, prompts and sums; nothing here knows about tasks."""
 
 from promptcl.layers.heads import ClassMeans, GrowingLinear, RidgeHead
 from promptcl.layers.prompts import PromptPool, cosine

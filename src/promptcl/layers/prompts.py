@@ -27,7 +27,7 @@ class PromptOptions(Section):
 
 
 def initialise(shape: tuple[int, ...], kind: Init, scale: float, generator: torch.Generator) -> Tensor:
-    """Fresh parameters: `uniform` U[0, scale), `normal` N(0, scale^2), `symmetric` U[-scale, scale)."""
+    """Draw initial values of `shape`: `uniform` U[0, scale), `normal` N(0, scale^2), `symmetric` U[-scale, scale)."""
     if kind == "normal":
         return torch.empty(shape).normal_(0.0, scale, generator=generator)
     low = 0.0 if kind == "uniform" else -scale
@@ -56,10 +56,10 @@ def rarely_chosen(similarity_BM: Tensor, frequency_M: Tensor, n: int) -> Tensor:
 
 
 def vote(index_BN: Tensor, pool_size: int, group: int) -> Tensor:
-    """Majority vote of the L2P release within consecutive groups of `group` images (as in the release).
+    """Choose the same prompts for all images of a group by majority vote, as in the L2P release.
 
     Each image casts N equal votes; the N ids with most votes, ties to the lower id, serve the whole group.
-    Args: index_BN ids chosen per image; pool_size M; group images a vote (the last group may be smaller).
+    Args: index_BN ids chosen per image; pool_size M; group: consecutive images that vote (the last may be fewer).
     Returns: [B, N] ids, equal within a group.
     """
     n = index_BN.shape[1]
@@ -85,5 +85,5 @@ class PromptPool(nn.Module):
 
     def take(self, index_BN: Tensor) -> Tensor:
         """Tokens [B, N*L, D] of the chosen prompts, in the order chosen."""
-        tokens_BNX = F.embedding(index_BN, self.prompts_MLD.flatten(1))  # dense, deterministic gradient
-        return tokens_BNX.view(index_BN.shape[0], -1, self.prompts_MLD.shape[-1])  # len() would fix it in an export
+        tokens_BNX = F.embedding(index_BN, self.prompts_MLD.flatten(1))  # its gradient is deterministic
+        return tokens_BNX.view(index_BN.shape[0], -1, self.prompts_MLD.shape[-1])  # len() would fix B in an export

@@ -38,7 +38,7 @@ class L2POptions(PromptOptions):
     vote_size: int = Field(default=16, gt=0)
     """Images that vote together with `vote: batch`; independent of the batch size."""
     diversify: Literal["none", "frequency", "slots"] = "none"
-    """Other prompts for later tasks, in training only. `frequency` (paper, eq. 4): the distance 1 - cosine is
+    """How later tasks get other prompts, in training only. `frequency` (paper, eq. 4): the distance 1 - cosine is
     multiplied by h_m, the share of prompt m in all selections of earlier tasks' training. `slots` (public code): task
     t takes prompts t*N .. t*N+N-1 whatever the queries say; beyond the pool it selects freely."""
     copy_slots: bool = True
@@ -100,7 +100,7 @@ class Model(Method):
         yield Stage(task.new, replay=task.memory)
 
     def _take_slots(self, task: TaskView) -> None:
-        """The N prompts that this task trains, and with `copy_slots` their initial values."""
+        """Set the N prompts that this task trains, and with `copy_slots` their initial values."""
         o = self.options
         first, last = task.index * o.top_k, (task.index + 1) * o.top_k
         if last > o.pool_size:

@@ -23,8 +23,8 @@ from promptcl.layers import GrowingLinear
 from promptcl.layers.prompts import PromptOptions, initialise
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
-_POINTS, _DRAWS, _KEPT, _NOISE = 50, 600, 40, 0.1  # of a class: features, noise vectors each, outliers; their scale
-_INSIDE, _OUTSIDE = -15.0, -3.0  # energies: of features at most, of outliers at least
+_POINTS, _DRAWS, _KEPT, _NOISE = 50, 600, 40, 0.1  # for each class: features, noise vectors each, outliers; noise scale
+_INSIDE, _OUTSIDE = -15.0, -3.0  # margins: highest energy of features, lowest energy of outliers
 
 
 class OnePromptOptions(PromptOptions):

@@ -1,4 +1,4 @@
-"""`check_method`: what any method has to do, whatever it is. For the tests of this package and of yours.
+"""`check_method` checks that a method keeps the contract, in the tests of this package and in yours.
 
 The checks learn pairs of real digits, most of them on a tiny ViT of random values and some on the small ViT inside the
 package; they need `pip install 'promptcl[demo]'`.

@@ -1,4 +1,4 @@
-"""Do in this process what `Bench.elsewhere` asked for: `python -m promptcl.testing JOB.json`."""
+"""Run a check in a process of its own, as `Bench.elsewhere` starts it: `python -m promptcl.testing JOB.json`."""
 
 from __future__ import annotations
 

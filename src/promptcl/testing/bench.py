@@ -1,4 +1,4 @@
-"""What the checks of a method work with: small learners of it, digits, two ViTs, and other processes."""
+"""What the checks of a method share: small learners of it, images of digits, two ViTs, and other processes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LIMIT = 300  # seconds that other processes may take
 
 
 def named(method: type[Method]) -> str:
-    """A name under which `load_method` finds the class."""
+    """Register the class, and return a name under which `load_method` finds it."""
     name = f"promptcl_checked.{method.__module__.replace('.', '_')}_{method.__name__}"
     for key in ("promptcl_checked", name):
         sys.modules.setdefault(key, ModuleType(key))
@@ -40,22 +40,22 @@ def named(method: type[Method]) -> str:
 
 
 class Stop(Exception):
-    """Stands for a process that is killed."""
+    """Raised in a check where a process would be killed."""
 
 
 class StopAt(Silent):
-    """Stops the training when so many stages and steps have begun."""
+    """Stops the training after a number of stages and steps, as if the process were killed."""
 
     def __init__(self, event: int) -> None:
-        """Let `event` stages and steps begin."""
+        """Stop after `event` stages and steps."""
         self.left = event
 
     def stage(self, number: int, steps: int) -> None:
-        """A stage counts like a step."""
+        """Count a stage like a step."""
         self.step()
 
     def step(self) -> None:
-        """Count it; raises Stop where there were enough."""
+        """Count one step; raises Stop when there were enough."""
         self.left -= 1
         if self.left < 0:
             raise Stop
@@ -65,14 +65,14 @@ class Count(Silent):
     """Counts stages and steps."""
 
     events = 0
-    """Both together."""
+    """Stages and steps so far, added up."""
 
     def stage(self, number: int, steps: int) -> None:
-        """One more."""
+        """Count a stage."""
         self.events += 1
 
     def step(self) -> None:
-        """One more."""
+        """Count a step."""
         self.events += 1
 
 
@@ -137,7 +137,7 @@ class Bench:
         return torch.cat([learner.logits(one, learner.labels(one)) for one in sets])
 
     def elsewhere(self, count: int) -> None:
-        """Do `checks.elsewhere` in `count` new processes that can form a group."""
+        """Run `promptcl.testing.checks.elsewhere` in `count` other processes that can form a group."""
         model = load_method(self.name)
         home = sys.modules[model.__module__]
         spec = {

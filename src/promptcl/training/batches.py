@@ -1,4 +1,4 @@
-"""Images to batches: views, normalisation, frozen queries, each computed when it is asked for and once where it can be.
+"""Batches of images: views, normalisation and queries, computed only when they are read, and once where possible.
 
 B images, C channels, H W pixels, N images of a set, D width, K classes so far.
 """
@@ -24,12 +24,12 @@ from promptcl.runtime.seeding import task_generator
 from promptcl.training.memory import Replay
 
 Generators = Callable[[str], torch.Generator]
-"""Purpose -> randomness, always the same for the same step."""
+"""Gives the random generator for a purpose, always the same for the same step."""
 
 
 @dataclass
 class _Queries:
-    """Queries of a set as far as they are known: whole runs of `eval.batch_size` images."""
+    """Cached queries of an image set, in runs of `eval.batch_size` images; `known` says which are computed."""
 
     images: weakref.ref[ImageSet]
     values_ND: Tensor
@@ -37,17 +37,17 @@ class _Queries:
 
 
 class Batches:
-    """Feeds one learner: its backbone, its settings, its device, and a bounded cache of queries."""
+    """Makes the batches of one learner, and keeps queries in a bounded cache."""
 
     def __init__(self, backbone: Backbone, config: Config, device: torch.device, cache_bytes: int = 2**29) -> None:
-        """Keep at most `cache_bytes` of query features."""
+        """Cache at most `cache_bytes` of queries, beside those of the set used last."""
         self.backbone, self.config, self.device = backbone, config, device
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, _Queries] = OrderedDict()
 
     @property
     def clean(self) -> bool:
-        """Whether queries in training are of the image as it is, and not of its augmented view."""
+        """Whether queries in training are of the evaluation view, and not of the augmented view."""
         return self.config.data.augment == "none" or self.config.train.query_view == "clean"
 
     def eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
@@ -58,16 +58,16 @@ class Batches:
     def train_images(
         self, images: ImageSet, index: Sequence[int], rows: slice, total: int, at: torch.Generator
     ) -> Tensor:
-        """Normalised pixels of a random view of `images` at `index`, the `rows` of a batch of `total`."""
+        """Normalised pixels [B, C, H, W] of a random view of `images` at `index`, the `rows` of a batch of `total`."""
         size, data = self.backbone.image_size, self.config.data
         if data.augment == "none":
             return self.eval_images(images, index)
         return self.backbone.normalise(train_view(images.images(index), size, data, at, self.device, rows, total))
 
     def rows_of(self, images: ImageSet, index: Sequence[int]) -> Tensor:
-        """Queries [B, D] of the evaluation view of `images` at `index`, from the cache; what is missing is computed.
+        """Queries [B, D] of the evaluation view of `images` at `index`, from the cache, which computes those it lacks.
 
-        Whole runs of `eval.batch_size` are computed: the last bits of a query depend on what it is computed with.
+        Whole runs of `eval.batch_size` are computed: the last bits of a query depend on the images in its batch.
         """
         size, known = self.config.eval.batch_size, self._of(images)
         for run in sorted({i // size for i in index}):
@@ -79,7 +79,7 @@ class Batches:
         return known.values_ND[send(torch.tensor(index, dtype=torch.long), self.device)]
 
     def queries(self, images: ImageSet) -> Tensor:
-        """Queries [N, D] of a whole set. Several processes compute a part each, so all of them have to ask."""
+        """Queries [N, D] of a whole set. Several processes compute a share each, so all of them must call this."""
         mine = processes.share(len(images), self.config.eval.batch_size)
         part = self.rows_of(images, range(mine.start, mine.stop))
         if processes.size() == 1:
@@ -95,7 +95,7 @@ class Batches:
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        # A set that nobody else holds goes, with its decoded images and its queries; only then is its id() free again.
+        # When nobody else holds a set, it is freed and its queries are dropped here, before its id() is used again.
         reference = weakref.ref(images, lambda _: self._cache.pop(key, None))
         runs = -(-len(images) // self.config.eval.batch_size)
         empty_ND = torch.empty((len(images), self.backbone.width), device=self.device)
@@ -110,7 +110,7 @@ class Batches:
         known.known[run] = True
 
     def remember(self, images: ImageSet, span: range, pixels_BCHW: Tensor) -> Tensor:
-        """Queries [B, D] of the run `span` of `images`, of pixels that are there already where they are not known."""
+        """Queries [B, D] of `images` at `span`, from the cache or else from their pixels, which are there already."""
         size, known = self.config.eval.batch_size, self._of(images)
         if span.start % size == 0 and len(span) == min(size, len(images) - span.start):
             if not known.known[span.start // size]:
@@ -121,9 +121,9 @@ class Batches:
     def evaluation(
         self, images: ImageSet, labels_N: Tensor, together: int, at: Generators | None = None, everything: bool = False
     ) -> Iterator[EvalBatch]:
-        """Batches of the evaluation view, in order; with several processes those of this one (`mine`), or `everything`.
+        """Batches of the evaluation view, in order; with several processes this one's share, or `everything`.
 
-        together: images that are never cut apart; at: randomness of the batches, None where they need none.
+        together: number of images that always share a batch; at: random generators of the batches, None for fixed ones.
         """
         mine = slice(0, len(images)) if everything else self.mine(images, together)
         at = at or (lambda purpose: task_generator(self.config.seed, 0, purpose))
@@ -141,7 +141,7 @@ class Batches:
         return -(-self.config.eval.batch_size // together) * together
 
     def order(self, images: ImageSet, generator: torch.Generator) -> Tensor:
-        """Rows of `images` in the order of one epoch."""
+        """Row numbers of `images` in the order of one epoch; `train.balance` draws all classes equally often."""
         if not self.config.train.balance:
             return torch.randperm(len(images), generator=generator)
         labels_N = torch.as_tensor(images.labels)
@@ -154,7 +154,7 @@ class Batches:
         return max(1, count // size) if self.config.train.drop_last else -(-count // size)
 
     def epochs(self, count: int) -> int:
-        """Epochs over `count` images as the settings have it."""
+        """Epochs over `count` images: `train.epochs`, or up to 8 times as many to reach `train.min_steps`."""
         train = self.config.train
         wanted = -(-(train.min_steps or 0) // self.steps_per_epoch(count))
         return max(train.epochs, min(wanted, 8 * train.epochs))
@@ -162,7 +162,7 @@ class Batches:
 
 @dataclass
 class EvalBatch:
-    """A batch of the evaluation view (see `promptcl.Batch`)."""
+    """A batch of the evaluation view of images (see `promptcl.Batch`)."""
 
     batches: Batches
     images: ImageSet
@@ -179,7 +179,7 @@ class EvalBatch:
 
     @cached_property
     def query_BD(self) -> Tensor:
-        """Queries from the cache; where they are not known, of the same pixels if those are there."""
+        """Queries [B, D] from the cache; where it lacks them, of the same pixels if those are computed."""
         pixels = self.__dict__.get("images_BCHW")
         if pixels is None:
             return self.batches.rows_of(self.images, self.span)
@@ -192,7 +192,7 @@ class EvalBatch:
 
     @property
     def generator(self) -> torch.Generator:
-        """Randomness of this batch."""
+        """Random generator of this batch."""
         return self.generators(f"batch {self.span.start}")
 
     def another_view(self) -> Tensor:
@@ -203,7 +203,7 @@ class EvalBatch:
 
 @dataclass
 class TrainBatch:
-    """The rows of a training batch that are this process's: new images, then replayed ones (see `promptcl.Batch`)."""
+    """This process's rows of a training batch: new images, then replayed ones (see `promptcl.Batch`)."""
 
     batches: Batches
     images: ImageSet | None
@@ -221,7 +221,7 @@ class TrainBatch:
 
     @cached_property
     def _parts(self) -> list[tuple[ImageSet, list[int], slice, int, str]]:
-        """Of new and of replayed images: set, this process's places in it, their rows, all rows, purpose."""
+        """For new and replayed images: the set, this process's places in it, their rows, all rows, the purpose."""
         new, parts = len(self.index), []
         if self.images is not None:
             mine = slice(min(self.rows.start, new), min(self.rows.stop, new))
@@ -251,13 +251,13 @@ class TrainBatch:
 
     @cached_property
     def query_BD(self) -> Tensor:
-        """Queries of the same view, or of the images as they are (`train.query_view`)."""
+        """Queries [B, D] of the same view, or of the evaluation view (`train.query_view`)."""
         if not self.batches.clean:
             return self.batches.backbone.query(self.images_BCHW)
         found = []
         for images, index, *_ in self._parts:
             if self.replay is not None and images is self.replay.images:
-                # The memory changes with every (micro-)task: the queries of all of it would rarely be used.
+                # The memory changes with every (micro-)task, so cached queries of all of it would rarely be used.
                 if index:
                     found.append(self.batches.backbone.query(self.batches.eval_images(images, index)))
             else:
@@ -280,5 +280,5 @@ class TrainBatch:
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """Randomness of this step."""
+        """Random generator of this step."""
         return self.generators("method")

@@ -29,7 +29,7 @@ class PastTask:
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin its randomness."""
+        """Make the random generator of the task."""
         self.generator = task_generator(self.seed, self.number, "task")
 
     @property
@@ -58,15 +58,16 @@ class PresentTask(PastTask):
     labels_of: Callable[[ImageSet], Tensor] = field(kw_only=True)
     warnings: list[str] = field(default_factory=list)
     memory_was_read: bool = False
+    """Whether the method has asked for images of the memory, and there were some."""
 
     @property
     def memory(self) -> ImageSet | None:
         """Images kept for rehearsal; None where there are none."""
-        self.memory_was_read = True
+        self.memory_was_read |= self.remembered is not None
         return self.remembered
 
     def batches(self, images: ImageSet | None = None) -> Iterator[Batch]:
-        """The evaluation view of `images` (None: `new`), this process's part; sums are added up when the loop ends."""
+        """Evaluation batches of `images` (None: `new`), this process's share; sums are added up when the loop ends."""
         images = self.new if images is None else images
         before = begin_sums(self.method)
         yield from self.source.evaluation(images, self.labels_of(images), self.method.together, self._generator)
