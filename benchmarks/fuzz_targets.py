@@ -52,7 +52,7 @@ def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def pictures() -> dict[str, bytes]:
+def image_files() -> dict[str, bytes]:
     """File name -> content: each format, in the modes that it has."""
     noise = np.random.default_rng(0).integers(0, 256, (24, 31, 4), dtype=np.uint8)
     rgb, rgba, grey = Image.fromarray(noise[..., :3]), Image.fromarray(noise), Image.fromarray(noise[..., 0])
@@ -93,14 +93,14 @@ def with_checksums(png: bytes) -> bytes:
 
 
 def read_image(data: bytes, folder: Path) -> object:
-    """Decode one picture."""
+    """Decode one image."""
     if data[:8] == _PNG and sum(data[-64:]) % 2:
         data = with_checksums(data)  # damage that the checksums do not give away
-    return FileSource(["picture"], lambda path: data, "fuzz", cache_mb=0, max_side=64).read(0)
+    return FileSource(["image"], lambda path: data, "fuzz", cache_mb=0, max_side=64).read(0)
 
 
 def _archives() -> dict[str, list[bytes]]:
-    files = {f"{part}/{name}": data for part in ("train/a", "test/a") for name, data in list(pictures().items())[:3]}
+    files = {f"{part}/{name}": data for part in ("train/a", "test/a") for name, data in list(image_files().items())[:3]}
     made: dict[str, list[bytes]] = {".tar": [], ".tar.gz": [], ".zip": []}
     for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz")):
@@ -131,7 +131,7 @@ def _read_archive(suffix: str) -> Reader:
             data = gzip.compress(data, 1)
         file.write_bytes(data)
         split = load_split(DataConfig(name="folder", root=str(file), cache_mb=0))
-        with contextlib.suppress(UserError):  # a damaged picture must not keep the others from being read
+        with contextlib.suppress(UserError):  # a damaged image must not keep the others from being read
             split.train.image(0)
         tree = open_tree(file)
         return [tree.read(path) for path in tree.paths if not path.endswith("/")]
@@ -207,9 +207,9 @@ def _stored() -> tuple[bytes, bytes]:
     settings = ["method.pool_size=2", "method.top_k=1", "method.prompt_length=1", "train.min_steps=null"]
     frozen = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32"]
     shape = [f"backbone.kwargs.{key}={value}" for key, value in _SMALL.items()]
-    learner = Learner.create(load_config("grow", [*settings, *frozen, *shape]), backbone())
-    pictures = [np.full((8, 8, 3), 60 * i, np.uint8) for i in range(4)]
-    learner.learn(labelled(pictures, ["a", "b", "a", "b"]))
+    learner = Learner(load_config("grow", [*settings, *frozen, *shape]), backbone())
+    greys = [np.full((8, 8, 3), 60 * i, np.uint8) for i in range(4)]
+    learner.learn(labelled(greys, ["a", "b", "a", "b"]))
     with tempfile.TemporaryDirectory() as folder:
         learner.save(folder)
         return tuple(next(Path(folder).glob(name)).read_bytes() for name in ("learner.json", "state-*"))  # type: ignore[return-value]
@@ -262,7 +262,7 @@ def targets() -> dict[str, Target]:
     archives = {f"archive{suffix}": Target(_read_archive(suffix), seeds) for suffix, seeds in _archives().items()}
     files = {f"weights{suffix}": Target(_read_weights(suffix), seeds) for suffix, seeds in _weights().items()}
     return {
-        "image": Target(read_image, list(pictures().values())),
+        "image": Target(read_image, list(image_files().values())),
         **archives,
         "npz": Target(read_npz, _npz()),
         "recipe": Target(read_recipe, [*recipes, b"a: &x [1]\nb: [*x, *x]", b"tasks: 0x_1\nseed: 2001-99-99"]),

@@ -4,7 +4,7 @@ Command: python benchmarks/grow_cifar100.py --data cifar100.tar.gz --weights vit
 Writes benchmarks/results/grow.json and the table in docs/guide.md (`--table`: only that, from the JSON).
 
 The first 20 classes of CIFAR-100, 100 training and 20 test images each as in the README's cifar100-lite, become PNG
-files in folders. Three ways learn them in two lessons: the command (`promptcl learn`, one process a lesson), one Python
+files in folders. Three ways learn them in two tasks: the command (`promptcl learn`, one process a task), one Python
 process (`Learner.learn` twice), and the benchmark path (`promptcl train`, two tasks). Compared bit for bit are the
 saved tensors (sha256), the classes, and the logits of all test images. A row that is there is not measured again.
 """
@@ -42,20 +42,20 @@ TABLE = re.compile(r"(?<=<!-- grow -->\n).*?(?=<!-- end -->)", re.DOTALL)
 BACKBONE = ["backbone.name=vit_tiny_patch16_224", "backbone.image_size=160", "backbone.precision=bf16", "device=cpu"]
 # Label, recipe, further settings, ways to learn.
 ROWS: list[tuple[str, str, list[str], list[str]]] = [
-    ("`grow` (`l2p_ridge`; held-out pictures, balance, `min_steps`)", "grow", [], ["command", "python", "train"]),
+    ("`grow` (`l2p_ridge`; held-out images, balance, `min_steps`)", "grow", [], ["command", "python", "train"]),
     ("`l2p`, one epoch", "l2p", ["train.batch_size=16", "train.epochs=1"], ["command", "python", "train"]),
 ]
 
 
-def write_lessons(train: ImageSet, test: ImageSet, root: Path, per_lesson: int) -> None:
-    """ROOT/train/CLASS/NUMBER.png and ROOT/test/...; ROOT/lesson1, lesson2, ... hold links to the training folders."""
+def write_tasks(train: ImageSet, test: ImageSet, root: Path, per_task: int) -> None:
+    """ROOT/train/CLASS/NUMBER.png and ROOT/test/...; ROOT/task1, task2, ... hold links to the training folders."""
     for part, images in (("train", train), ("test", test)):
         for i, label in enumerate(images.labels):
             file = root / part / images.classes[label] / f"{i:05}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(images.image(i).permute(1, 2, 0).numpy()).save(file)
     for k, name in enumerate(sorted(train.classes)):
-        for part, folder in (("train", f"lesson{k // per_lesson + 1}"), ("test", f"test{k // per_lesson + 1}")):
+        for part, folder in (("train", f"task{k // per_task + 1}"), ("test", f"test{k // per_task + 1}")):
             (root / folder).mkdir(exist_ok=True)
             (root / folder / name).symlink_to(root / part / name, target_is_directory=True)
 
@@ -72,12 +72,12 @@ def promptcl(*words: object) -> str:
 
 
 def by_command(root: Path, recipe: str, settings: Sequence[str]) -> tuple[Path, list[list[float]]]:
-    """`promptcl learn` for each lesson and `promptcl evaluate` after it; the store and the accuracies in percent."""
+    """`promptcl learn` for each task and `promptcl evaluate` after it; the store and the accuracies in percent."""
     folder, accuracies = _new(root) / "store", []
-    for lesson in (1, 2):
-        made = ["--recipe", recipe, *settings] if lesson == 1 else []
-        promptcl("learn", folder, root / f"lesson{lesson}", *made, "--quiet")
-        tests = [promptcl("evaluate", folder, root / f"test{k}", "--json") for k in range(1, lesson + 1)]
+    for task in (1, 2):
+        made = ["--recipe", recipe, *settings] if task == 1 else []
+        promptcl("learn", folder, root / f"task{task}", *made, "--quiet")
+        tests = [promptcl("evaluate", folder, root / f"test{k}", "--json") for k in range(1, task + 1)]
         accuracies.append([json.loads(text)["accuracy"] for text in tests])
     return folder, accuracies
 
@@ -85,10 +85,10 @@ def by_command(root: Path, recipe: str, settings: Sequence[str]) -> tuple[Path, 
 def by_python(root: Path, recipe: str, settings: Sequence[str]) -> tuple[Path, list[list[float]]]:
     """`Learner.learn` twice in this process; its logits are compared before it is saved and loaded."""
     folder, accuracies = _new(root) / "store", []
-    learner = Learner.create(load_config(recipe, settings))
-    for lesson in (1, 2):
-        learner.learn(root / f"lesson{lesson}")
-        accuracies.append([learner.evaluate(root / f"test{k}").accuracy for k in range(1, lesson + 1)])
+    learner = Learner(load_config(recipe, settings))
+    for task in (1, 2):
+        learner.learn(root / f"task{task}")
+        accuracies.append([learner.evaluate(root / f"test{k}").accuracy for k in range(1, task + 1)])
     learner.save(folder)
     assert logits(learner, root) == logits(Learner.load(folder), root), "loading changed the logits"
     return folder, accuracies
@@ -120,7 +120,7 @@ def fingerprint(folder: Path, root: Path) -> dict[str, Any]:
 
 
 def compare(root: Path, recipe: str, settings: Sequence[str], ways: Sequence[str]) -> dict[str, Any]:
-    """Learn the lessons in `root` in each of WAYS: accuracies and seconds of each, and whether all ended equal."""
+    """Learn the tasks in `root` in each of WAYS: accuracies and seconds of each, and whether all ended equal."""
     found: dict[str, Any] = {}
     for way in ways:
         start = time.perf_counter()
@@ -136,9 +136,9 @@ def compare(root: Path, recipe: str, settings: Sequence[str], ways: Sequence[str
 
 def table(results: dict[str, Any]) -> str:
     """The table of docs/guide.md."""
-    names = {"command": "`promptcl learn`, a process a lesson", "train": "`promptcl train`, two tasks"}
+    names = {"command": "`promptcl learn`, a process a task", "train": "`promptcl train`, two tasks"}
     lines = [
-        "| settings | learned by | lesson 1 after 1 | lesson 1 after 2 | lesson 2 after 2 |",
+        "| settings | learned by | task 1 after 1 | task 1 after 2 | task 2 after 2 |",
         "|:--|:--|--:|--:|--:|",
     ]
     for row in results["rows"]:
@@ -176,7 +176,7 @@ def measure(data: Path, weights: Path) -> None:
     commit, rows = git_commit(), []  # before the file is written, which would count as a change
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        write_lessons(split.train.of_classes(classes), split.test.of_classes(classes), root, 10)
+        write_tasks(split.train.of_classes(classes), split.test.of_classes(classes), root, 10)
         for label, recipe, changes, ways in ROWS:
             settings = [*BACKBONE, f"backbone.weights={weights.absolute()}", *changes]
             shown = [*BACKBONE, f"backbone.weights={weights.name}", *changes]

@@ -133,7 +133,7 @@ class Victim:
                 after += 1
                 if ended:
                     count["kills"] += 1
-                    count["kills_with_checkpoint"] += bool(list(folder.rglob("checkpoint.json")))
+                    count["kills_with_checkpoint"] += bool(list(folder.rglob("stage-*.json")))
                     count["kills_within_a_write"] += bool(list(folder.rglob(".*.tmp")))
                     state = self._look(folder)
                     found[state] += 1

@@ -1,7 +1,7 @@
 """L2P written straight from the paper, two full passes an image and nothing saved: what `promptcl bench` compares with.
 
 `promptcl bench RECIPE --engine plain` runs it beside promptcl. It is the obvious PyTorch program for the same training:
-torchvision's transforms on one picture at a time, timm's ViT as timm ships it (with fused attention), queries computed
+torchvision's transforms on one image at a time, timm's ViT as timm ships it (with fused attention), queries computed
 anew in every pass, a head with all classes from the start, Adam, in float32.
 B images, N selected, L tokens of a prompt, D width.
 """
@@ -36,7 +36,16 @@ class Engine:
                 raise ValueError(f"method.{key}={value}")
         if config.data.augment == "flip" or config.backbone.input_range != "weights":
             raise ValueError("data.augment=crop or none and backbone.input_range=weights")
-        done = {"epochs", "batch_size", "lr", "lr_batch", "clip_norm", "query_view", "checkpoint_steps"}
+        done = {
+            "epochs",
+            "batch_size",
+            "lr",
+            "lr_batch",
+            "clip_norm",
+            "query_view",
+            "checkpoint_steps",
+            "checkpoint_seconds",
+        }
         for key, field in type(config.train).model_fields.items():
             if key not in done and getattr(config.train, key) != field.default:
                 raise ValueError(f"train.{key}={field.default}")

@@ -1,8 +1,8 @@
-"""Time of `promptcl predict` for one picture, cold and warm, whose share it is, and memory over 1,000 calls.
+"""Time of `promptcl predict` for one image, cold and warm, whose share it is, and memory over 1,000 calls.
 
 Command: python benchmarks/predict.py [STORE IMAGE]   (writes benchmarks/results/predict.json)
-Without a store it teaches one the ten digits of MNIST with the recipe `grow-demo`. Cold is a new process, start to end;
-`within` splits the CPU time of one into Python's start with `import torch, timm`, and ours.
+Without a store a new one learns the ten digits of MNIST with the recipe `grow-demo`. Cold is a new process, start to
+end; `within` splits the CPU time of one into Python's start with `import torch, timm`, and ours.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SPLIT = """
 import sys, time
 import torch, timm
 imported = time.process_time()
-from promptcl.cli import app
+from promptcl.cli.main import app
 app(sys.argv[1:], standalone_mode=False)
 print(imported, time.process_time() - imported, file=sys.stderr)
 """
@@ -65,13 +65,13 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def warm(store: Path, picture: Path) -> dict[str, Any]:
+def warm(store: Path, image: Path) -> dict[str, Any]:
     """A thousand sequential calls: seconds of each, memory after the first hundred and at the end."""
     learner, seconds, memory = Learner.load(store), [], []
     cpu = time.process_time()
     for i in range(WARM):
         start = time.perf_counter()
-        learner.predict(picture)
+        learner.predict(image)
         seconds.append(time.perf_counter() - start)
         if i % 100 == 99:
             memory.append(resident())
@@ -84,10 +84,10 @@ def warm(store: Path, picture: Path) -> dict[str, Any]:
     }
 
 
-def teach(folder: Path) -> tuple[Path, Path]:
-    """A store that knows the digits, and a picture of a seven."""
+def digits(folder: Path) -> tuple[Path, Path]:
+    """A store that knows the digits, and an image of a seven."""
     split = load_split(DataConfig(name="mnist5k", train_per_class=20, test_per_class=1))
-    learner = Learner.create(load_config("grow-demo"))
+    learner = Learner(load_config("grow-demo"))
     learner.learn(split.train)
     learner.save(folder / "store")
     Image.fromarray(split.test.image(7)[0].numpy()).save(folder / "seven.png")
@@ -97,13 +97,13 @@ def teach(folder: Path) -> tuple[Path, Path]:
 def main(arguments: list[str]) -> None:
     """Measure and write."""
     with tempfile.TemporaryDirectory() as temporary:
-        store, picture = map(Path, arguments) if arguments else teach(Path(temporary))
+        store, image = map(Path, arguments) if arguments else digits(Path(temporary))
         results = {
-            "cold": cold("-m", "promptcl", "predict", str(store), str(picture)),
+            "cold": cold("-m", "promptcl", "predict", str(store), str(image)),
             "import": cold("-c", "import torch, timm"),
-            "within": shares("predict", str(store), str(picture)),
+            "within": shares("predict", str(store), str(image)),
             "help": cold("-m", "promptcl", "--help"),
-            "warm": warm(store, picture),
+            "warm": warm(store, image),
             "backbone": Learner.load(store).backbone.describe(),
             "load_average": os.getloadavg()[0],
             "cpus": os.cpu_count(),

@@ -1,4 +1,4 @@
-"""Draw docs/guide.png: what two lessons of digits leave behind, and how sure the answers are.
+"""Draw docs/guide.png: what two tasks of digits leave behind, and how sure the answers are.
 
 Command: python scripts/guide_figure.py     (needs matplotlib and `pip install "promptcl[demo]"`)
 """
@@ -24,10 +24,10 @@ FIRST, SECOND = [str(digit) for digit in range(5)], [str(digit) for digit in ran
 
 
 def main() -> None:
-    """Two lessons, three panels, and the numbers in guide.json beside the picture."""
+    """Two tasks, three panels, and the numbers in guide.json beside the figure."""
     split = load_split(DataConfig(name="mnist5k", train_per_class=40, test_per_class=40))
     old, new = split.test.of_classes(FIRST), split.test.of_classes(SECOND)
-    learner = Learner.create(load_config("grow-demo"))
+    learner = Learner(load_config("grow-demo"))
     learner.learn(split.train.of_classes(FIRST), name="monday")
     limit = learner.calibration.threshold
     sure = {
@@ -38,14 +38,14 @@ def main() -> None:
     learner.learn(split.train.of_classes(SECOND), name="tuesday")
     after = learner.evaluate(split.test)
 
-    figure, (pictures, bars, histogram) = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[0.8, 1.2, 1])
+    figure, (tiles_axes, bars, histogram) = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[0.8, 1.2, 1])
     tiles = [
         np.hstack([split.train.image(i)[0].numpy() for i in np.flatnonzero(split.train.labels == k)[:6]])
         for k in range(10)
     ]
-    pictures.imshow(255 - np.vstack(tiles), cmap="gray")
-    pictures.axhline(5 * 28, color="tab:orange", lw=2)
-    pictures.set(title="monday: 0 to 4, tuesday: 5 to 9", xticks=[], yticks=[])
+    tiles_axes.imshow(255 - np.vstack(tiles), cmap="gray")
+    tiles_axes.axhline(5 * 28, color="tab:orange", lw=2)
+    tiles_axes.set(title="monday: 0 to 4, tuesday: 5 to 9", xticks=[], yticks=[])
     classes = np.arange(10)
     share = {n: [100 * r / c for r, c in e.by_class.values()] for n, e in (("before", before), ("after", after))}
     bars.bar(classes[:5] - 0.2, share["before"], 0.4, label="after monday")

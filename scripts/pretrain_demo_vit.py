@@ -175,7 +175,7 @@ def train(args: argparse.Namespace) -> None:
     start, saved, step, seen, progress, mean_loss = time.monotonic(), 0.0, 0, 0, 0.0, 0.0
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)  # one thread per half batch: no barrier after every operation
-    pool = ThreadPoolExecutor(args.threads)
+    pool, generator = ThreadPoolExecutor(args.threads), torch.Generator().manual_seed(args.seed)
     images, _ = load_split(args.data, "train")  # labels are dropped here
     teacher = make_teacher(args.teacher, args.teacher_size).bfloat16()
     student = make_student(args.teacher, tuple(int(v) for v in args.layers.split(","))).train()
@@ -183,7 +183,6 @@ def train(args: argparse.Namespace) -> None:
     matrices, vectors = ([p for p in parameters if (p.ndim > 1) == flag] for flag in (True, False))
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99))
-    generator = torch.Generator().manual_seed(args.seed)
     some = teacher_targets(teacher, images[:: len(images) // 1000], args.teacher_size).float()
     stats = (some[:, 0].mean(0), some[:, 0].std(0), some[:, 1:].flatten(0, 1).std(0))
     bank: list[tuple[Tensor, Tensor]] = []  # view 0 is the clean image, the others are random

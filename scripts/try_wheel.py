@@ -96,7 +96,7 @@ def install(built: Path, environment: Path) -> None:
 
 
 def use(environment: Path, empty: Path) -> None:
-    """List what there is, learn ten images a class, write the report."""
+    """List what there is, learn ten images a class, write the report, do what docs/adding.md prints."""
     python = environment / SCRIPTS / f"python{SUFFIX}"
     where = call(python, "-c", "import promptcl; print(promptcl.__file__)", folder=empty).strip()
     if not Path(where).resolve().is_relative_to(environment):
@@ -112,6 +112,9 @@ def use(environment: Path, empty: Path) -> None:
     for name in ("results.json", "report.html"):
         if not (empty / "run" / name).is_file():
             sys.exit(f"error: run/{name} was not written")
+    (empty / "own").mkdir()
+    page = ROOT / "docs" / "adding.md"  # a method and a data set of one's own, as printed
+    call(python, ROOT / "scripts" / "run_page.py", page, empty / "own", promptcl, folder=empty)
 
 
 def call(*command: str | Path, folder: Path = ROOT, shown: bool = True) -> str:

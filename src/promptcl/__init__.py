@@ -58,19 +58,21 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on its first use."""
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a checker that saw this would take every name for a public one
 
-        return version("promptcl")
-    if name not in _MODULES:
-        raise AttributeError(f"module 'promptcl' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        """Import a public name on its first use."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("promptcl")
+        if name not in _MODULES:
+            raise AttributeError(f"module 'promptcl' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
     """The public names."""
-    return __all__
+    return list(__all__)

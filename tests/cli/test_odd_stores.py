@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from helpers import SMALL, call, good, rewrite
+from helpers import SMALL, TINY_VIT, call, good, rewrite
 from PIL import Image
 
 from promptcl.learner.learner import Learner
@@ -35,6 +36,15 @@ def test_the_same_line_goes_on_where_precision_is_the_machines_choice(tmp_path: 
     settings = [*QUICK, "backbone.precision=auto"]
     Learner(load_config("grow", settings)).save(tmp_path / "begun")  # as `learn` leaves it when it is killed
     good("learn", tmp_path / "begun", tmp_path / "monday", *settings)
+
+
+def test_info_says_what_takes_the_space_of_a_large_learner(tmp_path: Path, shop: Path) -> None:
+    assert "of that" not in good("info", shop)
+    large = ["method.name=l2p", "method.pool_size=800", "method.top_k=1", "method.prompt_length=60", *TINY_VIT]
+    Learner(load_config("demo", large)).save(tmp_path / "large")
+    assert re.search(
+        r"^size +12\.\d+ MB without the backbone\nof that +pool 12\.\d MB", good("info", tmp_path / "large"), re.M
+    )
 
 
 def test_forged_stores_are_shown_without_harm(shop: Path) -> None:

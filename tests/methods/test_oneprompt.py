@@ -116,7 +116,7 @@ def test_no_query_is_ever_computed(backbone: Backbone, digits: list[ImageSet]) -
         made.learn(images)
     assert len(made.predict(digits[0])) == len(digits[0])
     with pytest.raises(AssertionError, match="a query was computed"):
-        made.batches.queries(digits[0])
+        made.batches.queries.whole(digits[0])
 
 
 def test_gradient_reaches_all_prefixes_and_the_head_rows_of_the_task(backbone: Backbone) -> None:

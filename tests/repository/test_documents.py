@@ -1,79 +1,132 @@
-"""What the documentation says works, works."""
+"""What the documentation says works, works, as printed and by the public names alone."""
 
 from __future__ import annotations
 
+import ast
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-from helpers import ROOT, write_folders
+from helpers import ENVIRONMENT, ROOT, write_folders
 from PIL import Image
 
-from promptcl.backbone.vit import Backbone
-from promptcl.config.schema import BackboneConfig, DataConfig
-from promptcl.data import datasets
+import promptcl
+from promptcl.config.schema import DataConfig
 from promptcl.data.splits import load_split
-from promptcl.errors import UserError
 from promptcl.learner.export import export
-from promptcl.methods._base import Batch, load_method
-from promptcl.runtime.seeding import task_generator
 
-
-def test_the_method_of_the_adding_guide(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "adding.md").read_text(encoding="utf-8"), re.S)[0]
-    module = ModuleType("promptcl.methods.mine")
-    monkeypatch.setitem(sys.modules, "promptcl.methods.mine", module)
-    exec(compile(code, "adding.md", "exec"), module.__dict__)
-    model = load_method("mine")
-    backbone = Backbone.create(BackboneConfig(name="test_vit", weights="random", image_size=32))
-    method = model(model.Options(), backbone.width, task_generator(0, 0, "test"))
-    method.grow(3, task_generator(0, 0, "grow"))
-    images = torch.rand(2, 3, 32, 32)
-    loss = method.loss(backbone, Batch(images, backbone.query(images), torch.tensor([0, 2])), None)
-    loss.backward()
-    assert loss.item() == pytest.approx(torch.tensor(3.0).log().item(), abs=1e-6)
-    gradients = {name: p.grad is not None for name, p in method.named_parameters()}
-    assert gradients == {"prompt_LD": True, "head.weight_KD": True, "head.bias_K": True}
-
-
-def test_the_data_set_of_the_adding_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a file among the others, found by its name."""
-    (tmp_path / "mine.py").write_text(blocks("docs/adding.md")[1])
-    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
-    rows = [("a.png", "red", "train"), ("b.png", "blue", "train"), ("c.png", "red", "test"), ("d.png", "blue", "test")]
-    for i, (path, name, _) in enumerate(rows):
-        Image.new("RGB", (8 + i, 5), name).save(tmp_path / path)
-    (tmp_path / "list.csv").write_text("\n".join(map(",".join, [("path", "class", "part"), *rows])))
-    split = load_split(DataConfig(name="mine", root=str(tmp_path / "list.csv")))
-    assert split.train.classes == split.test.classes == ("blue", "red")
-    assert (split.train.labels.tolist(), split.test.labels.tolist()) == ([1, 0], [1, 0])
-    assert split.test.image(1).shape == (3, 5, 11)
-    assert split.test.image(1)[:, 0, 0].tolist() == [0, 0, 255]
-    with pytest.raises(UserError, match=r"data\.root=FILE"):
-        load_split(DataConfig(name="mine"))
-    sys.modules.pop("promptcl.data.datasets.mine")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOOR = {f"promptcl.{name}" for name in [*promptcl.__all__, "__all__", "testing.check_method"]}
+# What the pages name besides, and say that it may move.
+BESIDES = {"store.md": {"promptcl.store.lock"}, "distributed.md": {"promptcl.runtime.processes"}}
 
 
 def test_links_between_documents_exist() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which does not exist"
 
 
 def test_files_named_in_documents_exist() -> None:
-    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+    for page in PAGES:
         for name in re.findall(
             r"`((?:tests|benchmarks|examples|scripts)/[a-z0-9_./-]+\.\w+)`", page.read_text(encoding="utf-8")
         ):
             assert (ROOT / name).is_file(), f"{page.name} names {name}, which does not exist"
 
 
-def blocks(page: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S)
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+def imported(code: str) -> set[str]:
+    """Full names of what a program imports from promptcl."""
+    names = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {f"import {alias.name}" for alias in node.names}
+    return {name for name in names if name.removeprefix("import ").split(".")[0] == "promptcl"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_programs_in_documents_use_public_names(page: Path) -> None:
+    for code in blocks(page):
+        assert imported(code) <= DOOR | BESIDES.get(page.name, set())
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.name)
+def test_examples_use_public_names(file: Path) -> None:
+    assert imported(file.read_text(encoding="utf-8")) <= DOOR
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_the_text_of_documents_are_public(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = set(re.findall(r"`(?:[^`\n]*[ (])?(promptcl(?:\.\w+)+)", text))
+    assert named <= DOOR | BESIDES.get(page.name, set())
+
+
+@pytest.mark.slow
+def test_what_adding_prints_runs_as_printed(tmp_path: Path) -> None:
+    """From an empty folder. `dev.py wheel` does the same with an installed wheel."""
+    follow(ROOT / "docs" / "adding.md", tmp_path)
+    assert {"mine.py", "means.py", "listed.py", "list.csv", "red-0.png", "runs"} <= set(os.listdir(tmp_path))
+
+
+STORIES = """
+import mine, stories, torch
+from promptcl import Sum
+
+class Model(mine.Model):
+    def __init__(self, options, backbone, generator):
+        super().__init__(options, backbone, generator)
+        self.pull_LD = Sum(options.length, backbone.width)
+
+    learn = stories.{story}.learn
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("story", ["TwoStages", "Gradient"])
+def test_the_stories_of_adding_can_be_told(story: str, tmp_path: Path) -> None:
+    """In the place of the one of mine.py, as the page says."""
+    mine, _, stories, *_ = blocks(ROOT / "docs" / "adding.md")
+    for name, text in (("mine", mine), ("stories", stories), ("told", STORIES.format(story=story))):
+        (tmp_path / f"{name}.py").write_text(text)
+    few = ["data.train_per_class=6", "data.test_per_class=4", "memory.per_class=2", "train.epochs=1"]
+    command = [sys.executable, "-m", "promptcl", "train", "demo", "method.name=told", *few, "--trust", "--quiet"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (results,) = tmp_path.rglob("results.json")
+    assert ("prompt moved by" in results.read_text()) == (story == "TwoStages")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["store.md", "distributed.md"])
+def test_programs_of_other_pages_run_as_printed(page: str, tmp_path: Path) -> None:
+    for code in blocks(ROOT / "docs" / page):
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        for line in re.findall(r"print\(.*\)  # (.*)", code):
+            assert line in done.stdout
+
+
+def follow(page: Path, folder: Path) -> None:
+    """Do what a page prints, in `folder`."""
+    command = [sys.executable, str(ROOT / "scripts" / "run_page.py"), str(page), str(folder)]
+    done = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def smaller(code: str, recipe: str, settings: list[str]) -> str:
@@ -86,7 +139,7 @@ def smaller(code: str, recipe: str, settings: list[str]) -> str:
 @pytest.mark.slow
 def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
     """On the ViT inside the package, with fewer digits."""
-    (code,) = blocks("README.md")
+    (code,) = blocks(ROOT / "README.md")
     exec(compile(smaller(code, "demo", ["data.train_per_class=12", "data.test_per_class=5"]), "README.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.rsplit(" ", 1)[0] for line in lines] == [str((str(k), str(k + 1))) for k in range(0, 10, 2)]
@@ -108,7 +161,7 @@ def test_the_python_of_the_guide(
         exif[0x0112] = 6
         digit.convert("RGB").resize((130, 61)).save(tmp_path / "photo.jpg", exif=exif)
     monkeypatch.chdir(tmp_path)
-    learned, *exported = blocks("docs/guide.md")
+    learned, *exported = blocks(ROOT / "docs" / "guide.md")
     names: dict[str, Any] = {}
     settings = ["train.epochs=1", "train.min_steps=4", "data.eval_crop=0.8"]
     exec(compile(smaller(learned, "grow-demo", settings), "guide.md", "exec"), names)

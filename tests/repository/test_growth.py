@@ -19,7 +19,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root: Path = tmp_path_factory.mktemp("tasks")
     split = load_split(DataConfig(name="mnist5k", train_per_class=12, test_per_class=5))
     names = ["0", "1", "2", "3"]
-    grow.write_lessons(split.train.of_classes(names), split.test.of_classes(names), root, 2)
+    grow.write_tasks(split.train.of_classes(names), split.test.of_classes(names), root, 2)
     return root
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
-from promptcl.learner import Learner, story
+from promptcl.learner import Learner
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.runtime import processes
 from promptcl.training import PastTask
@@ -177,8 +177,8 @@ def test_rows_that_belong_together_are_one_process_s(
     backbone: Backbone, digits: list[ImageSet], together: int, rows: list[tuple[int, int]]
 ) -> None:
     learner, _ = make(backbone)
-    task = story.begin(learner, digits[0])
-    trainer = story.trainer(learner, task)
+    task = learner.begin(digits[0])
+    trainer = learner.trainer(task)
     run = trainer.prepare(Stage(task.new, together=together), 0)
     order = torch.arange(16)
     whole, share = trainer.batch(run, 0, order)

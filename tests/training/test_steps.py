@@ -160,15 +160,16 @@ def test_a_task_gives_queries_collects_rows_and_warns(backbone: Backbone, digits
     assert said["sizes"] == (12, 4, 2, 0)
 
 
+class Keeps(Told):
+    def keep(self, backbone: Backbone, batch: Batch) -> dict[str, Tensor]:
+        return {"logits": self.logits(backbone, batch), "label": batch.labels_B[:, None].float()}
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        assert set(batch.kept) in (set(), {"logits", "label"})
+        return super().loss(backbone, batch)
+
+
 def test_what_is_kept_comes_back_with_replayed_rows(backbone: Backbone, digits: list[ImageSet]) -> None:
-    class Keeps(Told):
-        def keep(self, backbone: Backbone, batch: Batch) -> dict[str, Tensor]:
-            return {"logits": self.logits(backbone, batch), "label": batch.labels_B[:, None].float()}
-
-        def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
-            assert set(batch.kept) in (set(), {"logits", "label"})
-            return super().loss(backbone, batch)
-
     learner = Learner(make_config(method={"name": named(Keeps)}, memory={"per_class": 4}), backbone)
     method = learner.method
     assert isinstance(method, Keeps)

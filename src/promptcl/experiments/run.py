@@ -48,7 +48,8 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         config = fresh.config  # keeps the meaning of precision=auto if the run goes on elsewhere
     with processes.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
-        done: dict[str, Any] = learner.notes["run"]
+        done: dict[str, Any] = {**nothing_done(), **learner.notes["run"]}  # a run of an older promptcl knew less
+        learner.notes["run"] = done
         tasks = stream.tasks
         ui.start(len(tasks), config)
         for record in done["records"]:
@@ -62,9 +63,6 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
             _learn(t, task, learner, out / STORE, done, ui)
             if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
                 _evaluate(t, task, stream, learner, done, ui)
-            if t + 1 == len(tasks) > 1 and config.memory.per_class and not done["memory_was_read"]:
-                name = config.method["name"]
-                _warn(done, f"method.name={name} never replays images: memory.per_class did nothing", ui)
             done["seconds"] = before + time.perf_counter() - start
             learner.save(out / STORE)
         results = processes.on_first(lambda: _write(out, _results(config, learner, stream, done)))
@@ -91,7 +89,6 @@ def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, A
     ui.task(t, task.name)
     learned = learner.learn(task.train, name=task.name, checkpoint=folder, progress=ui)
     done["learned"].append(asdict(learned))
-    done["memory_was_read"] |= learner.memory_was_read
     for sentence in learned.warnings:
         _warn(done, sentence, ui)
 
@@ -105,7 +102,6 @@ def nothing_done() -> dict[str, Any]:
         "collapsed": None,
         "warnings": [],
         "images": 0,
-        "memory_was_read": False,
         "learned": [],  # what learning took since the last evaluation
         "seconds": 0.0,
     }

@@ -74,12 +74,14 @@ def measure(logits_NK: Tensor, labels_N: Tensor) -> Calibration:
     if classes < 2:
         return Calibration()
     logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # not every device has float64
+    known_NK = logits_NK.isfinite()  # a method may rule classes out with -inf, which no temperature moves
+    floored_NK = torch.where(known_NK, logits_NK, logits_NK[known_NK].min() if known_NK.any() else 0.0)
     rest = 1 / (count + 2)
     target_NK = torch.full_like(logits_NK, rest / (classes - 1))
     target_NK.scatter_(1, labels_N[:, None], 1 - rest)
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(logits_NK / math.exp(log_temperature), target_NK).item()
+        return F.cross_entropy(floored_NK / math.exp(log_temperature), target_NK).item()
 
     low, high = math.log(1e-4), math.log(1e4)
     for _ in range(60):  # one minimum: the loss is convex in 1 / temperature

@@ -81,7 +81,8 @@ def export(learner: Learner, file: Path) -> Path:
         raise UserError("this learner knows no class yet; learn a folder of images first")
     if learner.method.together > 1:
         raise UserError(
-            "method.vote=batch makes an answer depend on its neighbours; only method.vote=image is exported"
+            "with these options an answer depends on its neighbours, which a program cannot do; for l2p and dualprompt "
+            "write method.vote=image"
         )
     if file.suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise UserError(

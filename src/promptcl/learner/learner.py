@@ -35,7 +35,7 @@ from promptcl.runtime.device import check_dtypes, pick_device, with_precision
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import Saved, TaskRecord
 from promptcl.training import Batches, Memory, PastTask, PresentTask, Progress
-from promptcl.training.loop import begin_sums, end_sums
+from promptcl.training.exchange import joined
 
 
 class Learner(Story):
@@ -56,6 +56,8 @@ class Learner(Story):
         self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         self.method = model(options, self.backbone, task_generator(config.seed, 0, "initial values"))
         check_dtypes(self.method, self.device)
+        if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
+            copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
         self.method.to(self.device).eval()
         self.classes, self.history = [], []
         self.notes: dict[str, Any] = {}
@@ -64,12 +66,8 @@ class Learner(Story):
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
         self._whole = True
         self.memory = Memory(config.memory.per_class)
-        self.memory_was_read = False
-        """Whether the method has asked for the memory since this learner was made or loaded."""
         self.moments = {}
         self.batches = Batches(self.backbone, config, self.device)
-        if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
-            copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
 
     @classmethod
     def load(
@@ -98,7 +96,10 @@ class Learner(Story):
                 Or the last `learn` did not end.
         """
         self._check_whole()
-        state = {**self.method.state_dict(), **self.memory.tensors(self.classes, self.config.memory.store)}
+        state = self.method.state_dict()
+        if odd := next((name for name in state if name.startswith(("optimizer.", "memory."))), None):
+            raise ValueError(f"the method has a member {odd}: `optimizer` and `memory` are names of the store")
+        state = {**state, **self.memory.tensors(self.classes, self.config.memory.store)}
         if not self.scenario.boundaries:  # whose optimisers go on from micro-task to micro-task
             for number, moments in self.moments.items():
                 state |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
@@ -109,11 +110,6 @@ class Learner(Story):
         """Refuse what cannot be learned before anything changes."""
         self._check_whole()
         check_names(images.classes)
-        if self.config.memory.per_class and self.history and self.memory.images is None:
-            raise UserError(
-                f"memory.per_class={self.config.memory.per_class} replays earlier images, which are not in the store: "
-                "give them to Learner.remember, write memory.per_class=0, or begin with memory.store=true"
-            )
 
     def _check_whole(self) -> None:
         if not self._whole:
@@ -125,14 +121,15 @@ class Learner(Story):
             new = self.new(record.images)
             past = PastTask(self.config.seed, number, len(new), self.scenario.boundaries)
             self.method.grow(cast(TaskView, past))
+            self.method.to(self.device).eval()
             self.classes += new
             self.history.append(record)
         store.fill(self.method, saved)
         self.memory.restore(saved.state, self.classes, self.config.data.cache_mb)
         for name, value in saved.state.items():
-            kind, stage, *rest = name.split(".", 2)
-            if kind == "optimizer":
-                self.moments.setdefault(int(stage), {})[rest[0]] = value.to(self.device)
+            if name.startswith("optimizer."):
+                _, stage, own = name.split(".", 2)
+                self.moments.setdefault(int(stage), {})[own] = value
         self.notes, self.ancestors = saved.notes, [saved.checksum]
 
     @property
@@ -164,7 +161,7 @@ class Learner(Story):
         sha256 = images.sha256()
         kept_at = None
         if checkpoint is not None:
-            kept_at = store.open_checkpoint(Path(checkpoint), self.ancestors, sha256, self.config)
+            kept_at = store.open_checkpoint(Path(checkpoint), self.ancestors, sha256, len(self.history), self.config)
         self._whole = False
         task = self.begin(images)
         trainer = self.trainer(task, kept_at, progress)
@@ -180,7 +177,8 @@ class Learner(Story):
         seconds = time.perf_counter() - start + (kept_at.seconds_before if kept_at is not None else 0.0)
         self.history.append(TaskRecord.of(name or f"task {task.number + 1}", images, seconds, sha256))
         self._whole = True
-        self.memory_was_read |= task.memory_was_read
+        if self.config.memory.per_class and task.number == 1 and not task.memory_was_read:
+            task.warn(f"method.name={self.config.method['name']} does not replay images, so memory.per_class is idle")
         seen = trainer.seen or len(task.new)
         return LearnRecord(seen, seconds, statistics, task.warnings, held_out)
 
@@ -212,11 +210,9 @@ class Learner(Story):
 
     def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
         """Logits [N, K] of a whole set, in its order."""
-        before = begin_sums(self.method)
-        with torch.no_grad():
+        with torch.no_grad(), joined(self.method, self.device, sums=False):
             batches = self.batches.evaluation(images, labels_N, self.method.together)
             parts = [self.method.logits(self.backbone, batch).float() for batch in batches]
-        end_sums(self.method, before)
         mine = self.batches.mine(images, self.method.together)
         return processes.gather(parts, mine, (len(images), len(self.classes)), self.device)
 

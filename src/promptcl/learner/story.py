@@ -69,21 +69,23 @@ class Story:
             method=self.method,
             source=self.batches,
             labels_of=self.labels,
+            kept_of=self.memory.kept_of,
+            memory_is_lost=bool(self.config.memory.per_class and number and self.memory.images is None),
         )
         self.method.grow(task)
+        self.method.to(self.device).eval()  # what has grown too
         self.classes += new
+        if self._masked:
+            task.allowed_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
+            task.allowed_K[self.labels(kept)] = True
         return task
 
     def trainer(
         self, task: PresentTask, checkpoint: Checkpoint | None = None, progress: Progress | None = None
     ) -> Trainer:
         """Make the Trainer of `task`, with a checkpoint and a progress display where they are given."""
-        allowed_K = None
-        if self._masked:
-            allowed_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
-            allowed_K[self.labels(task.new)] = True
         carried = None if self.scenario.boundaries else self.moments
-        settings = (self.method, self.batches, self.config, task.number, self.labels, allowed_K, self._replay)
+        settings = (self.method, self.batches, self.config, task.number, self.labels, task.allowed_K, self._replay)
         return Trainer(*settings, checkpoint, progress or Silent(), carried)
 
     def tell(self, task: PresentTask, trainer: Trainer) -> None:
@@ -97,9 +99,8 @@ class Story:
 
     def _replay(self, images: ImageSet) -> Replay:
         """Make the Replay of `images` that join the batches of a stage."""
-        kept = self.memory.kept if images is self.memory.images else {}
         rows = self.config.memory.batch_size or self.config.train.batch_size
-        return Replay(images, self.labels(images), rows, kept)
+        return Replay(images, self.labels(images), rows, self.memory.kept_of(images))
 
     @property
     def _masked(self) -> bool:

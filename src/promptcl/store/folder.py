@@ -139,13 +139,11 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
         if not key.startswith(_MAY_CHANGE):
             can = ", ".join(name + "*" if name.endswith(".") else name for name in _MAY_CHANGE)
             raise UserError(f"{text}: {key} of a learner cannot change, only {can}; leave it out")
-    method = document.config.get("method")
-    if isinstance(method, dict) and method.get("name") == "joint":  # of format 1
-        raise UserError(
-            f"{folder} was learned with method.name=joint, which is the setting joint=true of a run now: "
-            "expected a learner of another method; learn it again"
-        )
-    config = _find_weights(folder, resolve(document.config, overrides, trust))
+    settings = document.config
+    method = settings.get("method")
+    if document.format == 1 and isinstance(method, dict) and method.get("name") == "joint":  # a setting since
+        settings = {**settings, "joint": True, "method": {**method, "name": "linear"}}
+    config = _find_weights(folder, resolve(settings, overrides, trust))
     state = pair.tensors
     if document.format == 1:  # format 1 knew only one stage a task
         state = {re.sub("^optimizer[.]", "optimizer.0.", name): tensor for name, tensor in state.items()}
@@ -207,8 +205,10 @@ def _find_weights(folder: Path, config: Config) -> Config:
     return _with_weights(config, inside)
 
 
-def open_checkpoint(folder: Path, ancestors: Sequence[str], images_sha256: str, config: Config) -> Checkpoint:
-    """Begin or continue, in the store `folder`, the checkpoint of learning the images with this hash.
+def open_checkpoint(
+    folder: Path, ancestors: Sequence[str], images_sha256: str, task: int, config: Config
+) -> Checkpoint:
+    """Begin or continue, in the store `folder`, the checkpoint of learning the images with this hash as task `task`.
 
     ancestors: as of `save`; the last one is the checksum of the learner before it learns them.
     Raises UserError where the learner was never saved (no `ancestors`).
@@ -216,7 +216,7 @@ def open_checkpoint(folder: Path, ancestors: Sequence[str], images_sha256: str, 
     if not ancestors:
         raise UserError(f"checkpoints in {folder} belong to a saved learner: save this one there before it learns")
     settings = with_absolute_paths(config).model_dump(mode="json")
-    identity = {"base": ancestors[-1], "images": images_sha256, "settings": settings}
+    identity = {"base": ancestors[-1], "task": task, "images": images_sha256, "settings": settings}
     # By the clock only in a process alone: several would not agree on when it is time.
     seconds = config.train.checkpoint_seconds if processes.size() == 1 else None
     return Checkpoint(folder, identity, config.train.checkpoint_steps, seconds)

@@ -1,4 +1,4 @@
-"""Run a check in a process of its own, as `Bench.elsewhere` starts it: `python -m promptcl.testing JOB.json`."""
+"""Do in this process what `Bench.elsewhere` asked for: `python -m promptcl.testing JOB.json`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ def main(file: str) -> None:
     sys.path[:] = spec["path"]
     torch.set_num_threads(1)
     if spec["name"].startswith("promptcl_checked."):
-        made = importlib.util.spec_from_file_location(spec["module"], spec["file"])
+        # Under a name of its own: what a program does `if __name__ == "__main__"` is not to be done again.
+        made = importlib.util.spec_from_file_location("promptcl_checked_module", spec["file"])
         assert made is not None
         assert made.loader is not None
         home = importlib.util.module_from_spec(made)
-        sys.modules[spec["module"]] = home
+        sys.modules[home.__name__] = home
         made.loader.exec_module(home)
-        named(getattr(home, spec["class"]))
+        named(getattr(home, spec["class"]), spec["name"])
     checks.elsewhere(Bench(spec["name"], spec["options"], Path(spec["folder"])))
 
 

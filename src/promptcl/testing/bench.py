@@ -1,4 +1,4 @@
-"""What the checks of a method share: small learners of it, images of digits, two ViTs, and other processes."""
+"""What the checks of a method work with: small learners of it, digits, two ViTs, and other processes."""
 
 from __future__ import annotations
 
@@ -30,9 +30,14 @@ _PAIRS = ("01", "67")  # digits of the two tasks
 _LIMIT = 300  # seconds that other processes may take
 
 
-def named(method: type[Method]) -> str:
-    """Register the class, and return a name under which `load_method` finds it."""
-    name = f"promptcl_checked.{method.__module__.replace('.', '_')}_{method.__name__}"
+def named(method: type[Method], name: str | None = None) -> str:
+    """A name under which `load_method` finds the class.
+
+    Raises ValueError for a class that another process could not find: one without a file, or inside a function.
+    """
+    if getattr(sys.modules[method.__module__], "__file__", None) is None or "." in method.__qualname__:
+        raise ValueError(f"{method.__qualname__}: expected a class at the top of a Python file, or a method's name")
+    name = name or f"promptcl_checked.{method.__module__.replace('.', '_')}_{method.__name__}"
     for key in ("promptcl_checked", name):
         sys.modules.setdefault(key, ModuleType(key))
     sys.modules[name].__dict__["Model"] = method
@@ -40,22 +45,22 @@ def named(method: type[Method]) -> str:
 
 
 class Stop(Exception):
-    """Raised in a check where a process would be killed."""
+    """Stands for a process that is killed."""
 
 
 class StopAt(Silent):
-    """Stops the training after a number of stages and steps, as if the process were killed."""
+    """Stops the training when so many stages and steps have begun."""
 
     def __init__(self, event: int) -> None:
-        """Stop after `event` stages and steps."""
+        """Let `event` stages and steps begin."""
         self.left = event
 
     def stage(self, number: int, steps: int) -> None:
-        """Count a stage like a step."""
+        """A stage counts like a step."""
         self.step()
 
     def step(self) -> None:
-        """Count one step; raises Stop when there were enough."""
+        """Count it; raises Stop where there were enough."""
         self.left -= 1
         if self.left < 0:
             raise Stop
@@ -65,14 +70,14 @@ class Count(Silent):
     """Counts stages and steps."""
 
     events = 0
-    """Stages and steps so far, added up."""
+    """Both together."""
 
     def stage(self, number: int, steps: int) -> None:
-        """Count a stage."""
+        """One more."""
         self.events += 1
 
     def step(self) -> None:
-        """Count a step."""
+        """One more."""
         self.events += 1
 
 
@@ -137,7 +142,7 @@ class Bench:
         return torch.cat([learner.logits(one, learner.labels(one)) for one in sets])
 
     def elsewhere(self, count: int) -> None:
-        """Run `promptcl.testing.checks.elsewhere` in `count` other processes that can form a group."""
+        """Do `checks.elsewhere` in `count` new processes that can form a group."""
         model = load_method(self.name)
         home = sys.modules[model.__module__]
         spec = {

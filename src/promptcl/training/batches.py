@@ -5,8 +5,6 @@ B images, C channels, H W pixels, N images of a set, D width, K classes so far.
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,18 +20,10 @@ from promptcl.runtime import processes
 from promptcl.runtime.device import send
 from promptcl.runtime.seeding import task_generator
 from promptcl.training.memory import Replay
+from promptcl.training.queries import QueryCache
 
 Generators = Callable[[str], torch.Generator]
 """Gives the random generator for a purpose, always the same for the same step."""
-
-
-@dataclass
-class _Queries:
-    """Cached queries of an image set, in runs of `eval.batch_size` images; `known` says which are computed."""
-
-    images: weakref.ref[ImageSet]
-    values_ND: Tensor
-    known: list[bool]
 
 
 class Batches:
@@ -42,8 +32,7 @@ class Batches:
     def __init__(self, backbone: Backbone, config: Config, device: torch.device, cache_bytes: int = 2**29) -> None:
         """Cache at most `cache_bytes` of queries, beside those of the set used last."""
         self.backbone, self.config, self.device = backbone, config, device
-        self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[int, _Queries] = OrderedDict()
+        self.queries = QueryCache(backbone, config.eval.batch_size, self.eval_images, device, cache_bytes)
 
     @property
     def clean(self) -> bool:
@@ -64,73 +53,29 @@ class Batches:
             return self.eval_images(images, index)
         return self.backbone.normalise(train_view(images.images(index), size, data, at, self.device, rows, total))
 
-    def rows_of(self, images: ImageSet, index: Sequence[int]) -> Tensor:
-        """Queries [B, D] of the evaluation view of `images` at `index`, from the cache, which computes those it lacks.
-
-        Whole runs of `eval.batch_size` are computed: the last bits of a query depend on the images in its batch.
-        """
-        size, known = self.config.eval.batch_size, self._of(images)
-        for run in sorted({i // size for i in index}):
-            if not known.known[run]:
-                span = range(run * size, min((run + 1) * size, len(images)))
-                self._fill(known, run, self.backbone.query(self.eval_images(images, span)))
-        if isinstance(index, range):
-            return known.values_ND[index.start : index.stop]
-        return known.values_ND[send(torch.tensor(index, dtype=torch.long), self.device)]
-
-    def queries(self, images: ImageSet) -> Tensor:
-        """Queries [N, D] of a whole set. Several processes compute a share each, so all of them must call this."""
-        mine = processes.share(len(images), self.config.eval.batch_size)
-        part = self.rows_of(images, range(mine.start, mine.stop))
-        if processes.size() == 1:
-            return part
-        whole_ND = processes.gather([part], mine, (len(images), self.backbone.width), self.device)
-        known = self._of(images)
-        known.values_ND, known.known = whole_ND, [True] * len(known.known)
-        return whole_ND
-
-    def _of(self, images: ImageSet) -> _Queries:
-        """The entry of `images` in the cache, made if need be; the least recently used sets are dropped."""
-        key = id(images)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        # When nobody else holds a set, it is freed and its queries are dropped here, before its id() is used again.
-        reference = weakref.ref(images, lambda _: self._cache.pop(key, None))
-        runs = -(-len(images) // self.config.eval.batch_size)
-        empty_ND = torch.empty((len(images), self.backbone.width), device=self.device)
-        self._cache[key] = _Queries(reference, empty_ND, [False] * runs)
-        while len(self._cache) > 1 and sum(one.values_ND.nbytes for one in self._cache.values()) > self.cache_bytes:
-            self._cache.popitem(last=False)
-        return self._cache[key]
-
-    def _fill(self, known: _Queries, run: int, query_BD: Tensor) -> None:
-        start = run * self.config.eval.batch_size
-        known.values_ND[start : start + len(query_BD)] = query_BD
-        known.known[run] = True
-
-    def remember(self, images: ImageSet, span: range, pixels_BCHW: Tensor) -> Tensor:
-        """Queries [B, D] of `images` at `span`, from the cache or else from their pixels, which are there already."""
-        size, known = self.config.eval.batch_size, self._of(images)
-        if span.start % size == 0 and len(span) == min(size, len(images) - span.start):
-            if not known.known[span.start // size]:
-                self._fill(known, span.start // size, self.backbone.query(pixels_BCHW))
-            return known.values_ND[span.start : span.stop]
-        return self.rows_of(images, span)
-
     def evaluation(
-        self, images: ImageSet, labels_N: Tensor, together: int, at: Generators | None = None, everything: bool = False
+        self,
+        images: ImageSet,
+        labels_N: Tensor,
+        together: int,
+        at: Generators | None = None,
+        everything: bool = False,
+        allowed_K: Tensor | None = None,
+        kept: Mapping[str, Tensor] | None = None,
     ) -> Iterator[EvalBatch]:
-        """Batches of the evaluation view, in order; with several processes this one's share, or `everything`.
+        """Batches of the evaluation view, in order; with several processes those of this one (`mine`), or `everything`.
 
-        together: number of images that always share a batch; at: random generators of the batches, None for fixed ones.
+        together: images that are never cut apart; at: randomness of the batches, None where they need none; allowed_K:
+        the training mask, None for all classes; kept: what the memory keeps beside the images, a row each.
         """
         mine = slice(0, len(images)) if everything else self.mine(images, together)
         at = at or (lambda purpose: task_generator(self.config.seed, 0, purpose))
         size = self._size(together)
         for start in range(mine.start, mine.stop, size):
             span = range(start, min(start + size, mine.stop))
-            yield EvalBatch(self, images, span, labels_N[span.start : span.stop], at)
+            allowed_BK = None if allowed_K is None else allowed_K.expand(len(span), -1)
+            rows = {name: send(values[start : span.stop], self.device) for name, values in (kept or {}).items()}
+            yield EvalBatch(self, images, span, labels_N[start : span.stop], at, allowed_BK, rows)
 
     def mine(self, images: ImageSet, together: int) -> slice:
         """Which of `images` this process evaluates: whole batches."""
@@ -171,6 +116,7 @@ class EvalBatch:
     generators: Generators
     allowed_BK: Tensor | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    _views: int = 0
 
     @cached_property
     def images_BCHW(self) -> Tensor:
@@ -179,25 +125,25 @@ class EvalBatch:
 
     @cached_property
     def query_BD(self) -> Tensor:
-        """Queries [B, D] from the cache; where it lacks them, of the same pixels if those are computed."""
-        pixels = self.__dict__.get("images_BCHW")
-        if pixels is None:
-            return self.batches.rows_of(self.images, self.span)
-        return self.batches.remember(self.images, self.span, pixels)
+        """Queries from the cache; where they are not known, of the pixels of this batch."""
+        if self.batches.queries.knows(self.images, self.span):
+            return self.batches.queries.rows_of(self.images, self.span)
+        return self.batches.queries.remember(self.images, self.span, self.images_BCHW)
 
     @property
     def old_B(self) -> Tensor:
         """All False: nothing is replayed here."""
         return torch.zeros(len(self.labels_B), dtype=torch.bool, device=self.labels_B.device)
 
-    @property
+    @cached_property
     def generator(self) -> torch.Generator:
-        """Random generator of this batch."""
+        """Randomness of this batch."""
         return self.generators(f"batch {self.span.start}")
 
     def another_view(self) -> Tensor:
-        """A random view of the same images."""
-        count, at = len(self.span), self.generators(f"another view {self.span.start}")
+        """The same images, in another random view each time."""
+        self._views += 1
+        count, at = len(self.span), self.generators(f"view {self._views}, batch {self.span.start}")
         return self.batches.train_images(self.images, self.span, slice(0, count), count, at)
 
 
@@ -261,7 +207,7 @@ class TrainBatch:
                 if index:
                     found.append(self.batches.backbone.query(self.batches.eval_images(images, index)))
             else:
-                found.append(self.batches.rows_of(images, index))
+                found.append(self.batches.queries.rows_of(images, index))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     @cached_property

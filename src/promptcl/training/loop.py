@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
-from promptcl.layers import sums_of
 from promptcl.methods._base import Method, Stage
 from promptcl.runtime import processes
 from promptcl.runtime.device import send
 from promptcl.runtime.seeding import task_generator
 from promptcl.store.checkpoint import Checkpoint
 from promptcl.training.batches import Batches, TrainBatch
+from promptcl.training.exchange import Exchange
 from promptcl.training.memory import Replay
 from promptcl.training.optim import Moments, effective_lr, load_moments, make_optimizer, make_schedule, moments_of
 
@@ -136,11 +137,10 @@ class Trainer:
         if self.carried is not None and number in self.carried:
             load_moments(optimizer, self.carried[number])
         schedule = make_schedule(optimizer, train.schedule, total, per_epoch)
-        labels_N, allowed_K = torch.zeros(0, dtype=torch.long), None
+        labels_N, allowed_K = torch.zeros(0, dtype=torch.long, device=self.batches.device), None
         if stage.images is not None:
-            labels_N, allowed_K = self.labels_of(stage.images), self.allowed_K
-            if allowed_K is not None and not bool(allowed_K[labels_N].all()):
-                allowed_K = None
+            labels_N = self.labels_of(stage.images)
+            allowed_K = allowed(self.allowed_K, labels_N)
         replay = None if stage.replay is None or not len(stage.replay) else self.replay_of(stage.replay)
         return Run(stage, number, total, per_epoch, optimizer, schedule, labels_N, allowed_K, replay)
 
@@ -148,7 +148,11 @@ class Trainer:
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         total_loss = torch.zeros((), device=self.batches.device)
         order_N = torch.empty(0)
-        before = begin_sums(self.method)
+        # A stage that draws everything itself is computed alike in every process, sums included.
+        exchange = Exchange(
+            self.method, self.batches.device, active=run.stage.images is not None or run.replay is not None
+        )
+        exchange.begin()
         for step in range(run.done, run.total):
             epoch, place = divmod(step, run.per_epoch)
             if run.stage.images is not None and (place == 0 or step == run.done):
@@ -174,11 +178,11 @@ class Trainer:
             if epoch_ends:
                 self._check_finite(total_loss, parameters, epoch)
                 total_loss = torch.zeros_like(total_loss)
-            if self.checkpoint is not None and run.done < run.total and (epoch_ends or self.checkpoint.due(run.done)):
-                end_sums(self.method, before)
+            if self.checkpoint is not None and run.done < run.total and self.checkpoint.due(run.done, epoch_ends):
+                exchange.end()
                 self._keep(run, finished=False)
-                before = begin_sums(self.method)
-        end_sums(self.method, before)
+                exchange.begin()
+        exchange.end()
 
     def _generator(self, run: Run, purpose: str) -> torch.Generator:
         return task_generator(self.config.seed, self.task, f"stage {run.number}, {purpose}")
@@ -192,7 +196,7 @@ class Trainer:
         if run.replay is not None:
             old_R = run.replay.draw(self._generator(run, f"step {step}, replay"))
         total = new + len(old_R)
-        rows = processes.share(total, max(1, run.stage.together, self.method.together))
+        rows = processes.share(total, math.lcm(max(1, run.stage.together), self.method.together))
         if run.stage.together == 0:  # process 0 computes the whole batch
             rows = slice(0, 0 if processes.rank() else total)
         labels_B = run.labels_N[send(index_B.long(), device)]
@@ -212,7 +216,7 @@ class Trainer:
             *(self.batches, run.stage.images, index_B.long().tolist(), labels_B[rows], allowed_BK, rows),
             *(lambda purpose: self._generator(run, f"step {step}, {purpose}"), run.replay, old_R.tolist()),
         )
-        if run.stage.images is None:
+        if run.stage.images is None and run.replay is None:
             return made, 1 / processes.size()
         return made, len(labels_B[rows]) / total
 
@@ -270,34 +274,11 @@ class Trainer:
             raise self.checkpoint.unfit(error) from error
 
 
+def allowed(task_K: Tensor | None, labels_N: Tensor) -> Tensor | None:
+    """The training mask [K] of images with these labels: the classes of the task; None where others are among them."""
+    return task_K if task_K is not None and bool(task_K[labels_N].all()) else None
+
+
 def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Those of `tensors` whose names begin with `prefix`, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def begin_sums(method: Method) -> dict[str, Tensor]:
-    """Begin a distributed sum: return the present sums and counts of `method`; each process then adds its images."""
-    return {} if processes.size() == 1 else {name: value.clone() for name, value in _sums(method).items()}
-
-
-def end_sums(method: Method, before: dict[str, Tensor]) -> None:
-    """End a distributed sum: every process gets the values `before` plus what all processes have added since."""
-    if processes.size() == 1:
-        return
-    shapes: dict[str, list[int]] = {}
-    for theirs in processes.everyones({name: list(value.shape) for name, value in method.stats.tensors().items()}):
-        shapes |= {name: max(shape, shapes.get(name, [])) for name, shape in theirs.items()}
-    method.stats.fill(shapes, next(iter(method.state_dict().values())).device)  # some counted nothing
-    now, old = _sums(method), {}
-    for name, value in now.items():
-        old[name] = torch.zeros_like(value)
-        if name in before:
-            old[name][: len(before[name])] = before[name]
-    added = processes.add_up([value - old[name] for name, value in now.items()])
-    for (name, value), more in zip(now.items(), added, strict=True):
-        value.copy_(old[name] + more)
-
-
-def _sums(method: Method) -> dict[str, Tensor]:
-    own = {f"sum.{number}": value for number, value in enumerate(sums_of(method))}
-    return {**own, **{f"stats.{name}": value for name, value in method.stats.tensors().items()}}

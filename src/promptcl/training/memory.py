@@ -80,6 +80,18 @@ class Memory:
             self.kept[name] = whole
         self._fresh = np.zeros(len(self), dtype=bool)
 
+    def kept_of(self, images: ImageSet) -> dict[str, Tensor]:
+        """What is kept beside each of `images`, which need not be in the order of the memory; NaN where nothing is."""
+        if not self.kept or images is self.images:
+            return self.kept
+        place = {digest: row for row, digest in enumerate(self._digests)}
+        found = [place.get(_digest(images, i), -1) for i in range(len(images))]
+        index = torch.tensor(found, dtype=torch.long)
+        return {
+            name: torch.where((index >= 0).view(-1, *[1] * (rows.ndim - 1)), rows[index], torch.nan)
+            for name, rows in self.kept.items()
+        }
+
     def settle(self) -> None:
         """Give images that were added again, after loading a store without images, the rows it kept beside them."""
         if self._waiting and all(len(rows) == len(self) for rows in self._waiting.values()):
@@ -91,7 +103,7 @@ class Memory:
 
         Without `images`, only what is kept beside them.
         """
-        kept = {f"memory.kept.{name}": rows for name, rows in self.kept.items()}
+        kept = {f"memory.kept.{name}": rows for name, rows in (self.kept or self._waiting).items()}
         if self.images is None or not images:
             return kept
         number = [classes.index(name) for name in self.images.classes]
