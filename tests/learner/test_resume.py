@@ -16,7 +16,7 @@ from promptcl.data.images import ImageSet
 from promptcl.learner.learner import Learner
 from promptcl.methods.oneprompt import Model as OnePrompt
 from promptcl.store import files
-from promptcl.training.batches import Batches
+from promptcl.training.queries import QueryCache
 
 TRAIN = {"epochs": 2, "batch_size": 8, "checkpoint_steps": 2, "checkpoint_seconds": None}
 RIDGE = {"name": "l2p_ridge", "pool_size": 4, "top_k": 2, "prompt_length": 2}
@@ -154,9 +154,9 @@ def test_interrupted_where_there_is_no_stage(
     whole.save(tmp_path)
     whole.learn(digits[1], progress=(told := Steps()))
     assert told.stages == []
-    rows_of, calls = Batches.rows_of, 0
+    rows_of, calls = QueryCache.rows_of, 0
 
-    def stop_at_third(self: Batches, *arguments: Any) -> torch.Tensor:
+    def stop_at_third(self: QueryCache, *arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 3:
@@ -164,7 +164,7 @@ def test_interrupted_where_there_is_no_stage(
         return rows_of(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "rows_of", stop_at_third)
+        patch.setattr(QueryCache, "rows_of", stop_at_third)
         with pytest.raises(Stop):
             Learner.load(tmp_path, backbone=backbone).learn(digits[1], checkpoint=tmp_path)
     assert not (tmp_path / "checkpoint").exists()

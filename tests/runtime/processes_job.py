@@ -23,7 +23,7 @@ from promptcl.experiments.progress import QuietUi
 from promptcl.layers import Sum
 from promptcl.methods._base import Batch, Method, TaskView
 from promptcl.runtime import processes
-from promptcl.training.loop import begin_sums, end_sums
+from promptcl.training.exchange import Exchange
 
 
 def main(jobs: Path, out: Path, interrupted: Path) -> None:
@@ -73,8 +73,9 @@ class Counter(Method):
 def summed() -> dict[str, Any]:
     """What sums and statistics are once both processes have added theirs."""
     method, rank = Counter(), processes.rank()
+    exchange = Exchange(method, torch.device("cpu"))
     mine = torch.tensor(10.0 if rank else 1.0)
-    before = begin_sums(method)
+    exchange.begin()
     method.sum_K.grow(1)
     method.sum_K.add(mine.expand(2))
     method.unsaved.add(mine.expand(1))
@@ -85,12 +86,12 @@ def summed() -> dict[str, Any]:
     else:
         method.stats.count("prompts", torch.tensor([0]), 3)
         method.stats.mean("cosine", torch.tensor([1.0]))
-    end_sums(method, before)
+    exchange.end()
     found = {"sum": method.sum_K.value.tolist(), "unsaved": method.unsaved.value.tolist()}
     taken = method.stats.take()
-    before = begin_sums(method)
+    exchange.begin()
     method.sum_K.add_rows(torch.tensor([0, 1]), mine.expand(2))
-    end_sums(method, before)
+    exchange.end()
     return {
         **found,
         "again": method.sum_K.value.tolist(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -105,3 +105,7 @@ class Statistics:
             found[name] = total / number if number else 0.0
         self.clear()
         return found
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of everything that was counted."""
+        return iter([*self.counts, *self.means])
