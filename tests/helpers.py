@@ -7,13 +7,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
@@ -28,13 +25,10 @@ from promptcl.data.stream import class_incremental
 from promptcl.experiments import run as experiment
 from promptcl.experiments.progress import QuietUi
 from promptcl.learner.learner import Learner
-from promptcl.methods._base import Batch, Method, TaskView
-from promptcl.runtime.seeding import task_generator
+from promptcl.methods._base import Batch
 from promptcl.store import files
 from promptcl.store.folder import KIND
-from promptcl.training import PastTask, Silent
-
-M = TypeVar("M", bound=Method)
+from promptcl.training import Silent
 
 ROOT = Path(__file__).parents[1]
 # For new processes: one thread each, the package under test, and lines as wide as the tests expect.
@@ -191,77 +185,3 @@ def rewrite(folder: Path, **changes: Any) -> None:
     """Change fields of learner.json and give it the right checksum: what a forger would do."""
     pair = files.read_pair(folder / "learner.json", KIND)
     files.write_pair(folder / "learner.json", {**pair.document, **changes}, pair.tensors)
-
-
-@dataclass
-class PlainBatch:
-    """A batch whose tensors are there (see `promptcl.Batch`)."""
-
-    images_BCHW: Tensor
-    query_BD: Tensor
-    labels_B: Tensor
-    allowed_BK: Tensor | None = None
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
-    generator: torch.Generator = field(default_factory=torch.Generator)
-
-    @property
-    def old_B(self) -> Tensor:
-        return torch.zeros(len(self.labels_B), dtype=torch.bool)
-
-    def another_view(self) -> Tensor:
-        return self.images_BCHW.flip(3)
-
-    def rows(self, rows: Sequence[int]) -> PlainBatch:
-        """Some of the images."""
-        allowed_BK = None if self.allowed_BK is None else self.allowed_BK[rows]
-        return PlainBatch(self.images_BCHW[rows], self.query_BD[rows], self.labels_B[rows], allowed_BK)
-
-    def allowing(self, *classes: int, of: int) -> PlainBatch:
-        """The same images with a training mask of `of` classes."""
-        allowed_K = torch.zeros(of, dtype=torch.bool)
-        allowed_K[list(classes)] = True
-        return replace(self, allowed_BK=allowed_K.expand(len(self.labels_B), -1))
-
-
-def plain_batch(backbone: Backbone, count: int = 4, classes: int = 3) -> PlainBatch:
-    """Random images of 32 pixels."""
-    images_BCHW = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    return PlainBatch(images_BCHW, backbone.query(images_BCHW), torch.arange(count) % classes)
-
-
-class PlainTask(PastTask):
-    """A task with no images, for what a method does before its first stage."""
-
-    new = memory = None
-
-    def __init__(self, number: int, new_classes: int = 0) -> None:
-        super().__init__(0, number, new_classes)
-        self.warnings: list[str] = []
-
-    def warn(self, sentence: str) -> None:
-        self.warnings.append(sentence)
-
-
-def make_method(model: type[M], backbone: Any, classes: int = 6, **options: Any) -> M:
-    """A method that has grown by one task; of `backbone` only the sizes are read."""
-    made = model(model.Options.model_validate(options), backbone, task_generator(0, 0, "test"))
-    made.grow(cast(TaskView, PlainTask(0, classes)))
-    return made
-
-
-def begin_task(method: Method, number: int, new_classes: int = 0, grow: bool = True) -> list[str]:
-    """Let `method` grow and come to the first stage of task `number`; what it warned of."""
-    task = PlainTask(number, new_classes)
-    if grow:
-        method.grow(cast(TaskView, task))
-    with torch.no_grad():
-        next(method.learn(cast(Backbone, None), cast(TaskView, task)))
-    return task.warnings
-
-
-def shake(method: Method, seed: int = 2) -> None:
-    """Leave zeros and small values, so that differences can be seen."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in method.parameters():
-            p.normal_(generator=generator)

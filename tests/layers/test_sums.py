@@ -45,9 +45,9 @@ def test_counts_grow_with_what_is_counted() -> None:
     said.count("prompts", torch.tensor([3, 0]), 4)
     said.count("prompts", torch.tensor([2]), 3)  # fewer than were known already
     said.count("other", torch.tensor([], dtype=torch.long), 2)
-    assert list(said) == ["prompts", "other"]
+    assert list(said.counts) == ["prompts", "other"]
     assert said.take() == {"prompts": [2, 3, 1, 1], "other": [0, 0]}
-    assert not list(said)
+    assert not said.tensors()
     assert said.take() == {}
 
 
@@ -107,7 +107,7 @@ def test_nothing_is_counted_in_a_program_that_is_exported() -> None:
 
     module = Counts()
     program = torch.export.export(module, (torch.rand(2, 3),))
-    assert not list(module.stats)
+    assert not module.stats.tensors()
     assert program.module()(torch.zeros(2, 3)).tolist() == [[1.0] * 3] * 2
     module(torch.zeros(2, 3))
-    assert set(module.stats) == {"prompts", "cosine"}
+    assert set(module.stats.tensors()) == {"count.prompts", "mean.cosine"}

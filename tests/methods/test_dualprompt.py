@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 import torch
-from helpers import PlainBatch, PlainTask, begin_task, make_config, make_method, plain_batch, shake
+from helpers import make_config
+from plain_method import PlainBatch, PlainTask, begin_task, make_method, plain_batch, shake
 from torch import Tensor
 
 from promptcl.backbone import Backbone
