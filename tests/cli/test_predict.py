@@ -184,7 +184,7 @@ def test_what_cannot_be_exported(folders: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="knows no class"):
         learner.predict(folders / "test")
     learner.learn(folders / "second")
-    with pytest.raises(UserError, match="depend on its neighbours"):
+    with pytest.raises(UserError, match="depends on its neighbours"):
         export(learner, tmp_path / "a.pt2")
     assert not list(tmp_path.iterdir())
 

@@ -90,11 +90,11 @@ def test_statistics_are_kept_by_the_names_that_a_method_gives_them(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("name", "warned"), [("ncm", True), ("l2p_ridge", True), ("linear", False)])
-def test_a_memory_that_is_never_read_ends_with_a_warning(name: str, warned: bool, tmp_path: Path) -> None:
+def test_a_memory_that_is_not_read_is_warned_of_once(name: str, warned: bool, tmp_path: Path) -> None:
     config = make_config(method={"name": name}, memory={"per_class": 2})
     lines: list[str] = []
     results = experiment.run(config, tmp_path, QuietUi(tmp_path, write=lines.append))
-    said = f"method.name={name} never replays images: memory.per_class did nothing"
+    said = f"method.name={name} does not replay images, so memory.per_class is idle"
     assert results["warnings"] == ([said] if warned else [])
     assert [line for line in lines if line.startswith("warning")] == ([f"warning: {said}"] if warned else [])
     assert results["memory_images"] == 20

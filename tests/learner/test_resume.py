@@ -154,17 +154,17 @@ def test_interrupted_where_there_is_no_stage(
     whole.save(tmp_path)
     whole.learn(digits[1], progress=(told := Steps()))
     assert told.stages == []
-    rows_of, calls = QueryCache.rows_of, 0
+    remember, calls = QueryCache.remember, 0
 
     def stop_at_third(self: QueryCache, *arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 3:
             raise Stop
-        return rows_of(self, *arguments)
+        return remember(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(QueryCache, "rows_of", stop_at_third)
+        patch.setattr(QueryCache, "remember", stop_at_third)
         with pytest.raises(Stop):
             Learner.load(tmp_path, backbone=backbone).learn(digits[1], checkpoint=tmp_path)
     assert not (tmp_path / "checkpoint").exists()

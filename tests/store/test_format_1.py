@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_config, rewrite
+from helpers import make_config
 
 from promptcl import store
 from promptcl.config.schema import DataConfig
 from promptcl.data.images import ImageSet
 from promptcl.data.splits import Split, load_split
-from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
 from promptcl.store import files
 from promptcl.store.folder import KIND
@@ -68,17 +67,20 @@ def test_what_was_in_it_is_all_there(split: Split, tmp_path: Path) -> None:
     assert counts.tolist() == [6, 6, 6, 6]
 
 
-def test_a_learner_of_all_tasks_at_once_is_one_sentence(tmp_path: Path) -> None:
-    """`joint` was a method: it is a setting of the stream now."""
-    shutil.copytree(OLD / "ridge", tmp_path / "store")
-    config = json.loads((OLD / "ridge" / "learner.json").read_text())["config"]
-    rewrite(tmp_path / "store", config={**config, "method": {"name": "joint"}})
-    with pytest.raises(UserError) as raised:
-        Learner.load(tmp_path / "store")
-    assert str(raised.value) == (
-        f"{tmp_path / 'store'} was learned with method.name=joint, which is the setting joint=true of a run now: "
-        "expected a learner of another method; learn it again"
-    )
+def test_a_learner_of_all_tasks_at_once_is_a_linear_one(split: Split, tmp_path: Path) -> None:
+    """`joint` was a method, the linear head on all tasks: it is a setting of the stream now."""
+    learner = Learner(make_config(method={"name": "linear"}))
+    learner.learn(split.train.of_classes("01"))
+    learner.save(tmp_path)
+    pair = files.read_pair(tmp_path / "learner.json", KIND)
+    old = {key: value for key, value in pair.document["config"].items() if key != "joint"}
+    document = {**pair.document, "format": 1, "config": {**old, "method": {"name": "joint", "head_init": "zero"}}}
+    files.write_pair(tmp_path / "learner.json", document, pair.tensors)
+    again = Learner.load(tmp_path)
+    assert again.config.joint
+    assert again.config.method == learner.config.method
+    test = split.test.of_classes("01")
+    assert torch.equal(again.logits(test, again.labels(test)), learner.logits(test, learner.labels(test)))
 
 
 def test_moments_of_format_1_are_those_of_the_first_stage(split: Split, tmp_path: Path) -> None:
