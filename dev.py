@@ -97,9 +97,11 @@ def check() -> None:
 
 
 def fix() -> None:
-    """Mend what ruff can mend."""
-    run("ruff", "check", "--fix", ".")
-    run("ruff", "format", ".")
+    """Mend what ruff can mend; what it cannot is printed, and is a failure."""
+    try:
+        run("ruff", "check", "--fix", ".")
+    finally:
+        run("ruff", "format", ".")
 
 
 def test(*arguments: str) -> None:

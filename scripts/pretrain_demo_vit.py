@@ -213,9 +213,8 @@ def train(args: argparse.Namespace) -> None:
                 print(f"{note} loss {mean_loss / 100:.4f} seen {seen}", flush=True)
                 mean_loss = 0.0
             if minutes - saved >= 5 or progress >= 1:
-                recipe = {k: v for k, v in vars(args).items() if isinstance(v, (int, float, str))}
+                saved, recipe = minutes, {k: v for k, v in vars(args).items() if isinstance(v, (int, float, str))}
                 recipe |= {"minutes_used": round(minutes, 1), "images_seen": seen, "steps": step, "stored": len(bank)}
-                saved = minutes
                 save_student(student, args.out, recipe)
                 if progress >= 1:
                     return

@@ -7,14 +7,19 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 import promptcl
+from promptcl.backbone import Backbone
 from promptcl.cli.main import app
 from promptcl.config.schema import Config
 from promptcl.data.images import ImageSet
@@ -23,8 +28,13 @@ from promptcl.data.stream import class_incremental
 from promptcl.experiments import run as experiment
 from promptcl.experiments.progress import QuietUi
 from promptcl.learner.learner import Learner
+from promptcl.methods._base import Batch, Method, TaskView
+from promptcl.runtime.seeding import task_generator
 from promptcl.store import files
 from promptcl.store.folder import KIND
+from promptcl.training import PastTask, Silent
+
+M = TypeVar("M", bound=Method)
 
 ROOT = Path(__file__).parents[1]
 # For new processes: one thread each, the package under test, and lines as wide as the tests expect.
@@ -129,6 +139,48 @@ def timeless(results: Any) -> Any:
     return [timeless(value) for value in results] if isinstance(results, list) else results
 
 
+class Stop(Exception):
+    """What a test raises where a process might be killed."""
+
+
+class Steps(Silent):
+    """A Progress that keeps what it is told, and raises an exception at a step, counted over all stages from 1."""
+
+    def __init__(self, stop_at: int | None = None, error: type[BaseException] = Stop) -> None:
+        self.stages: list[tuple[int, int]] = []
+        """Number and steps of each stage."""
+        self.done: list[int] = []
+        """Steps of each stage that were done."""
+        self._stop_at, self._error = stop_at, error
+
+    def stage(self, number: int, steps: int) -> None:
+        self.stages.append((number, steps))
+        self.done.append(0)
+
+    def step(self) -> None:
+        self.done[-1] += 1
+        if sum(self.done) == self._stop_at:
+            raise self._error
+
+
+class Seen:
+    """Records what a learner's method is given to train on."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.masks: list[Tensor | None] = []
+        self.labels: list[list[int]] = []
+        self.old: list[list[bool]] = []
+        loss = learner.method.loss
+
+        def record(backbone: Backbone, batch: Batch) -> Tensor:
+            self.masks.append(batch.allowed_BK)
+            self.labels.append(batch.labels_B.tolist())
+            self.old.append(batch.old_B.tolist())
+            return loss(backbone, batch)
+
+        learner.method.loss = record  # type: ignore[method-assign]
+
+
 def same_state(one: Learner, other: Learner) -> bool:
     """Whether two learners hold the same numbers, bit for bit."""
     left, right = one.method.state_dict(), other.method.state_dict()
@@ -139,3 +191,77 @@ def rewrite(folder: Path, **changes: Any) -> None:
     """Change fields of learner.json and give it the right checksum: what a forger would do."""
     pair = files.read_pair(folder / "learner.json", KIND)
     files.write_pair(folder / "learner.json", {**pair.document, **changes}, pair.tensors)
+
+
+@dataclass
+class PlainBatch:
+    """A batch whose tensors are there (see `promptcl.Batch`)."""
+
+    images_BCHW: Tensor
+    query_BD: Tensor
+    labels_B: Tensor
+    allowed_BK: Tensor | None = None
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    generator: torch.Generator = field(default_factory=torch.Generator)
+
+    @property
+    def old_B(self) -> Tensor:
+        return torch.zeros(len(self.labels_B), dtype=torch.bool)
+
+    def another_view(self) -> Tensor:
+        return self.images_BCHW.flip(3)
+
+    def rows(self, rows: Sequence[int]) -> PlainBatch:
+        """Some of the images."""
+        allowed_BK = None if self.allowed_BK is None else self.allowed_BK[rows]
+        return PlainBatch(self.images_BCHW[rows], self.query_BD[rows], self.labels_B[rows], allowed_BK)
+
+    def allowing(self, *classes: int, of: int) -> PlainBatch:
+        """The same images with a training mask of `of` classes."""
+        allowed_K = torch.zeros(of, dtype=torch.bool)
+        allowed_K[list(classes)] = True
+        return replace(self, allowed_BK=allowed_K.expand(len(self.labels_B), -1))
+
+
+def plain_batch(backbone: Backbone, count: int = 4, classes: int = 3) -> PlainBatch:
+    """Random images of 32 pixels."""
+    images_BCHW = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return PlainBatch(images_BCHW, backbone.query(images_BCHW), torch.arange(count) % classes)
+
+
+class PlainTask(PastTask):
+    """A task with no images, for what a method does before its first stage."""
+
+    new = memory = None
+
+    def __init__(self, number: int, new_classes: int = 0) -> None:
+        super().__init__(0, number, new_classes)
+        self.warnings: list[str] = []
+
+    def warn(self, sentence: str) -> None:
+        self.warnings.append(sentence)
+
+
+def make_method(model: type[M], backbone: Any, classes: int = 6, **options: Any) -> M:
+    """A method that has grown by one task; of `backbone` only the sizes are read."""
+    made = model(model.Options.model_validate(options), backbone, task_generator(0, 0, "test"))
+    made.grow(cast(TaskView, PlainTask(0, classes)))
+    return made
+
+
+def begin_task(method: Method, number: int, new_classes: int = 0, grow: bool = True) -> list[str]:
+    """Let `method` grow and come to the first stage of task `number`; what it warned of."""
+    task = PlainTask(number, new_classes)
+    if grow:
+        method.grow(cast(TaskView, task))
+    with torch.no_grad():
+        next(method.learn(cast(Backbone, None), cast(TaskView, task)))
+    return task.warnings
+
+
+def shake(method: Method, seed: int = 2) -> None:
+    """Leave zeros and small values, so that differences can be seen."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in method.parameters():
+            p.normal_(generator=generator)

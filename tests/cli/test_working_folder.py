@@ -84,6 +84,7 @@ def test_without_trust_nothing_runs(folder: Path, setting: str) -> None:
     assert not (folder / "ran.txt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "code", "reason"),
     [
@@ -103,6 +104,7 @@ def test_a_wrong_module_is_one_sentence(tmp_path: Path, setting: str, code: str 
     assert reason in sentence
 
 
+@pytest.mark.slow
 def test_an_unknown_name_says_where_a_file_would_be_found(tmp_path: Path) -> None:
     for setting, near in (("method.name=nmc", "ncm"), ("data.name=mnist", "mnist5k")):
         for trust in ([], ["--trust"]):

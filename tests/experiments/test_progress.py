@@ -45,9 +45,11 @@ def shown_for_twenty_tasks(terminal: bool) -> str:
     ui = RichUi(Path("runs/x"), console)
     ui.start(20, Config())
     for task in range(20):
-        ui.task(task, "some classes", 2)
-        ui.step()
-        ui.step()
+        ui.task(task, "some classes")
+        for number, steps in enumerate((2, 1)):
+            ui.stage(number, steps)
+            for _ in range(steps):
+                ui.step()
         ui.evaluating("some classes " * 20)
         ui.task_done(record(task, 20))
     ui.finished(RESULTS)
@@ -75,7 +77,8 @@ def test_quiet_prints_one_line_a_task() -> None:
     ui = QuietUi(Path("runs/x"), lines.append)
     ui.start(2, Config())
     for task in range(2):
-        ui.task(task, "t", 1)
+        ui.task(task, "t")
+        ui.stage(0, 1)
         ui.step()
         ui.evaluating("t")
         ui.task_done(record(task, 2))
@@ -90,33 +93,78 @@ def test_a_run_that_was_finished_before_says_so() -> None:
     lines: list[str] = []
     ui = QuietUi(Path("runs/x"), lines.append)
     ui.start(1, Config())
-    ui.task(0, "t", 0)
+    ui.task(0, "t")
     ui.task_done(record(0, 1))
     ui.finished(RESULTS)
     assert "finished before" in lines[-2]
     assert "finished before" not in shown_for_twenty_tasks(terminal=False)
 
 
-def test_time_left_counts_the_steps_and_tests_to_come() -> None:
-    now = [0.0]
-    left = TimeLeft(lambda: now[0])
+class Clock:
+    """A clock, and the time that is left by it."""
 
-    def steps(*seconds: float) -> None:
+    def __init__(self, tasks: int) -> None:
+        self.now = 0.0
+        self.left = TimeLeft(lambda: self.now)
+        self.left.tasks = tasks
+
+    def steps(self, *seconds: float) -> None:
         for one in seconds:
-            now[0] += one
-            left.step()
+            self.now += one
+            self.left.step()
 
-    left.tasks = 3
-    left.task(0, 10)
-    steps(60.0, 2.0, 2.0)  # the first step warms up
+
+def test_time_left_counts_the_steps_and_tests_to_come() -> None:
+    clock = Clock(tasks=3)
+    left = clock.left
+    left.task(0)
+    assert left.seconds() is None
+    left.stage(10)
+    clock.steps(60.0, 2.0, 2.0)  # the first step warms up
     assert left.text() == ""
-    steps(2.0, 2.0)
-    assert left.seconds() == pytest.approx((5 + 10 + 10) * 2.0)
-    left.always_trains = False
-    assert left.text() == "10 s of training left"
-    left.always_trains = True
-    steps(*[2.0] * 5)
+    clock.steps(2.0, 2.0)
+    assert left.seconds() == pytest.approx(5 * 2.0)  # nothing is known of later tasks: some methods train in none
+    assert left.text() == "10 s left in this task"
+    clock.steps(*[2.0] * 5)
     left.task_done(0, 4.0, 1)  # one test set takes 4 s; tasks 2 and 3 will evaluate 2 and 3 of them
-    left.task(1, 10)
+    left.task(1)
+    left.stage(10)
     assert left.seconds() == pytest.approx(20 * 2.0 + (2 + 3) * 4.0)
     assert left.text() == "1 min left"
+
+
+def test_time_left_counts_every_stage_that_has_begun() -> None:
+    clock = Clock(tasks=2)
+    left = clock.left
+    left.task(0)
+    left.stage(4)
+    clock.steps(2.0, 2.0, 2.0, 2.0)
+    assert not left.seconds()
+    assert left.text() == ""
+    left.stage(6)
+    assert left.seconds() == pytest.approx(6 * 2.0)
+    clock.steps(*[2.0] * 6)
+    left.task_done(0, 1.0, 1)
+    left.task(1)
+    left.stage(4)
+    assert left.seconds() == pytest.approx(4 * 2.0 + 2 * 1.0)
+    clock.steps(*[2.0] * 4)
+    left.stage(6)
+    assert left.seconds() == pytest.approx(6 * 2.0 + 2 * 1.0)
+
+
+def test_time_left_where_nothing_is_trained() -> None:
+    """No step, no stage: nothing is known, and nothing is divided by it."""
+    left = Clock(tasks=2).left
+    for task in range(2):
+        left.task(task)
+        assert left.text() == ""
+        left.task_done(task, 1.0, task + 1)
+
+
+def test_one_task_says_all_that_is_left() -> None:
+    clock = Clock(tasks=1)
+    clock.left.task(0)
+    clock.left.stage(10)
+    clock.steps(*[2.0] * 6)
+    assert clock.left.text() == "8 s left"

@@ -10,6 +10,9 @@ import pytest
 from helpers import make_config, run_quietly, timeless
 
 from promptcl.errors import UserError
+from promptcl.experiments import run as experiment
+from promptcl.experiments.progress import QuietUi
+from promptcl.learner.learner import Learner
 
 
 @pytest.mark.slow
@@ -41,14 +44,60 @@ def test_results_say_what_they_promise_and_repeat_to_the_last_digit(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("method", "train"),
-    [({"name": "ncm"}, {}), ({"name": "linear"}, {}), ({"name": "linear"}, {"mask": False}), ({"name": "joint"}, {})],
+    [({"name": "ncm"}, {}), ({"name": "linear"}, {}), ({"name": "linear"}, {"mask": False})],
 )
 def test_baselines(tmp_path: Path, method: dict[str, Any], train: dict[str, Any]) -> None:
     results = run_quietly(make_config(method=method, train=train, data={"augment": "none"}), tmp_path)
     assert 0 <= results["average_accuracy"] <= 100
     assert results["prompt_selections"] is None
-    assert (results["forgetting"] is None) == (method["name"] == "joint")
+    assert results["pool"] is None
+    assert results["statistics"] == {"train": [{}, {}], "test": [{}, {}]}
+    assert results["forgetting"] is not None
     assert results["trained_parameters"] == (0 if method["name"] == "ncm" else 10 * 65)
+
+
+@pytest.mark.parametrize("name", ["l2p", "linear", "ncm"])
+def test_all_tasks_at_once(name: str, tmp_path: Path) -> None:
+    """Learned as one task, tested on each: the last row of the matrix is the only one."""
+    config = make_config(joint=True, tasks=5, method={"name": name}, train={"mask": False}, data={"test_per_class": 2})
+    results = run_quietly(config, tmp_path)
+    (record,) = results["tasks"]
+    assert record["name"] == "all tasks"
+    assert record["classes"] == 10
+    assert record["train_images"] == 80
+    assert record["eval_images"] == 20
+    matrix = results["accuracy_matrix"]
+    assert [len(row) for row in matrix] == [5] * 5
+    assert matrix[:4] == [[None] * 5] * 4
+    assert matrix[4] == record["accuracies"]
+    assert None not in matrix[4]
+    assert results["average_accuracy"] == pytest.approx(sum(record["accuracies"]) / 5)
+    assert results["forgetting"] is results["learning_accuracy"] is results["final_accuracy"] is None
+    assert results["average_incremental_accuracy"] is record["forgetting"] is None
+    assert {part: len(rows) for part, rows in results["statistics"].items()} == {"train": 1, "test": 5}
+    assert (results["pool"] is None) == (name != "l2p")
+    learner = Learner.load(tmp_path / "learner")
+    assert [len(task.images) for task in learner.history] == [10]
+
+
+def test_statistics_are_kept_by_the_names_that_a_method_gives_them(tmp_path: Path) -> None:
+    results = run_quietly(make_config(), tmp_path)
+    for part, rows in results["statistics"].items():
+        assert [set(row) for row in rows] == [{"prompts", "cosine"}] * 2
+        assert [row["prompts"] for row in rows] == results["prompt_selections"][part]
+        assert [row["cosine"] for row in rows] == [entry["cosine"] for entry in results["pool"][part]]
+    assert set(results["pool"]) == {"collapsed", "train", "test"}
+
+
+@pytest.mark.parametrize(("name", "warned"), [("ncm", True), ("l2p_ridge", True), ("linear", False)])
+def test_a_memory_that_is_never_read_ends_with_a_warning(name: str, warned: bool, tmp_path: Path) -> None:
+    config = make_config(method={"name": name}, memory={"per_class": 2})
+    lines: list[str] = []
+    results = experiment.run(config, tmp_path, QuietUi(tmp_path, write=lines.append))
+    said = f"method.name={name} never replays images: memory.per_class did nothing"
+    assert results["warnings"] == ([said] if warned else [])
+    assert [line for line in lines if line.startswith("warning")] == ([f"warning: {said}"] if warned else [])
+    assert results["memory_images"] == 20
 
 
 def test_a_loss_that_explodes_is_an_error_and_leaves_no_results(tmp_path: Path) -> None:

@@ -8,18 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import digit_tasks, make_config, merged
-from torch import Tensor
+from helpers import Seen, digit_tasks, make_config, merged
 
 from promptcl.backbone.vit import Backbone
 from promptcl.config.schema import Config
-from promptcl.data.images import ImageSet, concat
-from promptcl.errors import UserError
+from promptcl.data.images import ImageSet
 from promptcl.experiments.progress import QuietUi
-from promptcl.experiments.run import _selected, _watch_pool, nothing_done, run
+from promptcl.experiments.run import _watch_pool, nothing_done, run
 from promptcl.learner.learner import Learner
-from promptcl.methods._base import Batch
-from promptcl.training.optim import carry_over, make_optimizer
 
 FEW: dict[str, Any] = {
     "tasks": 5,
@@ -43,22 +39,6 @@ def shown(config: Config, out: Path) -> tuple[dict[str, Any], list[str]]:
     assert json.loads((out / "results.json").read_text()) == results
     assert results["scenario"] == config.scenario
     return results, lines
-
-
-class Seen:
-    """Records what a learner's method is given to train on."""
-
-    def __init__(self, learner: Learner) -> None:
-        self.masks: list[Tensor | None] = []
-        self.labels: list[list[int]] = []
-        loss = learner.method.loss
-
-        def record(backbone: Backbone, batch: Batch, present_K: Tensor | None) -> Tensor:
-            self.masks.append(present_K)
-            self.labels.append(batch.labels_B.tolist())
-            return loss(backbone, batch, present_K)
-
-        learner.method.loss = record  # type: ignore[method-assign]
 
 
 def test_domains_one_after_the_other(assets: Path, tmp_path: Path) -> None:
@@ -107,62 +87,6 @@ def test_five_datasets(assets: Path, tmp_path: Path, diversify: str) -> None:
         assert len(set.union(*chosen)) == 8
 
 
-@pytest.mark.slow
-def test_a_stream_without_tasks(tmp_path: Path) -> None:
-    gaussian = {"micro_tasks": 10, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
-    config = small(scenario="gaussian", gaussian=gaussian, train={"mask_classes": "batch"}, memory={"per_class": 1})
-    results, lines = shown(config, tmp_path / "a")
-    assert [record["task"] for record in results["tasks"]] == [3, 7, 9]
-    assert sum(line.startswith("task") for line in lines) == 3
-    assert results["schedule"]["peaks"] == list(range(1, 20, 2))
-    assert len(results["schedule"]["included"]) == 10
-    assert [point[0] for point in results["accuracy_curve"]] == [4, 8, 10]
-    assert all(record["eval_images"] == 30 for record in results["tasks"])  # classes to come are in the test set too
-    assert results["tasks"][0]["classes"] < 10
-    assert results["forgetting"] is None
-    again, _ = shown(config, tmp_path / "b")
-    assert again["accuracy_curve"] == results["accuracy_curve"]
-    assert again["prompt_selections"] == results["prompt_selections"]
-
-
-def test_a_stream_without_tasks_says_nothing_of_tasks(backbone: Backbone, digits: list[ImageSet]) -> None:
-    config = small(scenario="gaussian", train={"mask_classes": "batch"})
-    learner = Learner(config, backbone)
-    started: list[int] = []
-    learner.method.start = lambda task: started.append(task)  # type: ignore[method-assign]
-    seen, together = Seen(learner), concat([digits[0], digits[1]])
-    learner.learn(together)
-    first = learner._optimizer
-    for mask, labels in zip(seen.masks, seen.labels, strict=True):
-        assert mask is not None
-        assert {k for k, on in enumerate(mask.tolist()) if on} == set(labels)
-    learner.learn(digits[2])
-    assert not started
-    assert first is not None
-    assert learner._optimizer is not None
-    steps = [int(state["step"]) for state in learner._optimizer.state.values()]
-    assert set(steps) == {3 + 2}  # 24 images, then 12, in batches of 8: the moments were kept
-    with pytest.raises(UserError, match=r"needs to know where tasks end.*diversify=none"):
-        Learner(small(scenario="gaussian", method={"diversify": "slots"}), backbone)
-
-
-def test_carried_moments_keep_their_rows(backbone: Backbone, digits: list[ImageSet]) -> None:
-    config = small(scenario="gaussian")
-    learner = Learner(config, backbone)
-    learner.learn(digits[0])
-    old = learner._optimizer
-    assert old is not None
-    before = {id(p): old.state[p]["exp_avg"].clone() for p in learner.method.parameters()}
-    head = learner.method.get_parameter("head.weight_KD")
-    learner.method.grow(2, torch.Generator())
-    new = make_optimizer(learner.method, config.train)
-    carry_over(old, new)
-    moment = new.state[learner.method.get_parameter("head.weight_KD")]["exp_avg"]
-    assert torch.equal(moment[:2], before[id(head)])
-    assert before[id(head)].any()
-    assert not moment[2:].any()
-
-
 @pytest.mark.parametrize("method", [{"name": "l2p"}, {"name": "linear"}])
 def test_replayed_rows_are_not_masked_and_new_ones_are(
     backbone: Backbone, digits: list[ImageSet], method: dict[str, Any]
@@ -182,6 +106,7 @@ def test_replayed_rows_are_not_masked_and_new_ones_are(
         assert set(labels[:-3]) <= {2, 3}
     replayed = {label for labels in seen.labels for label in labels[-3:]}
     assert replayed & {0, 1}
+    assert all(row == [False] * (len(row) - 3) + [True] * 3 for row in seen.old)
     assert replayed & {2, 3}  # or nothing would ever raise a new class above an old one
     assert len(learner.memory) == 8
 
@@ -216,8 +141,8 @@ def test_a_collapsed_pool_is_said(counts: list[list[int]], collapsed: bool | Non
     lines: list[str] = []
     ui, done = QuietUi(Path("."), write=lines.append), nothing_done()
     for row in counts:
-        done["learned"] = [{"images": sum(row) // 2, "selections": row, "match": 0.5}]
-        done["pool"]["train"].append(_selected(done["learned"]))
+        done["learned"] = [{"images": sum(row) // 2}]
+        done["statistics"]["train"].append({"prompts": row, "cosine": 0.5})
         _watch_pool(done, ui)
     assert done["collapsed"] is collapsed
     said = [f"warning: {text}" for text in done["warnings"]]

@@ -13,12 +13,11 @@ from typer.testing import CliRunner
 
 from promptcl.cli.main import app
 from promptcl.cli.report import lines
+from promptcl.data.images import ImageSet
 from promptcl.data.splits import load_split
 from promptcl.data.stream import class_incremental
 from promptcl.experiments import speed as bench
 from promptcl.learner.learner import Learner
-from promptcl.runtime.seeding import task_generator
-from promptcl.training.batches import Batches
 
 SETTINGS = [
     "backbone.name=test_vit",
@@ -38,7 +37,9 @@ def test_the_plain_engine_computes_the_same() -> None:
     config = make_config(method={"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2, "head_init": "uniform"})
     task = class_incremental(load_split(config.data), 5)[0]
     learner = Learner(config)
-    learner.make_room(task.classes, 0)
+    with torch.no_grad():
+        trainer = learner.trainer(view := learner.begin(task.train))
+        run = trainer.prepare(next(learner.method.learn(learner.backbone, view)), 0)
     method: Any = learner.method
     engine = plain.Engine(learner.config, len(task.classes), torch.device("cpu"))
     engine.vit.load_state_dict(learner.backbone.vit.state_dict())
@@ -47,12 +48,10 @@ def test_the_plain_engine_computes_the_same() -> None:
         engine.keys.copy_(method.pool.keys_MD)
         engine.head.weight.copy_(method.head.weight_KD)
         engine.head.bias.copy_(method.head.bias_K)
-    labels_N = torch.as_tensor(task.train.labels)
-    batches = Batches(learner.backbone, config, torch.device("cpu"))
-    batch = batches.view(task.train, labels_N, torch.arange(8), True, task_generator(0, 0, "test"))
+    batch, share = trainer.batch(run, 0, torch.arange(len(task.train)))
+    assert share == 1
     method.train()
-    ours = method.loss(learner.backbone, batch, None)
-    assert batch.images_BCHW is not None
+    ours = method.loss(learner.backbone, batch)
     logits_BK, cosines_B = engine._logits(batch.images_BCHW)
     theirs = torch.nn.functional.cross_entropy(logits_BK, batch.labels_B) - 0.5 * cosines_B.mean()
     assert (ours - theirs).abs() < 1e-5
@@ -121,3 +120,39 @@ def test_a_method_without_gradient_steps_is_measured_too() -> None:
     assert done.exit_code == 0, done.output
     assert "images/s" in done.stdout
     assert "arithmetic" not in done.stdout
+
+
+@pytest.mark.slow
+def test_where_the_time_of_a_step_goes() -> None:
+    """A query that nothing reads is neither computed nor counted; a method without steps has no such parts."""
+    found = {}
+    for name in ("l2p", "oneprompt", "linear", "ncm"):
+        config = make_config(method={"name": name}, eval={"batch_size": 8})
+        found[name] = bench.run(config, None, rounds=1, count=16, before=None)
+        assert found[name]["train"]["images"] == 16
+        assert found[name]["evaluate"]["images_per_second"] > 0
+    for name in ("l2p", "oneprompt", "linear"):
+        assert set(found[name]["stages_seconds"]) == set(bench.STAGES)
+        assert found[name]["gflops"] > 0
+    assert "stages_seconds" not in found["ncm"]
+    assert "gflop_per_image" not in found["ncm"]
+    learner = Learner(make_config())
+    forward = bench._flops(lambda: learner.backbone.query(torch.zeros(1, 3, 32, 32))) / 1e9
+    assert found["linear"]["gflop_per_image"] == pytest.approx(forward, rel=0.01)  # the query is nearly all of it
+    seconds = {name: found[name]["stages_seconds"]["query"] for name in ("l2p", "oneprompt")}
+    assert seconds["oneprompt"] < seconds["l2p"] / 10  # a call that does nothing
+
+
+@pytest.mark.parametrize(("name", "reads"), [("l2p", True), ("linear", True), ("oneprompt", False)])
+def test_the_query_counts_where_it_is_read(name: str, reads: bool, digits: list[ImageSet]) -> None:
+    for view in ("augmented", "clean"):
+        learner = Learner(make_config(method={"name": name}, train={"query_view": view}))
+        with torch.no_grad():
+            task = learner.begin(digits[0])
+            stage = next(learner.method.learn(learner.backbone, task))
+        trainer = learner.trainer(task)
+        learner.method.train()
+        counted = bench._Step(learner, trainer, trainer.prepare(stage, 0), torch.arange(16), 0).count()
+        assert (counted["query"] > 0) == reads
+        assert counted["student"] > 0
+        assert counted["images"] == 8

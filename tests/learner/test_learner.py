@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import make_config
+from helpers import make_config, same_state
 
 from promptcl.backbone.vit import Backbone
 from promptcl.data.images import ImageSet
@@ -93,6 +93,63 @@ def test_steps_of_the_release() -> None:
     """5,000 images, batch 128, remainder dropped, 5 epochs: 195 steps (as in the release)."""
     config = make_config(train={"batch_size": 128, "epochs": 5, "drop_last": True})
     assert 5 * Learner(config).batches.steps_per_epoch(5000) == 195
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train": {"holdout": 0.3}},
+        {"memory": {"per_class": 2, "batch_size": 3}},
+        {"train": {"holdout": 0.3}, "memory": {"per_class": 2}},
+    ],
+    ids=["plain", "held out", "memory", "both"],
+)
+def test_statistics_are_of_the_images_trained_on(
+    changes: dict[str, Any], backbone: Backbone, digits: list[ImageSet]
+) -> None:
+    """Not of those that are held out, nor of those that the memory is filled from, and from task to task anew."""
+    learner = Learner(make_config(**changes), backbone)
+    for images in digits[:2]:
+        record = learner.learn(images)
+        counts = record.statistics["prompts"]
+        assert isinstance(counts, list)
+        assert len(counts) == 4
+        assert sum(counts) == 2 * record.images  # each image chooses two
+        assert isinstance(record.statistics["cosine"], float)
+        assert record.warnings == []
+        held = sum(number for _, number in record.held_out.values())
+        assert (held > 0) == ("train" in changes)
+        assert "memory" in changes or record.images == len(images) - held
+    found = learner.evaluate(digits[0]).statistics["prompts"]
+    assert isinstance(found, list)
+    assert sum(found) == 2 * 16
+
+
+def test_a_method_that_counts_nothing_has_no_statistics(backbone: Backbone, digits: list[ImageSet]) -> None:
+    learner = Learner(make_config(method={"name": "ncm"}), backbone)
+    record = learner.learn(digits[0])
+    assert record.statistics == {}
+    assert record.images == 16  # nothing is trained: each image was seen once
+    assert learner.evaluate(digits[0]).statistics == {}
+
+
+def test_a_task_tells_what_the_user_should_know(backbone: Backbone, digits: list[ImageSet]) -> None:
+    method = {"name": "l2p", "pool_size": 3, "top_k": 2, "prompt_length": 2, "diversify": "slots"}
+    learner = Learner(make_config(method=method), backbone)
+    assert learner.learn(digits[0]).warnings == []
+    (sentence,) = learner.learn(digits[1]).warnings
+    assert sentence.startswith("task 2 selects freely: its slots 2 to 3 are beyond the pool of 3")
+
+
+def test_images_with_labels_and_a_name(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """`labels` beside a list of images, and the name that the history gives to the task."""
+    whole, parts = Learner(make_config(), backbone), Learner(make_config(), backbone)
+    whole.learn(digits[0])
+    arrays = [digits[0].image(i).permute(1, 2, 0).numpy() for i in range(len(digits[0]))]
+    parts.learn(arrays, [digits[0].classes[k] for k in digits[0].labels], name="zero and one")
+    assert [task.name for task in whole.history + parts.history] == ["task 1", "zero and one"]
+    assert same_state(whole, parts)
 
 
 @pytest.mark.slow

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import digit_tasks, make_config, run_quietly, same_state, timeless
+from helpers import Steps, Stop, digit_tasks, make_config, same_state
 
 from promptcl.backbone.vit import Backbone
 from promptcl.data.images import ImageSet
-from promptcl.errors import UserError
-from promptcl.experiments import run as experiment
-from promptcl.experiments.progress import QuietUi
 from promptcl.learner.learner import Learner
+from promptcl.methods.oneprompt import Model as OnePrompt
 from promptcl.store import files
+from promptcl.training.queries import QueryCache
 
-TRAIN = {"epochs": 2, "batch_size": 8, "checkpoint_steps": 2}
-
-
-class Stop(Exception):
-    pass
+TRAIN = {"epochs": 2, "batch_size": 8, "checkpoint_steps": 2, "checkpoint_seconds": None}
+RIDGE = {"name": "l2p_ridge", "pool_size": 4, "top_k": 2, "prompt_length": 2}
+TWO_STAGES = {"name": "oneprompt", "layout": [[0, 2], [1, 3]], "outliers": "boundary", "outlier_epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -39,32 +29,30 @@ def digits() -> list[ImageSet]:
     return digit_tasks(14)
 
 
-def stop_at(number: int) -> Callable[[], None]:
-    left = number
-
-    def step() -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise Stop
-
-    return step
+def checkpoint(folder: Path, stage: int = 0) -> dict[str, Any]:
+    """What the checkpoint of a stage says beside its tensors."""
+    document: dict[str, Any] = json.loads((folder / "checkpoint" / f"stage-{stage}.json").read_text())
+    return document
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "stages"),
     [
-        {"train": {"optimizer": "adam"}},
-        {"train": {"optimizer": "sgd", "schedule": "cosine", "query_view": "clean"}},
-        {"train": {"drop_last": True}, "data": {"augment": "none"}},
-        {"method": {"name": "l2p_ridge", "pool_size": 4, "top_k": 2, "prompt_length": 2}},
-        {"method": {"name": "linear", "head_init": "uniform"}},
+        ({"train": {"optimizer": "adam"}}, [8]),
+        ({"train": {"optimizer": "sgd", "schedule": "cosine", "query_view": "clean"}}, [8]),
+        ({"train": {"optimizer": "sgd", "schedule": "quarter_cosine"}}, [8]),
+        ({"train": {"drop_last": True}, "data": {"augment": "none"}}, [6]),
+        ({"method": RIDGE}, [8]),
+        ({"method": {"name": "linear", "head_init": "uniform"}}, [8]),
+        ({"method": TWO_STAGES, "train": {"schedule": "cosine"}}, [8, 4]),
+        ({"method": TWO_STAGES, "scenario": "gaussian"}, [8, 4]),
+        ({"memory": {"per_class": 3, "batch_size": 2, "store": True}}, [8]),
     ],
-    ids=["adam", "sgd-cosine", "drop_last", "l2p_ridge", "linear"],
+    ids=["adam", "sgd-cosine", "quarter", "drop_last", "l2p_ridge", "linear", "two-stages", "gaussian", "memory"],
 )
 def test_interrupted_at_any_step(
-    changes: dict[str, Any], backbone: Backbone, digits: list[ImageSet], tmp_path: Path
+    changes: dict[str, Any], stages: list[int], backbone: Backbone, digits: list[ImageSet], tmp_path: Path
 ) -> None:
     config = make_config(**{**changes, "train": {**TRAIN, **changes.get("train", {})}})
     start = Learner(config, backbone)
@@ -72,195 +60,162 @@ def test_interrupted_at_any_step(
         start.learn(digits[0])
     before = list(start.classes)
     start.save(tmp_path / "start")
-    record = start.learn(digits[1])
-    steps = 2 * start.batches.steps_per_epoch(len(digits[1]))
-    assert steps >= 6
-    for number in range(1, steps + 1) if changes == {"train": {"optimizer": "adam"}} else (1, 4, steps):
+    record, told = start.learn(digits[1], progress=(whole := Steps())), list(enumerate(stages))
+    assert whole.stages == told
+    assert whole.done == stages
+    steps = sum(stages)
+    few = len(changes) == 1 and changes.get("train") != {"optimizer": "adam"} and len(stages) == 1
+    for number in (1, 4, steps) if few else range(1, steps + 1):
         folder = tmp_path / f"stopped{number}"
         shutil.copytree(tmp_path / "start", folder)
         for again in (number, min(steps, number + 2)):  # interrupted twice; steps done before are reported again
             with pytest.raises(Stop):
-                Learner.load(folder, backbone=backbone).learn(digits[1], stop_at(again), checkpoint=folder)
+                Learner.load(folder, backbone=backbone).learn(digits[1], progress=Steps(again), checkpoint=folder)
         assert (folder / "checkpoint").exists() == (min(steps, number + 2) > 2)
         assert Learner.load(folder, backbone=backbone).classes == before
-        parts = Learner.load(folder, backbone=backbone)
-        told: list[int] = []
-        resumed = parts.learn(digits[1], lambda told=told: told.append(1), checkpoint=folder)  # type: ignore[misc]
-        assert len(told) == steps
+        parts, heard = Learner.load(folder, backbone=backbone), Steps()
+        resumed = parts.learn(digits[1], progress=heard, checkpoint=folder)
+        assert heard.stages == told
+        assert heard.done == stages
         assert same_state(parts, start)
-        assert resumed.selections == record.selections
+        assert same_moments(parts, start)
+        assert resumed.statistics == record.statistics
         assert resumed.images == record.images
         parts.save(folder)
         assert not (folder / "checkpoint").exists()
 
 
-def test_interrupted_after_training(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
-    """Killed between the last step and the save, nothing is trained again."""
-    whole = Learner(make_config(train=TRAIN), backbone)
+def same_moments(one: Learner, other: Learner) -> bool:
+    left, right = one.moments, other.moments
+    assert {number: values.keys() for number, values in left.items()} == {n: v.keys() for n, v in right.items()}
+    return all(torch.equal(value, right[number][name]) for number in left for name, value in left[number].items())
+
+
+def test_each_stage_has_its_own_checkpoint(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
+    """The finished stage is kept beside the running one; it is not trained again, and it is gone with the save."""
+    learner = Learner(make_config(train=TRAIN, method=TWO_STAGES), backbone)
+    learner.save(tmp_path)
+    with pytest.raises(Stop):
+        learner.learn(digits[0], progress=Steps(8 + 3), checkpoint=tmp_path)
+    kept = {path.name for path in (tmp_path / "checkpoint").glob("*.json")}
+    assert kept == {"stage-0.json", "stage-1.json"}
+    assert [checkpoint(tmp_path, stage)["finished"] for stage in (0, 1)] == [True, False]
+    assert [checkpoint(tmp_path, stage)["done"] for stage in (0, 1)] == [8, 2]
+    parts, steps = Learner.load(tmp_path, backbone=backbone), 0
+    step = torch.optim.Adam.step
+
+    def count(self: torch.optim.Adam, closure: Any = None) -> Any:
+        nonlocal steps
+        steps += 1
+        return step(self, closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", count)
+        parts.learn(digits[0], checkpoint=tmp_path)
+    assert steps == 2
+    parts.save(tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_interrupted_between_two_stages(
+    backbone: Backbone, digits: list[ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands between two stages is done again, with the same random numbers."""
+    config = make_config(train=TRAIN, method=TWO_STAGES)
+    whole = Learner(config, backbone)
     whole.save(tmp_path)
-    whole.learn(digits[0], checkpoint=tmp_path)
-    parts, steps = Learner.load(tmp_path, backbone=backbone), 2 * whole.batches.steps_per_epoch(len(digits[0]))
+    whole.learn(digits[0])
+    draw, calls = OnePrompt.draw_outliers, 0
+
+    def stop_at_second(self: OnePrompt, *arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Stop
+        return draw(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnePrompt, "draw_outliers", stop_at_second)
+        with pytest.raises(Stop):
+            Learner.load(tmp_path, backbone=backbone).learn(digits[0], checkpoint=tmp_path)
+    assert checkpoint(tmp_path)["finished"] is True
+    parts = Learner.load(tmp_path, backbone=backbone)
+    parts.learn(digits[0], checkpoint=tmp_path)
+    assert same_state(parts, whole)
+
+
+def test_interrupted_where_there_is_no_stage(
+    backbone: Backbone, digits: list[ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sum that had got half of the images is not saved: all of them are added again, and once."""
+    config = make_config(method={"name": "ncm"}, eval={"batch_size": 5})
+    whole = Learner(config, backbone)
+    whole.learn(digits[0])
+    whole.save(tmp_path)
+    whole.learn(digits[1], progress=(told := Steps()))
+    assert told.stages == []
+    rows_of, calls = QueryCache.rows_of, 0
+
+    def stop_at_third(self: QueryCache, *arguments: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise Stop
+        return rows_of(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QueryCache, "rows_of", stop_at_third)
+        with pytest.raises(Stop):
+            Learner.load(tmp_path, backbone=backbone).learn(digits[1], checkpoint=tmp_path)
+    assert not (tmp_path / "checkpoint").exists()
+    parts = Learner.load(tmp_path, backbone=backbone)
+    parts.learn(digits[1], checkpoint=tmp_path)
+    assert same_state(parts, whole)
+
+
+@pytest.mark.parametrize("method", [{"name": "linear"}, TWO_STAGES], ids=["one stage", "two stages"])
+def test_interrupted_after_training(
+    method: dict[str, Any], backbone: Backbone, digits: list[ImageSet], tmp_path: Path
+) -> None:
+    """Killed between the last step and the save, nothing is trained again."""
+    whole = Learner(make_config(train=TRAIN, method=method), backbone)
+    whole.save(tmp_path)
+    whole.learn(digits[0], checkpoint=tmp_path, progress=(told := Steps()))
+    parts = Learner.load(tmp_path, backbone=backbone)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.Adam, "step", None)  # a step would fail
-        parts.learn(digits[0], checkpoint=tmp_path)
+        parts.learn(digits[0], checkpoint=tmp_path, progress=(again := Steps()))
     assert same_state(parts, whole)
-    assert steps > 2
+    assert again.done == told.done
+    assert sum(told.done) > 2
 
 
-@pytest.fixture
-def interrupted(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> Path:
+def test_checkpoints_by_the_clock(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
+    """One after each step where seconds ask for it; where neither steps nor seconds do, one an epoch."""
+    train = {**TRAIN, "checkpoint_steps": 10**6}
+    whole = Learner(make_config(train=train), backbone)
+    whole.learn(digits[0])
+    for name, seconds, done in (("clock", 1e-6, [1, 2, 5]), ("steps", None, [None, None, 4])):
+        learner = Learner(make_config(train={**train, "checkpoint_seconds": seconds}), backbone)
+        for stop_at, kept in zip((2, 3, 6), done, strict=True):
+            folder = tmp_path / f"{name} {stop_at}"
+            learner.save(folder)
+            with pytest.raises(Stop):
+                Learner.load(folder, backbone=backbone).learn(digits[0], progress=Steps(stop_at), checkpoint=folder)
+            assert (folder / "checkpoint").exists() == (kept is not None)
+            assert kept is None or checkpoint(folder)["done"] == kept
+            parts = Learner.load(folder, backbone=backbone)
+            parts.learn(digits[0], checkpoint=folder)
+            assert same_state(parts, whole)
+
+
+def test_time_before_the_interruption_counts(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
     learner = Learner(make_config(train=TRAIN), backbone)
-    learner.save(tmp_path / "store")
+    learner.save(tmp_path)
     with pytest.raises(Stop):
-        learner.learn(digits[0], stop_at(5), checkpoint=tmp_path / "store")
-    return tmp_path / "store"
-
-
-def test_other_images_or_settings_do_not_go_on(interrupted: Path, backbone: Backbone, digits: list[ImageSet]) -> None:
-    with pytest.raises(UserError, match=r"interrupted in .* with other images: repeat what was interrupted, or delete"):
-        Learner.load(interrupted, backbone=backbone).learn(digits[1], checkpoint=interrupted)
-    fewer = digits[0].select(range(len(digits[0]) - 1))
-    with pytest.raises(UserError, match="with other images"):
-        Learner.load(interrupted, backbone=backbone).learn(fewer, checkpoint=interrupted)
-    with pytest.raises(UserError, match="with other settings"):
-        Learner.load(interrupted, ["train.lr=1"], backbone).learn(digits[0], checkpoint=interrupted)
-    Learner.load(interrupted, backbone=backbone).learn(digits[0], checkpoint=interrupted)
-
-
-def test_a_checkpoint_of_an_older_store_is_ignored(
-    interrupted: Path, backbone: Backbone, digits: list[ImageSet]
-) -> None:
-    kept = interrupted.with_name("kept")
-    shutil.copytree(interrupted / "checkpoint", kept)
-    learner = Learner.load(interrupted, backbone=backbone)
-    learner.learn(digits[1])
-    learner.save(interrupted)
-    shutil.copytree(kept, interrupted / "checkpoint")
-    learner.learn(digits[2], checkpoint=interrupted)
-    whole = Learner(make_config(train=TRAIN), backbone)
-    whole.learn(digits[1])
-    whole.learn(digits[2])
-    assert same_state(learner, whole)
-
-
-def test_a_damaged_checkpoint_says_what_to_do(interrupted: Path, backbone: Backbone, digits: list[ImageSet]) -> None:
-    for path in (interrupted / "checkpoint").iterdir():
-        whole = path.read_bytes()
-        for damaged in (whole[: len(whole) // 2], whole[:200] + b"~" + whole[201:]):
-            path.write_bytes(damaged)
-            with pytest.raises(UserError, match="delete this folder to learn what was interrupted from its start"):
-                Learner.load(interrupted, backbone=backbone).learn(digits[0], checkpoint=interrupted)
-        path.write_bytes(whole)
-    pair = files.read_pair(interrupted / "checkpoint" / "checkpoint.json", files.Kind("", 1, ""))
-    path = interrupted / "checkpoint" / "checkpoint.json"
-    oddities: tuple[dict[str, object], ...] = (
-        {"groups": []},
-        {"done": "x"},
-        {"schedule": 3, "done": None},
-        {"seconds": []},
-    )
-    for odd in oddities:
-        files.write_pair(path, {**pair.document, **odd}, pair.tensors)
-        with pytest.raises(UserError):
-            Learner.load(interrupted, backbone=backbone).learn(digits[0], checkpoint=interrupted)
-    files.write_pair(path, pair.document, {**pair.tensors, "loss": torch.zeros(3)})
-    with pytest.raises(UserError):
-        Learner.load(interrupted, backbone=backbone).learn(digits[0], checkpoint=interrupted)
-
-
-def test_a_learner_that_was_never_saved_has_no_checkpoints(
-    backbone: Backbone, digits: list[ImageSet], tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="save this one there before it learns"):
-        Learner(make_config(), backbone).learn(digits[0], checkpoint=tmp_path)
-
-
-class StoppingUi(QuietUi):
-    """Stops a run at its n-th step or evaluation."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(Path(), write=lambda line: None)
-        self.step = stop_at(number)  # type: ignore[method-assign]
-
-    def evaluating(self, name: str) -> None:
-        self.step()
-
-
-GAUSSIAN = {"micro_tasks": 5, "steps": 2, "sigma": 2.0, "evaluate_every": 2}
-FREQUENCY = {"name": "l2p", "pool_size": 4, "top_k": 2, "diversify": "frequency"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("changes", "moments"),
-    [
-        ({"method": {"name": "l2p", "pool_size": 4, "top_k": 2}}, (1, 5, 9)),
-        ({"method": {"name": "ncm"}}, (1, 3)),
-        ({"method": {"name": "joint"}}, (1, 3)),
-        ({"method": {"name": "l2p_ridge", "pool_size": 4, "top_k": 2}}, (9,)),
-        ({"method": {"name": "linear"}, "memory": {"per_class": 2, "store": True}}, (9, 16)),
-        ({"method": {"name": "linear"}, "memory": {"per_class": 2}}, (9, 16)),
-        ({"method": FREQUENCY}, (9, 14)),
-        ({"scenario": "gaussian", "gaussian": GAUSSIAN}, (7, 12)),
-    ],
-    ids=["l2p", "ncm", "joint", "ridge", "memory-store", "memory", "frequency", "gaussian"],
-)
-def test_a_run_goes_on_to_the_same_results(changes: dict[str, Any], moments: tuple[int, ...], tmp_path: Path) -> None:
-    config = make_config(**{"tasks": 3, "train": TRAIN, "data": {"train_per_class": 6}, **changes})
-    whole = run_quietly(config, tmp_path / "whole")
-    for number in moments:
-        out = tmp_path / f"stopped{number}"
-        with pytest.raises(Stop):
-            experiment.run(config, out, StoppingUi(number))
-        assert not (out / "results.json").exists()
-        assert timeless(run_quietly(config, out, resume=True)) == timeless(whole)
-        assert timeless(json.loads((out / "results.json").read_text())) == timeless(whole)
-        assert same_state(Learner.load(out / "learner"), Learner.load(tmp_path / "whole" / "learner"))
-    assert timeless(run_quietly(config, tmp_path / "whole", resume=True)) == timeless(whole)  # nothing is left to do
-
-
-def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
-    run_quietly(make_config(), tmp_path)
-    with pytest.raises(UserError, match=r"is not what .* was learned with"):
-        run_quietly(make_config(seed=8), tmp_path, resume=True)
-    with pytest.raises(UserError, match="does not descend from"):
-        run_quietly(make_config(), tmp_path)
-
-
-# A background job of a shell ignores Ctrl-C, and so would its children.
-HEED = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-
-
-def command(*words: str | Path) -> list[str]:
-    return [sys.executable, "-m", "promptcl", "train", *map(str, words)]
-
-
-@pytest.mark.slow
-def test_ctrl_c_says_how_to_go_on_and_resume_does(tmp_path: Path) -> None:
-    settings = ["data.train_per_class=30", "data.test_per_class=5", "train.epochs=40", "tasks=2"]
-    settings += ["backbone.name=test_vit", "backbone.weights=random", "backbone.kwargs={}", "train.checkpoint_steps=2"]
-    process = subprocess.Popen(
-        command("demo", *settings, "--out", tmp_path / "my run", "--quiet"),
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=HEED,
-    )
-    while process.poll() is None and not list(tmp_path.glob("*/learner/checkpoint/checkpoint.json")):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate()[1].splitlines()
-    assert process.returncode == 130
-    assert said == [f"go on with: promptcl train --resume '{tmp_path / 'my run'}'", "interrupted"]
-    document = json.loads((tmp_path / "my run" / "learner" / "checkpoint" / "checkpoint.json").read_text())
-    assert document["done"] > 0
-    refused = subprocess.run(command("demo", "--out", tmp_path / "my run"), capture_output=True, text=True)
-    assert refused.returncode == 2
-    assert "write promptcl train --resume" in refused.stderr
-    for words, expected in (
-        (["seed=1", "--resume", str(tmp_path / "my run")], "goes on with the settings it began with"),
-        (["--resume", str(tmp_path)], "there is no config.yaml in it"),
-    ):
-        refused = subprocess.run(command(*words), capture_output=True, text=True)
-        assert refused.returncode == 2
-        assert expected in refused.stderr
-    assert os.listdir(tmp_path) == ["my run"]
+        learner.learn(digits[0], progress=Steps(5), checkpoint=tmp_path)
+    pair = files.read_pair(tmp_path / "checkpoint" / "stage-0.json", files.Kind("", 2, ""))
+    assert pair.document["seconds"] > 0
+    files.write_pair(tmp_path / "checkpoint" / "stage-0.json", {**pair.document, "seconds": 1000.0}, pair.tensors)
+    record = Learner.load(tmp_path, backbone=backbone).learn(digits[0], checkpoint=tmp_path)
+    assert 1000 < record.seconds < 2000

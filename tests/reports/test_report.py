@@ -218,6 +218,50 @@ def test_a_pool_of_one_prompt_has_no_figure_of_prompts(runs: Path, tmp_path: Pat
     assert write([tmp_path], tmp_path / "r.html") == 3
 
 
+def test_a_run_of_all_tasks_at_once(tmp_path: Path) -> None:
+    """One task learned, five test sets: the accuracy matrix has one row, the choices of each test set theirs."""
+    few = {"train_per_class": 3, "test_per_class": 2}
+    results = run_quietly(make_config(joint=True, tasks=5, data=few), tmp_path)
+    (group,) = read([tmp_path])
+    assert group.whole
+    assert group.runs[0].forgetting is None
+    found = group.runs[0].prompt_selections
+    assert found is not None
+    assert found.model_dump() == results["prompt_selections"]
+    assert write([tmp_path], tmp_path / "r.html") == 4
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    drawn = {"average-accuracy", "a-accuracy", "a-prompts-train", "a-prompts-test"}
+    assert set(Elements(text).figures) == drawn
+    assert f"{results['average_accuracy']:.2f}" in text
+
+
+def test_choices_that_are_known_at_test_only(tmp_path: Path) -> None:
+    """DualPrompt trains the expert of the task and chooses one at test."""
+    few = {"train_per_class": 3, "test_per_class": 2}
+    results = run_quietly(make_config(tasks=5, data=few, method={"name": "dualprompt"}), tmp_path)
+    assert results["prompt_selections"]["train"] == [None] * 5
+    assert [sum(row) for row in results["prompt_selections"]["test"]] == [4] * 5
+    assert results["pool"]["collapsed"] is None
+    assert write([tmp_path], tmp_path / "r.html") == 4
+    figures = Elements((tmp_path / "r.html").read_text(encoding="utf-8")).figures
+    assert "a-prompts-test" in figures
+    assert "a-prompts-train" not in figures
+
+
+def test_a_pool_that_grows_and_says_no_cosine(runs: Path, tmp_path: Path) -> None:
+    """Rows of several lengths, as of a method with a prompt a task; not every method counts a mean cosine."""
+    results = json.loads((runs / "l2p-seed1" / "results.json").read_text())
+    results["prompt_selections"]["train"] = [[6] + [0] * task for task in range(5)]
+    results["prompt_selections"]["train"][4] = [0, 0, 0, 3, 3]
+    for entry in results["pool"]["train"]:
+        entry["cosine"] = None
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert write([tmp_path], tmp_path / "r.html") == 5
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "3 of 5 prompts are ever selected" in text
+    assert text.count("Mean cosine of queries") == 2 * 1  # below the figure of the tests and in its description
+
+
 @pytest.mark.slow
 def test_stream_without_tasks(tmp_path: Path) -> None:
     gaussian = {"micro_tasks": 12, "steps": 2, "sigma": 3.0, "evaluate_every": 4}

@@ -24,6 +24,7 @@ from promptcl.store import files
 from promptcl.store.folder import KIND
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TWO_STAGES = {"name": "oneprompt", "layout": [[0, 2], [1, 3]], "outliers": "boundary", "outlier_epochs": 1}
 L2P = {"name": "l2p", "pool_size": 4, "top_k": 2, "prompt_length": 2}
 
 
@@ -51,6 +52,9 @@ JOBS = {
         memory={"per_class": 2, "batch_size": 5},
     ),
     "ridge": settings(tasks=3, train={"holdout": 0.3}, method={**L2P, "name": "l2p_ridge"}),
+    "means": settings(tasks=3, method={"name": "ncm"}, train={"holdout": 0.3}),
+    "two stages": settings(tasks=3, method=TWO_STAGES, train={"batch_size": 7, "checkpoint_steps": 2}),
+    "general and expert": settings(tasks=3, method={"name": "dualprompt"}, train={"batch_size": 7}),
     "gaussian": settings(
         scenario="gaussian",
         method={"name": "linear"},
@@ -111,7 +115,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [*(f"{key}={value}" for key, value in changes.items()), "backbone.kwargs={}", "--out", str(out)]
     command = [*TORCHRUN, "-m", "promptcl", "train", "demo", *words]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (out / "learner" / "checkpoint" / "checkpoint.json").exists():
+    while process.poll() is None and not (out / "learner" / "checkpoint" / "stage-0.json").exists():
         time.sleep(0.02)
     os.kill(workers(process.pid)["1"], signal.SIGKILL)
     _, said = process.communicate(timeout=60)
@@ -131,7 +135,9 @@ def together(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "jobs.json").write_text(json.dumps(JOBS))
     script = Path(__file__).with_name("processes_job.py")
     command = [*TORCHRUN, *map(str, (script, out / "jobs.json", out, killed))]
-    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    tests = str(Path(__file__).parents[1])  # where helpers.py lies
+    environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join((ENVIRONMENT["PYTHONPATH"], tests))}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     (out / "printed").write_text(result.stdout)
     return out
@@ -152,8 +158,33 @@ def test_two_processes_learn_what_one_learns(name: str, together: Path, tmp_path
 @pytest.mark.slow
 def test_an_error_of_the_first_is_that_of_all(together: Path) -> None:
     for rank in (0, 1):
-        said = (together / f"said{rank}").read_text()
-        assert said == "2 [\"UserError('one sentence')\", \"OSError(28, 'full')\"]"
+        said = json.loads((together / f"said{rank}").read_text())
+        assert said["processes"] == 2
+        assert said["errors"] == ["UserError('one sentence')", "OSError(28, 'full')"]
+
+
+@pytest.mark.slow
+def test_what_the_processes_exchange(together: Path) -> None:
+    """Process 0 adds 1 to each sum, process 1 adds 10, on top of what was there: both end with the same."""
+    for rank in (0, 1):
+        said = json.loads((together / f"said{rank}").read_text())
+        assert said["add_up"] == [[3.0, 30.0], [[1 + 2**52]], []]
+        assert said["types"] == ["torch.float32", "torch.int64", "torch.float64"]
+        assert said["everyones"] == [{"mine": 0}, {"mine": 1}]
+        assert said["sum"] == [100.0 + 11, 11.0]  # the second row came while both added
+        assert said["unsaved"] == [7 + 11]
+        assert said["again"] == [100.0 + 22, 22.0]
+        assert said["counts"] == {"prompts": [2, 1, 0, 1], "experts": [1, 1]}
+        assert said["means"] == {"cosine": (1.0 + 2.0 + 6.0) / 3}
+
+
+def test_alone_there_is_nothing_to_exchange() -> None:
+    part = torch.arange(3)
+    assert processes.add_up([part])[0] is part
+    assert processes.everyones("mine") == ["mine"]
+    assert processes.on_first(lambda: 3) == 3
+    gathered = processes.gather([torch.ones(2, 3), torch.zeros(1, 3)], slice(0, 3), (3, 3), torch.device("cpu"))
+    assert gathered.sum(1).tolist() == [3, 3, 0]
 
 
 @pytest.mark.slow

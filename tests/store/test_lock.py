@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_second_writer_is_told_who_is_the_first(folder: Path) -> None:
     command = [sys.executable, "-c", "import sys; from promptcl.store import lock; from pathlib import Path"]
     command[-1] += "\nwith lock(Path(sys.argv[1])): print('have it', flush=True); sys.stdin.read()"
-    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(files.__file__).parents[2])}
     first = subprocess.Popen(
         [*command, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )

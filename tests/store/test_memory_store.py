@@ -20,10 +20,11 @@ from promptcl.data.inputs import labelled
 from promptcl.data.splits import load_split
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
+from promptcl.methods._base import Stage
 from promptcl.recipes.load import load_config
 from promptcl.store import files
 from promptcl.store.folder import KIND
-from promptcl.training.memory import Memory
+from promptcl.training import Memory, Trainer
 
 
 def settings(**memory: Any) -> Config:
@@ -100,7 +101,7 @@ def test_colour_and_large_images_come_back_as_they_were() -> None:
     pixels = [torch.randint(256, (3, 700, 9), generator=generator, dtype=torch.uint8) for _ in range(3)]
     memory, again = Memory(2), Memory(2)
     memory.add(labelled([p.permute(1, 2, 0).numpy() for p in pixels], ["a", "b", "a"]), generator)
-    again.restore(memory.tensors(["b", "a"]), ["b", "a"], 1)
+    again.restore(memory.tensors(["b", "a"], images=True), ["b", "a"], 1)
     assert again.images is not None
     assert [again.images.classes[k] for k in again.images.labels] == ["a", "b", "a"]
     assert all(torch.equal(again.images.image(i), memory.images.image(i)) for i in range(3))  # type: ignore[union-attr]
@@ -137,27 +138,40 @@ def test_a_forged_image_is_a_sentence_when_it_is_replayed(folder: Path, backbone
         Learner.load(folder, backbone=backbone).learn(tasks[2])
 
 
-def test_a_memory_that_would_do_nothing_is_refused() -> None:
-    for name in ("ncm", "ridge", "l2p_ridge"):
-        with pytest.raises(UserError, match=f"memory.per_class=5: method.name={name} never replays images; write"):
-            load_config("l2p", [f"method.name={name}", "memory.per_class=5"])
+def test_a_store_of_no_images_is_refused() -> None:
     with pytest.raises(UserError, match=r"memory\.store=true keeps memory\.per_class images of each class; write"):
         load_config("l2p", ["memory.store=true"])
     assert load_config("l2p", ["memory.store=true", "memory.per_class=5"]).memory.store
 
 
-def test_held_out_images_are_not_replayed_before_they_were_measured(backbone: Backbone, tasks: list[Path]) -> None:
+@pytest.mark.parametrize("name", ["l2p", "linear", "l2p_ridge", "ncm", "ridge"])
+def test_a_memory_that_is_not_read_is_said(name: str, backbone: Backbone, tasks: list[Path]) -> None:
+    """L2P-Ridge trains in its first task alone, in which the memory has no image yet."""
+    learner = Learner(settings().model_copy(update={"method": {"name": name}}), backbone)
+    assert learner.learn(tasks[0]).warnings == []
+    said = learner.learn(tasks[1]).warnings
+    assert said == (
+        [] if name in ("l2p", "linear") else [f"method.name={name} does not replay images, so memory.per_class is idle"]
+    )
+    assert len(learner.memory) == 8
+
+
+def test_held_out_images_are_not_replayed_before_they_were_measured(
+    backbone: Backbone, tasks: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def digests(images: ImageSet) -> set[bytes]:
         return {images.digest(i) for i in range(len(images))}
 
-    class Watched(Learner):
-        def _train(self, images: ImageSet, labels_N: Any, step: Any, replay: Any, checkpoint: Any) -> None:
-            trained.append((digests(images), digests(replay.images) if replay is not None else set()))
-            super()._train(images, labels_N, step, replay, checkpoint)
+    def watched(trainer: Trainer, stage: Stage, number: int) -> None:
+        assert stage.images is not None
+        trained.append((digests(stage.images), digests(stage.replay) if stage.replay is not None else set()))
+        run(trainer, stage, number)
 
+    run = Trainer.run
+    monkeypatch.setattr(Trainer, "run", watched)
     trained: list[tuple[set[bytes], set[bytes]]] = []
     config = Config.model_validate({**settings(per_class=9).model_dump(), "train": {"holdout": 0.3, "epochs": 1}})
-    learner = Watched(config, backbone)
+    learner = Learner(config, backbone)
     learner.learn(tasks[0])
     learner.learn(tasks[1])
     kept, replayed = trained[1]

@@ -107,7 +107,7 @@ def test_another_process_learns_the_same(folder: Path, digits: list[ImageSet], b
 
 def test_what_a_store_says(folder: Path, digits: list[ImageSet]) -> None:
     document = json.loads((folder / "learner.json").read_text())
-    assert document["format"] == 1
+    assert document["format"] == 2
     assert document["classes"] == ["0", "1"]
     assert document["notes"] == {"threshold": 0.25}
     assert document["config"]["method"]["key_init"] == "uniform"  # resolved: defaults are written out
@@ -170,8 +170,8 @@ def test_missing_files_and_things_that_are_no_store(folder: Path, tmp_path: Path
 
 
 def test_a_newer_format_asks_for_a_newer_promptcl(folder: Path) -> None:
-    rewrite(folder, format=2, something="new")
-    with pytest.raises(UserError, match="has format 2, this promptcl reads up to 1: install a newer promptcl"):
+    rewrite(folder, format=3, something="new")
+    with pytest.raises(UserError, match="has format 3, this promptcl reads up to 2: install a newer promptcl"):
         Learner.load(folder)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import make_config
+from helpers import Steps, make_config
 
 from promptcl.backbone.vit import Backbone
 from promptcl.data.images import ImageSet
@@ -49,13 +49,10 @@ def test_a_damaged_store_is_not_written_over(folder: Path, backbone: Backbone) -
 def test_a_learner_interrupted_while_it_learned_is_not_saved(
     folder: Path, backbone: Backbone, digits: list[ImageSet]
 ) -> None:
-    def stop() -> None:
-        raise KeyboardInterrupt
-
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     learner = Learner.load(folder, backbone=backbone)
     with pytest.raises(KeyboardInterrupt):
-        learner.learn(digits[0], stop)
+        learner.learn(digits[0], progress=Steps(1, KeyboardInterrupt))
     with pytest.raises(UserError, match="interrupted while it learned"):
         learner.save(folder)
     with pytest.raises(UserError, match="interrupted while it learned"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -99,3 +100,60 @@ def test_an_image_is_known_by_class_and_content_and_not_by_its_name() -> None:
     changed = ArraySource(np.full((6, 2, 2), 77, dtype=np.uint8) + np.arange(6, dtype=np.uint8)[:, None, None], "set")
     memory.add(ImageSet(changed, other.classes, other.labels), task_generator(0, 2, "memory"))
     assert len(memory) == 18
+
+
+def rows_of(width: int) -> Callable[[ImageSet], dict[str, torch.Tensor]]:
+    """Keeps the first pixel of an image, `width` times."""
+    return lambda images: {
+        "rows": torch.stack([images.image(i)[0, 0, 0].float().expand(width) for i in range(len(images))]),
+    }
+
+
+def test_what_is_kept_beside_images_stays_beside_them_and_is_filled_up_with_nan() -> None:
+    memory = Memory(3)
+    memory.add(digits("first", ["a", "b"], 3), task_generator(0, 0, "memory"))
+    memory.keep(rows_of(2))
+    memory.keep(rows_of(5))  # nothing has come since
+    assert memory.kept["rows"].shape == (6, 2)
+    memory.add(digits("second", ["a", "c"], 6), task_generator(0, 1, "memory"))
+    assert len(memory) == 9
+    assert memory.images is not None
+    fresh = [memory.images.name(i).startswith("second") for i in range(9)]
+    assert any(fresh)
+    assert not all(fresh)
+    assert memory.kept["rows"].isnan().all(1).tolist() == fresh
+    memory.keep(rows_of(4))
+    assert memory.kept["rows"].shape == (9, 4)
+    for i, row in enumerate(memory.kept["rows"]):
+        width = 4 if fresh[i] else 2
+        assert row[:width].tolist() == [float(memory.images.image(i)[0, 0, 0])] * width
+        assert row[width:].isnan().all()
+
+
+def test_a_name_that_is_new_is_nan_for_what_was_there() -> None:
+    memory = Memory(2)
+    memory.add(digits("first", ["a"], 2), task_generator(0, 0, "memory"))
+    memory.keep(lambda images: {})
+    memory.add(digits("second", ["b"], 2), task_generator(0, 1, "memory"))
+    memory.keep(rows_of(1))
+    assert memory.kept["rows"].isnan().flatten().tolist() == [True, True, False, False]
+
+
+@pytest.mark.parametrize("images", [True, False])
+def test_what_is_kept_is_stored_with_images_and_without(images: bool) -> None:
+    def filled() -> Memory:
+        memory = Memory(2)
+        memory.add(digits("first", ["a"], 5), task_generator(0, 0, "memory"))
+        return memory
+
+    memory = filled()
+    memory.keep(rows_of(3))
+    stored = {name: value.clone() for name, value in memory.tensors(["a"], images).items()}
+    again = Memory(2)
+    again.restore(stored, ["a"], 10)
+    if not images:  # the images come from elsewhere, again
+        again.add(digits("first", ["a"], 5), task_generator(0, 0, "memory"))
+        again.settle()
+    assert torch.equal(again.kept["rows"], memory.kept["rows"])
+    again.keep(rows_of(9))  # nothing is new
+    assert again.kept["rows"].shape == (2, 3)

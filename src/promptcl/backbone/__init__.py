@@ -1,4 +1,4 @@
-"""The frozen ViT, and what may be put into it."""
+"""The frozen ViT, and the inserts that methods put into it: tokens, prefixes and changes."""
 
 from promptcl.backbone.inserts import Change, Insert, Inserts, Place, Prefix, Tokens
 from promptcl.backbone.vit import Backbone, Features

@@ -1,4 +1,4 @@
-"""The walk through one timm block: inserts where they belong, and only the rows that are asked for.
+"""Forward pass of one timm block with inserts, which computes only the rows that are needed.
 
 B images, N tokens, R rows that are computed, L rows of a prefix, H heads, D width. Repeats what `Block`, `Attention`
 and `Mlp` of timm do in eval mode, where dropout and stochastic depth do nothing; without inserts and with all rows it
@@ -20,7 +20,11 @@ from promptcl.errors import UserError
 
 
 def walk(block: Any, x_BND: Tensor, inserts: Sequence[Prefix | Change] = (), rows: int | None = None) -> Tensor:
-    """The first `rows` rows (None: all) of `block(x)`: keys and values of all tokens, the rest of these rows only."""
+    """The first `rows` rows [B, R, D] (None: all) of `block(x)` with inserts.
+
+    Keys and values are computed for all tokens, the rest for these rows only.
+    Raises UserError for a Change that gives another shape, or that does not fit the MLP of the block.
+    """
     changes = [insert for insert in inserts if isinstance(insert, Change)]
     prefixes = [insert for insert in inserts if isinstance(insert, Prefix)]
     x_BRD = _first(x_BND, rows)
@@ -38,7 +42,7 @@ def _first(x_BND: Tensor, rows: int | None) -> Tensor:
 
 
 def _changed(changes: Sequence[Change], place: Place, x: Tensor, y: Tensor) -> Tensor:
-    """What the changes at `place` make of `y`, one after the other."""
+    """Apply the changes at `place` to `y`, one after the other."""
     for change in changes:
         if change.place == place:
             new = change.function(x, y)
@@ -62,7 +66,7 @@ def _attention(
     if prefixes:
         k = torch.cat([*(_prefix(prefix.keys_BLD, k) for prefix in prefixes), k], dim=2)
         v = torch.cat([*(_prefix(prefix.values_BLD, v) for prefix in prefixes), v], dim=2)
-    if attn.fused_attn or rows is not None:  # for a few rows the fused attention costs little whatever the precision
+    if attn.fused_attn or rows is not None:  # its slow bf16 backward on CPUs hardly counts for few rows
         y = F.scaled_dot_product_attention(q, k, v)
     else:
         y = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v

@@ -1,4 +1,4 @@
-"""A timm model from a configuration, or why it cannot take inserts."""
+"""Build the timm model of a configuration, or say why it cannot take inserts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RESERVED |= {"num_classes", "in_chans", "device", "dtype"}
 
 
 def build(config: BackboneConfig) -> Any:
-    """The timm model of a configuration with fresh weights, checked to be one that takes inserts."""
+    """Build the timm model of a configuration with random weights. Raises UserError if it cannot take inserts."""
     name = config.name
     architecture, _ = split_model_name_tag(name)
     if not timm.is_model(architecture):
@@ -61,7 +61,7 @@ def _tags(name: str) -> str:
 
 
 def _unfit(vit: nn.Module) -> str | None:
-    """Why this model cannot take inserts; None if it can. Other attentions would take them and be silently wrong."""
+    """Why this model cannot take inserts; None if it can. With other attention, results would be silently wrong."""
     if not isinstance(vit, VisionTransformer):
         return f"it is a {type(vit).__name__} and not a timm VisionTransformer"
     if vit.cls_token is None:

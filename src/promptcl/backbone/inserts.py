@@ -1,6 +1,6 @@
 """What a method may put into a block of the ViT: extra tokens, extra keys and values, or changed activations.
 
-B images, N tokens, L inserted rows, D width. Where a shape begins with B, 1 will do as well: all images share it.
+B images, N tokens, L inserted rows, D width. Where a shape begins with B it may begin with 1: all images share it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Change:
     """What comes out at `place` of block `layer` becomes function(x, y): x went in, y came out (LoRA, adapters, SSF).
 
     The function gives a tensor of y's shape, which is cast to y's dtype. Several changes at one place apply in order,
-    each to the y of the one before. A function that keeps x and returns y as it is is a probe.
+    each to the y of the one before. A function that stores x and returns y unchanged is a probe.
 
     A function must treat each token by itself. In the last block only the rows that are read are computed (the class
     token and those of `Tokens`): there a function at norm1, k or v sees all tokens, at any other place those rows only.

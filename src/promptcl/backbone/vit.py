@@ -1,7 +1,7 @@
 """The frozen timm ViT: query of the plain model, forward pass with inserts, input range, fingerprint.
 
 Shapes: B images, C channels, H W pixels, N tokens, P rows of all `Tokens`, D width.
-The modules of the model are walked as `VisionTransformer.forward_features` of timm does, so that no ViT is copied here.
+The model's modules are called as timm's `VisionTransformer.forward_features` calls them, so no ViT is copied here.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Backbone(nn.Module):
     class_position_D: Tensor
     """Position vector of the class token; zeros where the model adds none to it."""
     width: int
-    """Numbers of a token."""
+    """Length of a token vector."""
     depth: int
-    """Blocks; layers are counted from 0."""
+    """Number of blocks; layers are counted from 0."""
     hidden: int
-    """Numbers that go into the second linear map of a block's MLP."""
+    """Input width of the second linear layer of a block's MLP."""
 
     def __init__(
         self, vit: Any, identity: Identity, mean: Sequence[float], std: Sequence[float], precision: str = "fp32"
@@ -80,7 +80,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
         self.activation_checkpointing = False
-        """Keep the input of each block only and compute the rest again in the backward pass; the same bits."""
+        """Keep only each block's input and compute the rest again in the backward pass; gives the same bits."""
         self.eval()
 
     @classmethod
@@ -115,12 +115,12 @@ class Backbone(nn.Module):
         return backbone
 
     def train(self, mode: bool = True) -> Backbone:
-        """Stay in eval mode, whatever `mode` says: no dropout, in a trainable copy neither."""
+        """Stay in eval mode, whatever `mode` says: there is no dropout, even in a trainable copy."""
         super().train(False)
         return self
 
     def copy(self) -> Backbone:
-        """A trainable twin: weights of its own that require a gradient; this backbone stays as it is."""
+        """Make a trainable copy with weights of its own that require a gradient; this backbone stays as it is."""
         twin = copy.deepcopy(self)
         twin.vit.requires_grad_(True)
         return twin
@@ -204,8 +204,8 @@ class Backbone(nn.Module):
     def _through(self, block: Any, x_BND: Tensor, inside: Sequence[Prefix | Change]) -> Tensor:
         """All rows of a block before the last; timm's own call where nothing is inserted inside it."""
         step, args = (walk, (block, x_BND, inside)) if inside else (block, (x_BND,))
-        # What a Change learns is not to be seen from outside. The last block never comes here: to compute it again
-        # right after it was computed would save nothing.
+        # A Change may hold parameters that cannot be seen here, so any insert counts as trainable. The last block never
+        # comes here: computing it again right after it was computed would save nothing.
         again = self.activation_checkpointing and torch.is_grad_enabled()
         if again and (x_BND.requires_grad or inside or any(p.requires_grad for p in block.parameters())):
             out: Tensor = checkpoint(step, *args, use_reentrant=False)

@@ -1,4 +1,4 @@
-"""Weight files of a timm ViT: find, hash, read, check, load. Downloaded files and given ones take the same path."""
+"""Find, hash, check and load weight files of a timm ViT. Downloaded and given files are treated the same."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def load(model: Any, path: Path, name: str, resample_patches: bool = False) -> N
     """Load a file into a headless timm VisionTransformer; the position embedding is resampled to the model's grid.
 
     Every name and shape must fit, only the classifier of the pre-training is left out. Patch kernels of another size
-    are refused unless `resample_patches`: timm would resample them in silence, and that is usually the wrong file.
+    are refused unless `resample_patches`: timm would resample them silently, and that is usually the wrong file.
     Raises UserError naming the file and the first name that does not fit, or why the file cannot be read.
     """
     if path.suffix == ".npz":
@@ -165,12 +165,12 @@ def _check_size(path: Path, name: str, given: tuple[int, ...], expected: tuple[i
 
 
 def _load_npz(model: Any, path: Path, name: str, resample_patches: bool) -> None:
-    """The JAX archives of google-research/vision_transformer: timm reads them, this checks what timm lets pass."""
+    """Load a JAX archive of google-research/vision_transformer with timm, and check what timm lets pass."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             _check_npz(archive, model, path, name, resample_patches)
         for parameter in model.parameters():
-            parameter.data.fill_(float("nan"))  # timm leaves what the file lacks as it was
+            parameter.data.fill_(float("nan"))  # what the file lacks stays NaN, and is found below
         model.load_pretrained(str(path))
         for key, value in model.state_dict().items():
             if value.isnan().any():

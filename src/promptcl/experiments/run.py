@@ -1,4 +1,4 @@
-"""A learner over a stream of tasks -> results.json. T tasks."""
+"""Run an experiment: a learner learns a stream of tasks, and its accuracies go to results.json. T tasks."""
 
 from __future__ import annotations
 
@@ -41,20 +41,21 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         UserError: bad data, weights or settings; a loss that is not finite; `out` holds the learner of another run.
         OSError: `out` cannot be written.
     """
-    start, config = time.perf_counter(), store.with_absolute_paths(config)  # config.yaml repeats it from any folder
-    with processes.first_alone():  # which downloads what is missing
+    start, config = time.perf_counter(), store.with_absolute_paths(config)  # so config.yaml works from any folder
+    with processes.first_alone():  # process 0 downloads what is missing
         stream = make_stream(load_domains(config.data), config)
         fresh = Learner(config)
-        config = fresh.config  # precision=auto means the same when it goes on elsewhere
+        config = fresh.config  # keeps the meaning of precision=auto if the run goes on elsewhere
     with processes.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
-        done: dict[str, Any] = learner.notes["run"]
+        done: dict[str, Any] = {**nothing_done(), **learner.notes["run"]}  # a run of an older promptcl knew less
+        learner.notes["run"] = done
         tasks = stream.tasks
         ui.start(len(tasks), config)
         for record in done["records"]:
             ui.task(record["task"], record["name"])
             ui.task_done(record)
-        if not config.memory.store:  # its images are in the data, not in the store
+        if not config.memory.store:  # then the images of the memory come from the data
             for t, task in enumerate(tasks[: len(learner.history)]):
                 learner.remember(task.train, t)
         before = done["seconds"]
@@ -62,9 +63,6 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
             _learn(t, task, learner, out / STORE, done, ui)
             if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
                 _evaluate(t, task, stream, learner, done, ui)
-            if t + 1 == len(tasks) > 1 and config.memory.per_class and not done["memory_was_read"]:
-                name = config.method["name"]
-                _warn(done, f"method.name={name} never replays images: memory.per_class did nothing", ui)
             done["seconds"] = before + time.perf_counter() - start
             learner.save(out / STORE)
         results = processes.on_first(lambda: _write(out, _results(config, learner, stream, done)))
@@ -73,7 +71,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
 
 
 def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner:
-    """The learner of the run in `out`, saved there: `learner`, or the one to go on with; its notes keep the results."""
+    """Save `learner` in `out`, or load the one that a resumed run goes on with; its notes keep the results."""
     folder, wanted = out / STORE, learner.config
     if resume and processes.on_first(lambda: store.checksum(folder)) is not None:
         learner = Learner.load(folder, backbone=learner.backbone, trust=needs_trust(wanted))
@@ -91,13 +89,12 @@ def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, A
     ui.task(t, task.name)
     learned = learner.learn(task.train, name=task.name, checkpoint=folder, progress=ui)
     done["learned"].append(asdict(learned))
-    done["memory_was_read"] |= learner.memory_was_read
     for sentence in learned.warnings:
         _warn(done, sentence, ui)
 
 
 def nothing_done() -> dict[str, Any]:
-    """What a run has measured before its first task: plain data, all that a run needs beside its learner to go on."""
+    """The results of a run before its first task: JSON values, all that a resumed run needs beside its learner."""
     return {
         "records": [],
         "matrix": [],
@@ -105,14 +102,13 @@ def nothing_done() -> dict[str, Any]:
         "collapsed": None,
         "warnings": [],
         "images": 0,
-        "memory_was_read": False,
         "learned": [],  # what learning took since the last evaluation
         "seconds": 0.0,
     }
 
 
 def _warn(done: dict[str, Any], text: str, ui: Ui) -> None:
-    """Tell the user now, and whoever reads the results."""
+    """Show a warning now, and record it in the results."""
     done["warnings"].append(text)
     ui.warn(text)
 
@@ -122,13 +118,13 @@ def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[s
     evaluations = []
     for seen in stream.tests_after(t):
         ui.evaluating(seen.name)
-        # With one test set for all, classes that have not come yet are in it.
+        # One test set for all tasks holds classes that have not been learned yet.
         evaluations.append(asdict(learner.evaluate(seen.test, unseen=stream.one_test)))
     matrix: Matrix = done["matrix"]
     row: list[float | None] = [e["accuracy"] for e in evaluations]
     width = 1 if stream.one_test else len(stream.tests)
     if not stream.compared and not stream.one_test:
-        matrix += [[None] * width for _ in range(width - 1)]  # only the last row is known
+        matrix += [[None] * width for _ in range(width - 1)]  # only the last row is measured
     matrix.append(row + [None] * (width - len(row)))
     done["images"] += sum(learned["images"] for learned in done["learned"])
     done["statistics"]["train"].append(_together([learned["statistics"] for learned in done["learned"]]))
@@ -174,7 +170,7 @@ def _watch_pool(done: dict[str, Any], ui: Ui) -> None:
 
 
 def _pool(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
-    """Of each task how its selections are spread: entropy in bits, prompts used, mean cosine to the selected keys."""
+    """Summarise the prompt selections of each task: entropy in bits, prompts used, mean cosine to the selected keys."""
     return [
         {
             "counts": one["prompts"],
@@ -210,7 +206,7 @@ def _record(
 
 
 def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, Any]) -> dict[str, Any]:
-    """Everything a reader needs to trust the number; metrics that mean nothing in this scenario are null."""
+    """The content of results.json; metrics that mean nothing in this scenario are null."""
     matrix: Matrix = done["matrix"]
     several, statistics = stream.compared, done["statistics"]
     found = {part: _pool(rows) for part, rows in statistics.items()}
@@ -248,6 +244,6 @@ def _write(out: Path, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write the whole file or nothing. Raises OSError."""
+    """Write `text` to the file `path`, all of it or nothing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, text.encode())

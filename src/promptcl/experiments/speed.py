@@ -1,7 +1,7 @@
-"""Images per second, where the time goes, memory, and how far the machine's limit is. B images, K classes of the task.
+"""Measure images per second, the time of each part of a step, memory, and the share of the machine's peak speed.
 
 One task is learned and evaluated again and again, in turn with another engine if one is given, so that a ratio compares
-what ran within the same seconds; a machine that others use too changes its speed by more than most improvements.
+what ran within the same seconds: the speed of a shared machine changes by more than most improvements bring.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from promptcl.config import Config
 from promptcl.data import ImageSet, load_domains, make_stream
 from promptcl.errors import UserError
-from promptcl.learner import Learner, story
+from promptcl.learner import Learner
 from promptcl.runtime.provenance import git_commit, process_age, resident_peak, versions
 from promptcl.training import Silent, Trainer
 from promptcl.training.batches import TrainBatch
@@ -31,7 +31,7 @@ STAGES = ("decode and augment", "query", "prompted forward", "backward", "optimi
 
 
 class Engine(Protocol):
-    """What a file given as --engine has to hold: a class Engine(config, classes, device) with these two."""
+    """What a file given as --engine has to hold: a class Engine(config, classes, device) with these two functions."""
 
     def train(self, images: ImageSet) -> None:
         """Learn the images as one task, train.epochs times."""
@@ -76,17 +76,17 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
     ours = _Ours(config)
     config, device = ours.learner.config, ours.learner.device
     ages: list[float | None] = []
-    ours.train(train, lambda: ages.append(process_age()))  # warms up, decodes
+    ours.train(train, lambda: ages.append(process_age()))  # a warm-up, which decodes the images
     _timed(lambda: ours.evaluate(test), device)
     memory = _peak_memory(device, before)
     other = None if engine is None else _load(engine)(config, len(train.classes), device)
-    if other is not None:  # warms up
+    if other is not None:  # a warm-up
         other.train(train.select(range(min(len(train), config.train.batch_size))))
         other.evaluate(test)
     measured: dict[str, list[float]] = {"peak": []}
     for number in range(rounds):
         measured["peak"].append(matmul_gflops(device, config.backbone.precision))
-        # A fresh view of the images each time: queries that are kept for an epoch to come are computed anew.
+        # A new set of the same images each time, so that its queries are not in the cache and are computed anew.
         fresh_train, fresh_test = train.select(range(len(train))), test.select(range(len(test)))
         work: list[tuple[str, Callable[[], object]]] = [
             ("train", lambda images=fresh_train: ours.train(images)),  # type: ignore[misc]
@@ -115,7 +115,7 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
 
 
 def _spread(images: ImageSet, count: int) -> ImageSet:
-    """`count` images from all over the set, so of all classes."""
+    """Pick `count` images spread evenly over the set, so that they are of all classes."""
     return images.select(np.linspace(0, len(images) - 1, min(count, len(images))).astype(np.int64))
 
 
@@ -142,7 +142,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _timed(job: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call."""
+    """Seconds that one call of `job` takes."""
     _wait(device)
     start = time.perf_counter()
     job()
@@ -151,8 +151,8 @@ def _timed(job: Callable[[], object], device: torch.device) -> float:
 
 
 def matmul_gflops(device: torch.device, precision: str, calls: int = 5) -> float:
-    """The best of a few products of two square matrices, in 10^9 operations a second: what this machine can do."""
-    size = 2048 if device.type == "cpu" else 8192  # a GPU would be done before the call has returned
+    """Peak speed of this machine in 10^9 operations a second: the best of a few products of square matrices."""
+    size = 2048 if device.type == "cpu" else 8192  # a GPU would end a smaller one before the call returns
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
     out = a @ b
@@ -163,18 +163,18 @@ def matmul_gflops(device: torch.device, precision: str, calls: int = 5) -> float
 def _anatomy(
     used: Learner, images: ImageSet, measured: dict[str, list[float]], seen: int, steps: int = 5
 ) -> dict[str, Any]:
-    """Seconds of each part of a training step, and its arithmetic against the machine's; {} where none is taken."""
+    """Seconds of each part of a training step, and its share of the machine's peak speed; {} if there is no step."""
     learner = Learner(used.config, used.backbone)
     with torch.no_grad():
-        task = story.begin(learner, images)
+        task = learner.begin(images)
         stage = next(learner.method.learn(learner.backbone, task), None)
     if stage is None or stage.images is None or not learner.trained_parameters():
         return {}
-    trainer = story.trainer(learner, task)
+    trainer = learner.trainer(task)
     run = trainer.prepare(stage, 0)
     order_N = torch.arange(len(stage.images)).repeat(steps + 2)
     learner.method.train()
-    reads_query = _Step(learner, trainer, run, order_N, 0).count()["query"] > 0  # warms up, too
+    reads_query = _Step(learner, trainer, run, order_N, 0).count()["query"] > 0  # also a warm-up
     learner.backbone.activation_checkpointing = False  # what is computed twice to save memory counts once
     counted = _Step(learner, trainer, run, order_N, 0).count()
     learner.backbone.activation_checkpointing = learner.config.backbone.activation_checkpointing
@@ -198,7 +198,7 @@ def _anatomy(
 
 
 class _Step:
-    """One training step, taken apart."""
+    """One training step, split into parts that are timed one by one."""
 
     def __init__(
         self, learner: Learner, trainer: Trainer, run: Run, order_N: torch.Tensor, step: int, query: bool = True
@@ -239,7 +239,7 @@ class _Step:
 
 
 def _read_by(job: Callable[[], object], batch: TrainBatch) -> set[str]:
-    """What `job` asked `batch` for and was computed."""
+    """Names of the values of `batch` that are computed once `job` has run."""
     job()
     return set(batch.__dict__)
 

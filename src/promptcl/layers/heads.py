@@ -15,7 +15,7 @@ class GrowingLinear(nn.Module):
     """Linear layer whose outputs are added class by class; old rows keep their values bit for bit."""
 
     def __init__(self, width: int, init: Literal["zero", "uniform"] = "zero") -> None:
-        """`zero` as in the L2P release; `uniform` as torch.nn.Linear: U(-1/sqrt(D), 1/sqrt(D))."""
+        """Start without outputs. New rows: `zero` (L2P release), or `uniform`, U(-1/sqrt(D), 1/sqrt(D)) (nn.Linear)."""
         super().__init__()
         self.init = init
         self.weight_KD = nn.Parameter(torch.zeros(0, width))
@@ -52,7 +52,7 @@ class ClassMeans(nn.Module):
         self.count_K.grow(classes)
 
     def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
-        """Count images [B, D] with class ids [B] in."""
+        """Add features [B, D] of images with class ids [B]."""
         self.sum_KD.add_rows(labels_B, features_BD)
         self.count_K.add_rows(labels_B, torch.ones_like(features_BD[:, 0]))
 
@@ -64,14 +64,14 @@ class ClassMeans(nn.Module):
 class RidgeHead(nn.Module):
     """Ridge regression from running sums, so that it never forgets: adding tasks one by one equals adding all at once.
 
-    Keeps sum of x x^T, of x per class, and counts (float64); no image, no feature of one image.
+    Keeps the sum of x x^T, the sum of x of each class, and counts (float64); no image and no single feature vector.
     """
 
     weight_KD: Tensor
     bias_K: Tensor
 
     def __init__(self, width: int, strength: float) -> None:
-        """`strength`: penalty relative to each feature's own variance, so that it means the same for any backbone."""
+        """Start with no class; `strength`: penalty as a share of each feature's variance, to suit any backbone."""
         super().__init__()
         self.strength = strength
         self.scatter_DD, self.sum_KD, self.count_K = Sum(width, width), Sum(0, width), Sum(0)
@@ -86,16 +86,16 @@ class RidgeHead(nn.Module):
         self.bias_K = torch.cat([self.bias_K, self.bias_K.new_zeros(classes)])
 
     def add(self, features_BD: Tensor, labels_B: Tensor) -> None:
-        """Count images [B, D] with class ids [B] in."""
+        """Add features [B, D] of images with class ids [B]."""
         x_BD = features_BD.double()
         self.scatter_DD.add(x_BD.T @ x_BD)
         self.sum_KD.add_rows(labels_B, x_BD)
         self.count_K.add_rows(labels_B, torch.ones_like(x_BD[:, 0]))
 
     def solve(self, balance: bool = False) -> None:
-        """Weights of the centred ridge regression onto one-hot labels.
+        """Set weights and bias to the centred ridge regression onto one-hot labels, solved from the sums.
 
-        balance: every class has the same say in targets and centre, however many images it has.
+        balance: every class has the same weight in targets and centre, however many images it has.
         """
         scatter_DD, sum_KD, count_K = self.scatter_DD.value, self.sum_KD.value, self.count_K.value
         n, classes, mean_D = count_K.sum(), len(count_K), sum_KD.sum(0) / count_K.sum()

@@ -6,13 +6,28 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
+
+from promptcl.config import Section
 
 Init = Literal["uniform", "normal", "symmetric"]
 
 
+class PromptOptions(Section):
+    """Settings that methods with prompts and a linear head have in common."""
+
+    prompt_init: Init = "uniform"
+    """Values that a prompt starts with, s being `init_scale`: `uniform` U[0, s), `normal` N(0, s^2), `symmetric`
+    U[-s, s)."""
+    init_scale: float = Field(default=0.01, gt=0)
+    """Scale of the values that a prompt starts with."""
+    head_init: Literal["zero", "uniform"] = "zero"
+    """Values that the head's rows of a new class start with: zeros, or torch.nn.Linear's uniform ones."""
+
+
 def initialise(shape: tuple[int, ...], kind: Init, scale: float, generator: torch.Generator) -> Tensor:
-    """Fresh parameters: `uniform` U[0, scale), `normal` N(0, scale^2), `symmetric` U[-scale, scale)."""
+    """Draw initial values of `shape`: `uniform` U[0, scale), `normal` N(0, scale^2), `symmetric` U[-scale, scale)."""
     if kind == "normal":
         return torch.empty(shape).normal_(0.0, scale, generator=generator)
     low = 0.0 if kind == "uniform" else -scale
@@ -41,10 +56,10 @@ def rarely_chosen(similarity_BM: Tensor, frequency_M: Tensor, n: int) -> Tensor:
 
 
 def vote(index_BN: Tensor, pool_size: int, group: int) -> Tensor:
-    """Majority vote of the L2P release within consecutive groups of `group` images (as in the release).
+    """Choose the same prompts for all images of a group by majority vote, as in the L2P release.
 
     Each image casts N equal votes; the N ids with most votes, ties to the lower id, serve the whole group.
-    Args: index_BN ids chosen per image; pool_size M; group images a vote (the last group may be smaller).
+    Args: index_BN ids chosen per image; pool_size M; group: consecutive images that vote (the last may be fewer).
     Returns: [B, N] ids, equal within a group.
     """
     n = index_BN.shape[1]
@@ -70,5 +85,5 @@ class PromptPool(nn.Module):
 
     def take(self, index_BN: Tensor) -> Tensor:
         """Tokens [B, N*L, D] of the chosen prompts, in the order chosen."""
-        tokens_BNX = F.embedding(index_BN, self.prompts_MLD.flatten(1))  # dense, deterministic gradient
-        return tokens_BNX.view(index_BN.shape[0], -1, self.prompts_MLD.shape[-1])  # len() would fix it in an export
+        tokens_BNX = F.embedding(index_BN, self.prompts_MLD.flatten(1))  # its gradient is deterministic
+        return tokens_BNX.view(index_BN.shape[0], -1, self.prompts_MLD.shape[-1])  # len() would fix B in an export

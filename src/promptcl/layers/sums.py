@@ -1,4 +1,4 @@
-"""What only adds up over images: sums that several processes share, and statistics that a method reports by name."""
+"""Sums over images that several processes share, and statistics that a method reports by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Sum(nn.Module):
-    """A tensor to which images only ever add: a class mean's sum, a Gram matrix, a count.
+    """A tensor to which each image only adds: the sum behind a class mean, a Gram matrix, a count.
 
     Where several processes learn together, each adds its own images; what they have added is exchanged when the loop
     over `task.batches()` ends and at the end of a stage. Until then `value` lacks what the others have added.
@@ -18,7 +18,7 @@ class Sum(nn.Module):
     value: Tensor
 
     def __init__(self, *shape: int, dtype: torch.dtype = torch.float64, persistent: bool = True) -> None:
-        """Start with zeros of `shape`; without `persistent` the sum is no part of what was learned."""
+        """Start with zeros of `shape`; without `persistent` the sum is not saved with the method."""
         super().__init__()
         self.register_buffer("value", torch.zeros(shape, dtype=dtype), persistent)
 
@@ -41,19 +41,19 @@ def sums_of(module: nn.Module) -> list[Tensor]:
 
 
 class Statistics:
-    """Counts and means that a method reports by name while it works; whoever drives the method takes them.
+    """Counts and means that a method reports by name while it runs, and that the learner collects.
 
-    They are no part of what was learned. The names are the method's own: the report draws `prompts` (how often each
+    They are not saved with the method. The names are the method's own: the report draws `prompts` (how often each
     prompt was chosen) and `cosine` (how well the chosen keys fit).
     """
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start without counts and means."""
         self.counts: dict[str, Tensor] = {}
         self.means: dict[str, Tensor] = {}
 
     def count(self, name: str, index: Tensor, size: int) -> None:
-        """Count how often each of the ids 0 .. `size` - 1 is in `index` (any shape); nothing while being exported."""
+        """Count how often each of the ids 0 .. `size` - 1 is in `index` (any shape); does nothing in an export."""
         if torch.compiler.is_compiling():
             return
         old = self.counts.get(name)
@@ -64,7 +64,7 @@ class Statistics:
         self.counts[name] = old.scatter_add(0, index.flatten(), torch.ones_like(index).flatten())
 
     def mean(self, name: str, values: Tensor) -> None:
-        """Let every one of `values` (any shape) count in the mean called `name`; nothing while being exported."""
+        """Include all `values` (any shape) in the mean called `name`; does nothing in an export."""
         if torch.compiler.is_compiling():
             return
         values = values.detach().double() if values.device.type != "mps" else values.detach()
@@ -72,19 +72,19 @@ class Statistics:
         self.means[name] = self.means[name] + pair if name in self.means else pair
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that was counted, by names that `restore` understands."""
+        """All counts and means as tensors, by names that `restore` understands."""
         named = {f"count.{name}": value for name, value in self.counts.items()}
         return {**named, **{f"mean.{name}": value for name, value in self.means.items()}}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Replace all counts and means by those that a call of `tensors()` returned."""
         self.clear()
         for key, value in tensors.items():
             kind, _, name = key.partition(".")
             (self.counts if kind == "count" else self.means)[name] = value
 
     def fill(self, shapes: Mapping[str, Sequence[int]], device: torch.device) -> None:
-        """Have everything that `shapes` (by the names of `tensors`) speaks of, zero where nothing was counted here."""
+        """Extend counts and means with zeros to `shapes` (named as in `tensors`), the same in all processes."""
         have = self.tensors()
         for name, shape in sorted(shapes.items()):
             kind = torch.long if name.startswith("count.") else torch.float64
@@ -95,11 +95,11 @@ class Statistics:
         self.restore({name: have[name] for name in sorted(have)})
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Remove all counts and means."""
         self.counts, self.means = {}, {}
 
     def take(self) -> dict[str, list[int] | float]:
-        """Counts (a list) and means (a number) by name, which are forgotten here."""
+        """Return counts (lists) and means (numbers) by name, and remove them here."""
         found: dict[str, list[int] | float] = {name: count.tolist() for name, count in self.counts.items()}
         for name, (total, number) in ((name, pair.tolist()) for name, pair in self.means.items()):
             found[name] = total / number if number else 0.0

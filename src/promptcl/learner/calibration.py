@@ -1,4 +1,4 @@
-"""How sure is sure: a temperature and a threshold from images held out of training. N images, K classes so far."""
+"""Calibrate probabilities: a temperature and a threshold from held-out images. N images, K classes so far."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
 
 MISSED = 0.05
-"""Share of the images answered right that the threshold calls unknown all the same."""
+"""Share of the held-out images answered right that the threshold nevertheless calls unknown."""
 
 
 class Calibration(Section):
-    """What turns logits into probabilities that can be believed; without held-out images it changes nothing."""
+    """Temperature and threshold that correct a learner's probabilities; without held-out images they change nothing."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Probabilities are softmax(logits / temperature)."""
     threshold: float = Field(default=0.0, ge=0, le=1)
     """Answers less probable than this are `unknown`."""
     images: int = Field(default=0, ge=0)
-    """Held-out images that it was measured on."""
+    """Number of held-out images that it was measured on."""
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> Calibration:
-        """What is kept in a learner's notes. Raises UserError for something else under its name."""
+        """Read the calibration from a learner's notes. Raises UserError if they hold something else under its name."""
         try:
             return cls.model_validate(notes.get("calibration", {}))
         except ValueError as error:
             raise UserError("the notes of this learner hold no valid calibration; take a copy that is whole") from error
 
     def joined(self, other: Calibration) -> Calibration:
-        """Both together, each counting by its images (none of the old ones is kept to measure again)."""
+        """Combine two calibrations, weighted by their numbers of images (old images are not kept to measure again)."""
         total = self.images + other.images
         if not total:
             return self
@@ -65,24 +65,26 @@ def hold_out(images: ImageSet, share: float, generator: torch.Generator) -> tupl
 
 
 def measure(logits_NK: Tensor, labels_N: Tensor) -> Calibration:
-    """Temperature of the smallest cross-entropy (Guo et al. 2017, sec. 4.2), and the threshold that goes with it.
+    """Find the temperature of the smallest cross-entropy (Guo et al. 2017, sec. 4.2), and the threshold for it.
 
-    A handful of images that are all answered right would ask for boundless certainty: targets are (N+1)/(N+2) for
-    the true class, as Platt (1999) does, and the rest spread over the others.
+    With a few images that are all answered right, temperature 0 would be best: so targets are (N+1)/(N+2) for
+    the true class, as in Platt (1999), and the rest is spread over the others.
     """
     count, classes = logits_NK.shape
     if classes < 2:
         return Calibration()
     logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # not every device has float64
+    known_NK = logits_NK.isfinite()  # a method may rule classes out with -inf, which no temperature moves
+    floored_NK = torch.where(known_NK, logits_NK, logits_NK[known_NK].min() if known_NK.any() else 0.0)
     rest = 1 / (count + 2)
     target_NK = torch.full_like(logits_NK, rest / (classes - 1))
     target_NK.scatter_(1, labels_N[:, None], 1 - rest)
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(logits_NK / math.exp(log_temperature), target_NK).item()
+        return F.cross_entropy(floored_NK / math.exp(log_temperature), target_NK).item()
 
     low, high = math.log(1e-4), math.log(1e4)
-    for _ in range(60):  # one valley: the loss is convex in 1 / temperature
+    for _ in range(60):  # one minimum: the loss is convex in 1 / temperature
         third = (high - low) / 3
         low, high = (low + third, high) if loss(low + third) > loss(high - third) else (low, high - third)
     temperature = math.exp((low + high) / 2)

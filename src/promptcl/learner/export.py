@@ -1,4 +1,4 @@
-"""A learner as a program that runs without promptcl: images in, probabilities out. B images, S pixels a side."""
+"""Export a learner as a program that runs without promptcl: images in, probabilities out. B images, S pixels a side."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Program(nn.Module):
     """Backbone and method in one: float images (B, 3, S, S) in [0, 1] -> probabilities (B, K)."""
 
     def __init__(self, learner: Learner) -> None:
-        """Copy what `learner` is now to the CPU."""
+        """Copy backbone, method and temperature of `learner` to the CPU."""
         super().__init__()
         self.backbone = copy.deepcopy(learner.backbone).cpu()
         self.method = copy.deepcopy(learner.method).cpu().eval().requires_grad_(False)
@@ -81,7 +81,8 @@ def export(learner: Learner, file: Path) -> Path:
         raise UserError("this learner knows no class yet; learn a folder of images first")
     if learner.method.together > 1:
         raise UserError(
-            "method.vote=batch makes an answer depend on its neighbours; only method.vote=image is exported"
+            "with these options an answer depends on its neighbours, which a program cannot do; for l2p and dualprompt "
+            "write method.vote=image"
         )
     if file.suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise UserError(
@@ -122,11 +123,11 @@ def _write_onnx(exported: torch.export.ExportedProgram, file: Path) -> None:
     from onnxscript import opset18 as op
 
     def sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
-        """The stable sort of the prompt selection, unknown to torch.onnx: TopK of all, ties to the lower id."""
+        """Sort stably, as selecting prompts needs and torch.onnx cannot: TopK of all, ties to the lower id."""
         count = op.Gather(op.Shape(x), op.Constant(value_ints=[dim]))  # type: ignore[type-var]
         return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # which warns of every Split that it leaves as it is
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every Split node that it leaves as it is
     torch.onnx.export(
         exported,
         (),
@@ -140,7 +141,7 @@ def _write_onnx(exported: torch.export.ExportedProgram, file: Path) -> None:
 
 
 def description(learner: Learner) -> dict[str, object]:
-    """What a user of the program has to know."""
+    """Describe the inputs and outputs of the exported program, as JSON values."""
     size, crop = learner.backbone.image_size, learner.config.data.eval_crop
     return {
         "classes": learner.classes,

@@ -1,4 +1,4 @@
-"""A classifier that grows: learn, evaluate, predict. Labels are names at every border. K classes so far, N images."""
+"""A classifier that grows: learn, evaluate, predict. Users give and get class names. K classes so far, N images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from promptcl.config import Config
 from promptcl.data import SCENARIOS, ImageSet
 from promptcl.data.inputs import ImagesLike, labelled, unlabelled
 from promptcl.errors import UserError
-from promptcl.learner import story
 from promptcl.learner.calibration import Calibration, measure
 from promptcl.learner.records import (
     Evaluation,
@@ -27,20 +26,19 @@ from promptcl.learner.records import (
     Prediction,
     by_class,
     check_names,
-    class_ids,
     predictions,
 )
+from promptcl.learner.story import Story
 from promptcl.methods._base import TaskView, load_method
 from promptcl.runtime import processes
 from promptcl.runtime.device import check_dtypes, pick_device, with_precision
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import Saved, TaskRecord
-from promptcl.training import Batches, Memory, PastTask, Progress
-from promptcl.training.loop import begin_sums, end_sums
-from promptcl.training.optim import effective_lr, load_moments, make_optimizer, named_moments
+from promptcl.training import Batches, Memory, PastTask, PresentTask, Progress
+from promptcl.training.exchange import joined
 
 
-class Learner:
+class Learner(Story):
     """A frozen backbone, a method, and the class names in the order they were learned."""
 
     def __init__(self, config: Config, backbone: Backbone | None = None) -> None:
@@ -58,28 +56,24 @@ class Learner:
         self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         self.method = model(options, self.backbone, task_generator(config.seed, 0, "initial values"))
         check_dtypes(self.method, self.device)
+        if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
+            copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
         self.method.to(self.device).eval()
-        self.classes: list[str] = []
-        self.history: list[TaskRecord] = []
+        self.classes, self.history = [], []
         self.notes: dict[str, Any] = {}
         """JSON values that are saved with the learner."""
         self.ancestors: list[str] = []
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
         self._whole = True
         self.memory = Memory(config.memory.per_class)
-        self.memory_was_read = False
-        """Whether the method has asked for the memory since this learner was made or loaded."""
-        self.optimizers: dict[int, torch.optim.Optimizer] = {}
-        """By stage, where they go on from task to task (a stream without boundaries)."""
+        self.moments = {}
         self.batches = Batches(self.backbone, config, self.device)
-        if not self.scenario.boundaries:  # who asks for the number of a task is refused now, before anything is written
-            copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
 
     @classmethod
     def load(
         cls, folder: Path | str, overrides: Sequence[str] = (), backbone: Backbone | None = None, trust: bool = False
     ) -> Learner:
-        """The learner in `folder`, as it was saved. Arguments as of `store.load`; backbone as of the constructor.
+        """Load the learner that was saved in `folder`. Arguments as of `store.load`; backbone as of the constructor.
 
         Raises:
             UserError: as `store.load`; weights that are missing or are not those it was learned with.
@@ -90,7 +84,7 @@ class Learner:
             learner._restore(saved)
         except UserError as error:
             raise UserError(f"{folder}: {error}") from error
-        except Exception as error:  # numbers that no machine can use: torch, timm and Python each have their errors
+        except Exception as error:  # impossible sizes: torch, timm and Python each have their errors
             raise UserError(f"{folder} cannot be built here ({first_line(error)}); check its config") from error
         return learner
 
@@ -102,10 +96,13 @@ class Learner:
                 Or the last `learn` did not end.
         """
         self._check_whole()
-        state = {**self.method.state_dict(), **self.memory.tensors(self.classes, self.config.memory.store)}
+        state = self.method.state_dict()
+        if odd := next((name for name in state if name.startswith(("optimizer.", "memory."))), None):
+            raise ValueError(f"the method has a member {odd}: `optimizer` and `memory` are names of the store")
+        state = {**state, **self.memory.tensors(self.classes, self.config.memory.store)}
         if not self.scenario.boundaries:  # whose optimisers go on from micro-task to micro-task
-            for number, optimizer in self.optimizers.items():
-                state |= named_moments(optimizer, f"optimizer.{number}.")
+            for number, moments in self.moments.items():
+                state |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
         saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
         self.ancestors.append(processes.on_first(lambda: store.save(Path(folder), saved, self.ancestors)))
 
@@ -113,11 +110,6 @@ class Learner:
         """Refuse what cannot be learned before anything changes."""
         self._check_whole()
         check_names(images.classes)
-        if self.config.memory.per_class and self.history and self.memory.images is None:
-            raise UserError(
-                f"memory.per_class={self.config.memory.per_class} replays earlier images, which are not in the store: "
-                "give them to Learner.remember, write memory.per_class=0, or begin with memory.store=true"
-            )
 
     def _check_whole(self) -> None:
         if not self._whole:
@@ -129,26 +121,16 @@ class Learner:
             new = self.new(record.images)
             past = PastTask(self.config.seed, number, len(new), self.scenario.boundaries)
             self.method.grow(cast(TaskView, past))
+            self.method.to(self.device).eval()
             self.classes += new
             self.history.append(record)
         store.fill(self.method, saved)
         self.memory.restore(saved.state, self.classes, self.config.data.cache_mb)
-        if not self.scenario.boundaries:
-            lr = effective_lr(self.config.train)
-            for number in {int(name.split(".")[1]) for name in saved.state if name.startswith("optimizer.")}:
-                optimizer = make_optimizer(self.method.parameter_groups(lr), lr, self.config.train)
-                load_moments(optimizer, saved.state, f"optimizer.{number}.")
-                self.optimizers[number] = optimizer
+        for name, value in saved.state.items():
+            if name.startswith("optimizer."):
+                _, stage, own = name.split(".", 2)
+                self.moments.setdefault(int(stage), {})[own] = value
         self.notes, self.ancestors = saved.notes, [saved.checksum]
-
-    def new(self, names: Sequence[str] | dict[str, int]) -> list[str]:
-        """Those of `names` that were never learned."""
-        known = set(self.classes)
-        return [name for name in names if name not in known]
-
-    def labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
-        """Class ids [N] on the device; with `unseen`, -1 for classes never learned, which else raise UserError."""
-        return class_ids(images, self.classes, unseen).to(self.device)
 
     @property
     def calibration(self) -> Calibration:
@@ -166,10 +148,10 @@ class Learner:
     ) -> LearnRecord:
         """Learn the classes of `images`: new names are added, known names get more training.
 
-        What happens depends on (seed, number of tasks learned before), the images and the state, on nothing else.
+        The result depends only on (seed, number of tasks learned before), the images and the state.
         Args: images, labels: a folder with one folder a class, or images and a class name for each; name is what the
-        history calls the task; checkpoint is the folder that this learner was loaded from or saved to: training leaves
-        checkpoints there, and where it was interrupted with the same images, it goes on; progress is told of each step.
+        history calls the task; checkpoint is the folder that this learner was loaded from or saved to: training writes
+        checkpoints there, and continues one that was interrupted with the same images; progress is told of each step.
 
         Raises:
             UserError: the loss is not finite, an image does not decode, another `learn` was interrupted before.
@@ -179,33 +161,35 @@ class Learner:
         sha256 = images.sha256()
         kept_at = None
         if checkpoint is not None:
-            kept_at = store.open_checkpoint(Path(checkpoint), self.ancestors, sha256, self.config)
+            kept_at = store.open_checkpoint(Path(checkpoint), self.ancestors, sha256, len(self.history), self.config)
         self._whole = False
-        task = story.begin(self, images)
-        trainer = story.trainer(self, task, kept_at, progress)
+        task = self.begin(images)
+        trainer = self.trainer(task, kept_at, progress)
         with processes.in_first(lambda: store.lock(kept_at.store) if kept_at else contextlib.nullcontext()):
-            story.tell(self, task, trainer)
+            self.tell(task, trainer)
+        statistics = self.method.stats.take()
         if not task.offered:
             self.memory.add(task.new, task_generator(self.config.seed, task.number, "memory"))
-        held_out = self._calibrate(task.held_out) if len(task.held_out) else {}
-        # Not before: what is replayed cannot be measured on.
+        held_out = self._calibrate(task) if len(task.held_out) else {}
+        # Only after calibration: images that may be replayed are no fair test.
         self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"))
         self.memory.keep(self._keep)
         seconds = time.perf_counter() - start + (kept_at.seconds_before if kept_at is not None else 0.0)
         self.history.append(TaskRecord.of(name or f"task {task.number + 1}", images, seconds, sha256))
         self._whole = True
-        self.memory_was_read |= task.memory_was_read
+        if self.config.memory.per_class and task.number == 1 and not task.memory_was_read:
+            task.warn(f"method.name={self.config.method['name']} does not replay images, so memory.per_class is idle")
         seen = trainer.seen or len(task.new)
-        return LearnRecord(seen, seconds, self.method.stats.take(), task.warnings, held_out)
+        return LearnRecord(seen, seconds, statistics, task.warnings, held_out)
 
     def remember(self, images: ImageSet, task: int) -> None:
-        """Offer the images of task `task` to the memory as learning them did; it is a function of seed and images."""
-        kept, held = story.parts(self.config, images, task)
+        """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
+        kept, held = self.parts(images, task)
         self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
         self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
 
     def _keep(self, images: ImageSet) -> dict[str, Tensor]:
-        """What the method keeps beside `images`, by name: rows in their order."""
+        """What the method has the memory keep beside `images`, by name, one row for each image."""
         rows: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             for batch in self.batches.evaluation(images, self.labels(images), self.method.together, everything=True):
@@ -214,24 +198,21 @@ class Learner:
         self.method.stats.clear()
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
-    def _calibrate(self, held: ImageSet) -> dict[str, tuple[int, int]]:
-        """Measure what is known without `held`, then take it in; right answers and images of each class."""
+    def _calibrate(self, task: PresentTask) -> dict[str, tuple[int, int]]:
+        """Calibrate on the held-out images, then let the method absorb them; right answers and images by class."""
+        held = task.held_out
         labels_N = self.labels(held)
         logits_NK = self.logits(held, labels_N)
         self.notes["calibration"] = self.calibration.joined(measure(logits_NK, labels_N)).model_dump()
-        before = begin_sums(self.method)
         with torch.no_grad():
-            self.method.absorb(self.backbone, self.batches.evaluation(held, labels_N, self.method.together))
-        end_sums(self.method, before)
+            self.method.absorb(self.backbone, task.batches(held))
         return by_class(held, logits_NK.argmax(1) == labels_N)
 
     def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
         """Logits [N, K] of a whole set, in its order."""
-        before = begin_sums(self.method)
-        with torch.no_grad():
+        with torch.no_grad(), joined(self.method, self.device, sums=False):
             batches = self.batches.evaluation(images, labels_N, self.method.together)
             parts = [self.method.logits(self.backbone, batch).float() for batch in batches]
-        end_sums(self.method, before)
         mine = self.batches.mine(images, self.method.together)
         return processes.gather(parts, mine, (len(images), len(self.classes)), self.device)
 
@@ -249,7 +230,7 @@ class Learner:
         return Evaluation(accuracy, len(images), seconds, self.method.stats.take(), by_class(images, right_N))
 
     def predict(self, images: ImagesLike, top: int = 1, threshold: float | None = None) -> list[Prediction]:
-        """For each image its class, with the `top` most probable ones; `data.unlabelled` says what is an image.
+        """Predict the class of each image, and the `top` most probable ones; images as `data.unlabelled` takes them.
 
         threshold: answers less probable are UNKNOWN; None takes the one of `calibration`, 0 always names a class.
         Raises UserError: nothing was learned yet; an image that cannot be read.
@@ -263,5 +244,5 @@ class Learner:
         return predictions(logits_NK / calibration.temperature, self.classes, top, threshold)
 
     def trained_parameters(self) -> int:
-        """Number of parameters that gradients move (prompts, keys, head), with the classes so far."""
+        """Number of parameters that training changes (prompts, keys, head), with the classes so far."""
         return sum(p.numel() for group in self.method.parameter_groups(1.0) for p in group["params"])

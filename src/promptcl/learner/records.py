@@ -1,4 +1,4 @@
-"""What a learner returns. N images."""
+"""What the functions of a learner return. N images, K classes so far."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Statistics = dict[str, list[int] | float]
 
 @dataclass(frozen=True)
 class LearnRecord:
-    """What learning one task took."""
+    """What `Learner.learn` returns about one task."""
 
     images: int
     """Images seen, epochs and replayed ones counted."""
@@ -37,7 +37,7 @@ class LearnRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy on one test set."""
+    """What `Learner.evaluate` returns about one test set."""
 
     accuracy: float
     """Percent, top-1 among all classes so far, no task identity."""
@@ -55,13 +55,13 @@ class Prediction(NamedTuple):
     label: str
     """Name of the most probable class, or UNKNOWN where its probability is below the threshold."""
     probability: float
-    """Of the most probable class."""
+    """Probability of the most probable class."""
     top: list[tuple[str, float]]
     """The most probable classes with their probabilities, best first."""
 
 
 def predictions(logits_NK: Tensor, classes: Sequence[str], top: int, threshold: float) -> list[Prediction]:
-    """The `top` most probable of `classes` by softmax, UNKNOWN where the first is below `threshold`."""
+    """The `top` most probable of `classes` by softmax of the logits; UNKNOWN where the first is below `threshold`."""
     best = logits_NK.softmax(1).topk(max(1, min(top, len(classes))), dim=1)
     found = []
     for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
@@ -71,7 +71,7 @@ def predictions(logits_NK: Tensor, classes: Sequence[str], top: int, threshold: 
 
 
 def by_class(images: ImageSet, right_N: Tensor) -> dict[str, tuple[int, int]]:
-    """Of each class: images answered right, and their number."""
+    """Count the images of each class that were answered right, and all its images."""
     classes = len(images.classes)
     all_C = np.bincount(images.labels, minlength=classes)
     right_C = np.bincount(images.labels[right_N.cpu().numpy()], minlength=classes)
@@ -79,7 +79,7 @@ def by_class(images: ImageSet, right_N: Tensor) -> dict[str, tuple[int, int]]:
 
 
 def class_ids(images: ImageSet, classes: Sequence[str], unseen: bool = False) -> Tensor:
-    """Place in `classes` of each image (N,), on the CPU; with `unseen`, -1 for classes that are not among them.
+    """Place in `classes` of the class of each image [N], on the CPU; with `unseen`, -1 for other classes.
 
     Raises UserError: a class of `images` that is not among them, without `unseen`.
     """
@@ -92,7 +92,7 @@ def class_ids(images: ImageSet, classes: Sequence[str], unseen: bool = False) ->
 
 
 def check_names(classes: Sequence[str]) -> None:
-    """Raise UserError for a name that is no printable text, or that means no class."""
+    """Raise UserError for a name that is no printable text, or that is reserved for images of no class."""
     for name in classes:
         if name == UNKNOWN:
             raise UserError(f"the class name '{name}' is kept for images of no class; give this one another name")

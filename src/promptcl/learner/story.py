@@ -1,80 +1,107 @@
-"""How one task is learned: the view that the method gets of it, and the telling of its story, stage by stage."""
+"""How one task is learned: the view of it that the method gets, and its stages, trained one after the other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
+from promptcl.backbone import Backbone
 from promptcl.config import Config
-from promptcl.data import ImageSet
+from promptcl.data import ImageSet, Scenario
 from promptcl.learner.calibration import hold_out
+from promptcl.learner.records import class_ids
+from promptcl.methods._base import Method
 from promptcl.runtime.seeding import task_generator
+from promptcl.store import TaskRecord
 from promptcl.store.checkpoint import Checkpoint
-from promptcl.training import PresentTask, Progress, Replay, Silent, Trainer
-
-if TYPE_CHECKING:
-    from promptcl.learner.learner import Learner
+from promptcl.training import Batches, Memory, PresentTask, Progress, Replay, Silent, Trainer
+from promptcl.training.optim import Moments
 
 
-def parts(config: Config, images: ImageSet, task: int) -> tuple[ImageSet, ImageSet]:
-    """What task number `task` trains on, and what it holds out: a function of the seed and the images."""
-    return hold_out(images, config.train.holdout, task_generator(config.seed, task, "held out"))
+class Story:
+    """Base class of Learner that learns one task: with a method, a backbone, the classes so far, a memory of images."""
 
+    config: Config
+    scenario: Scenario
+    device: torch.device
+    backbone: Backbone
+    method: Method
+    batches: Batches
+    memory: Memory
+    classes: list[str]
+    """Names of the classes in the order they were learned."""
+    history: list[TaskRecord]
+    """What was learned, task by task."""
+    moments: dict[int, Moments]
+    """Of optimisers, by stage, where they go on from task to task (a stream without boundaries)."""
 
-def begin(learner: Learner, images: ImageSet) -> PresentTask:
-    """The task that learning `images` is; method and class names of `learner` have grown for it."""
-    config, number = learner.config, len(learner.history)
-    kept, held = parts(config, images, number)
-    new = learner.new(images.classes)
-    # New rows are masked, so replayed rows alone compare new classes with old ones: they must hold both.
-    learner.memory.settle()
-    early = _masked(learner) and learner.memory.images is not None
-    if early:
-        learner.memory.add(kept, task_generator(config.seed, number, "memory"))
-    task = PresentTask(
-        *(config.seed, number, len(new), learner.scenario.boundaries),
-        new=kept,
-        held_out=held,
-        remembered=learner.memory.images,
-        offered=early,
-        method=learner.method,
-        source=learner.batches,
-        labels_of=learner.labels,
-    )
-    learner.method.grow(task)
-    learner.classes += new
-    return task
+    def labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
+        """Class ids [N] on the device; with `unseen`, -1 for classes never learned, which else raise UserError."""
+        return class_ids(images, self.classes, unseen).to(self.device)
 
+    def new(self, names: Iterable[str]) -> list[str]:
+        """Return those of `names` that were never learned."""
+        known = set(self.classes)
+        return [name for name in names if name not in known]
 
-def trainer(
-    learner: Learner, task: PresentTask, checkpoint: Checkpoint | None = None, progress: Progress | None = None
-) -> Trainer:
-    """What trains the stages of `task`; it leaves checkpoints, and tells of each step, where it is asked to."""
+    def parts(self, images: ImageSet, task: int) -> tuple[ImageSet, ImageSet]:
+        """Split the images of task number `task` into those to train on and those held out, by the seed."""
+        return hold_out(images, self.config.train.holdout, task_generator(self.config.seed, task, "held out"))
 
-    def replay(images: ImageSet) -> Replay:
-        kept = learner.memory.kept if images is learner.memory.images else {}
-        rows = config.memory.batch_size or config.train.batch_size
-        return Replay(images, learner.labels(images), rows, kept)
+    def begin(self, images: ImageSet) -> PresentTask:
+        """Make the task of learning `images`, and let the method and the list of classes grow for it."""
+        seed, number = self.config.seed, len(self.history)
+        kept, held = self.parts(images, number)
+        new = self.new(images.classes)
+        # New images are masked, so only replayed ones compare new classes with old: the memory must hold both.
+        self.memory.settle()
+        early = self._masked and self.memory.images is not None
+        if early:
+            self.memory.add(kept, task_generator(seed, number, "memory"))
+        task = PresentTask(
+            *(seed, number, len(new), self.scenario.boundaries),
+            new=kept,
+            held_out=held,
+            remembered=self.memory.images,
+            offered=early,
+            method=self.method,
+            source=self.batches,
+            labels_of=self.labels,
+            kept_of=self.memory.kept_of,
+            memory_is_lost=bool(self.config.memory.per_class and number and self.memory.images is None),
+        )
+        self.method.grow(task)
+        self.method.to(self.device).eval()  # what has grown too
+        self.classes += new
+        if self._masked:
+            task.allowed_K = torch.zeros(len(self.classes), dtype=torch.bool, device=self.device)
+            task.allowed_K[self.labels(kept)] = True
+        return task
 
-    config, allowed_K = learner.config, None
-    if _masked(learner):
-        allowed_K = torch.zeros(len(learner.classes), dtype=torch.bool, device=learner.device)
-        allowed_K[learner.labels(task.new)] = True
-    carried = None if learner.scenario.boundaries else learner.optimizers
-    settings = (learner.method, learner.batches, config, task.number, learner.labels, allowed_K, replay)
-    return Trainer(*settings, checkpoint, progress or Silent(), carried)
+    def trainer(
+        self, task: PresentTask, checkpoint: Checkpoint | None = None, progress: Progress | None = None
+    ) -> Trainer:
+        """Make the Trainer of `task`, with a checkpoint and a progress display where they are given."""
+        carried = None if self.scenario.boundaries else self.moments
+        settings = (self.method, self.batches, self.config, task.number, self.labels, task.allowed_K, self._replay)
+        return Trainer(*settings, checkpoint, progress or Silent(), carried)
 
+    def tell(self, task: PresentTask, trainer: Trainer) -> None:
+        """Run the method's `learn` on `task` and train each stage it yields; its statistics are then of the stages."""
+        self.method.stats.clear()
+        with torch.no_grad():
+            for number, stage in enumerate(self.method.learn(self.backbone, task)):
+                trainer.run(stage, number)
+        self.method.eval()
+        self.method.stats.restore(trainer.statistics)
 
-def tell(learner: Learner, task: PresentTask, trainer: Trainer) -> None:
-    """Let the method tell how `task` is learned, and train every stage of it; its counts are those of the stages."""
-    learner.method.stats.clear()
-    with torch.no_grad():
-        for number, stage in enumerate(learner.method.learn(learner.backbone, task)):
-            trainer.run(stage, number)
-    learner.method.eval()
-    learner.method.stats.restore(trainer.statistics)
+    def _replay(self, images: ImageSet) -> Replay:
+        """Make the Replay of `images` that join the batches of a stage."""
+        rows = self.config.memory.batch_size or self.config.train.batch_size
+        return Replay(images, self.labels(images), rows, self.memory.kept_of(images))
 
-
-def _masked(learner: Learner) -> bool:
-    return learner.config.train.mask and learner.scenario.masked
+    @property
+    def _masked(self) -> bool:
+        return self.config.train.mask and self.scenario.masked

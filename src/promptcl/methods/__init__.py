@@ -1,1 +1,1 @@
-"""One file a method: `method.name=l2p` means methods/l2p.py."""
+"""The methods of continual learning, one file each: `method.name=l2p` means methods/l2p.py."""

@@ -1,4 +1,4 @@
-"""The contract of a method: what it is given, and the eight names by which it tells how a task is learned.
+"""The contract of a method: what it is given, and what it defines to say how a task is learned.
 
 B images, C channels, H W pixels, D width, K classes so far.
 """
@@ -23,7 +23,7 @@ from promptcl.layers.sums import Statistics
 
 
 class Batch(Protocol):
-    """B images: what is not asked of them is not computed, and nothing is computed twice."""
+    """A batch of B images, whose values are computed only when they are read, and only once."""
 
     @property
     def images_BCHW(self) -> Tensor:
@@ -82,14 +82,14 @@ class TaskView(Protocol):
 
     @property
     def memory(self) -> ImageSet | None:
-        """Images kept for rehearsal, None where there are none; with a training mask, of this task too."""
+        """Images kept for rehearsal, None where there are none; with a training mask, also images of this task."""
 
     @property
     def generator(self) -> torch.Generator:
         """Randomness of this task: a function of seed and task. On the CPU."""
 
     def batches(self, images: ImageSet | None = None) -> Iterator[Batch]:
-        """The evaluation view of `images` (None: `new`); with several processes, of those that are this one's to do."""
+        """Evaluation batches of `images` (None: `new`); with several processes, only those of this one."""
 
     def collect(self, function: Callable[[Batch], Tensor], images: ImageSet | None = None) -> Tensor:
         """Rows [N, X] that `function` gives for all of `images`, in their order, the same in every process."""
@@ -103,12 +103,12 @@ class TaskView(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of the training loop, as a method asks for it."""
+    """One run of the training loop, with the settings that a method asks for."""
 
     images: ImageSet | None
     """What to train on; None: `steps` steps on what the loss draws itself."""
     loss: Callable[[Backbone, Batch], Tensor] | None = None
-    """Scalar, a mean over the rows of the batch; None: `Method.loss`."""
+    """Training loss, a scalar mean over the rows of the batch; None: `Method.loss`."""
     groups: Sequence[dict[str, Any]] | None = None
     """Parameters to train and their learning rates, as an optimiser takes them; None: `Method.parameter_groups`."""
     replay: ImageSet | None = None
@@ -120,47 +120,48 @@ class Stage:
     lr: float | None = None
     """Learning rate of the groups that name none; None: as `train` says."""
     together: int = 1
-    """Consecutive rows that are never dealt to different processes; 0: the whole batch."""
+    """Number of consecutive rows that always go to the same process; 0: the whole batch."""
     after_step: Callable[[], None] | None = None
-    """Called after every step: moving averages, projections."""
+    """Called after every optimiser step, for instance for moving averages or projections."""
 
 
 class Method(nn.Module, ABC):
     """A learner of classes on top of a frozen backbone.
 
-    `state_dict()` is exactly what was learned: a new instance whose `grow` is told of the same tasks, and that loads
-    it, is this one again. The backbone is an argument, never a member (`Backbone.copy()` may be one). A subclass is
+    `state_dict()` is exactly what was learned: a new instance that grows by the same tasks and loads it gives the same
+    answers. The backbone is an argument, never a member (`Backbone.copy()` may be one). A subclass is
     called Model, lives in methods/<name>.py and has its settings in `Options`.
     """
 
     Options: ClassVar[type[Section]] = Section
     together: int = 1
-    """Images whose predictions depend on each other (a vote): such groups are never cut."""
+    """Number of consecutive images whose predictions depend on each other (a vote); such groups are never split."""
 
     def __init__(self, options: Any, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class.
 
+        What is frozen later has to follow from the state or from `grow`: `requires_grad` is not saved.
         Args: options of type Options; backbone, to read its sizes or to copy it (no reference may be kept); generator
         for initial values.
         """
         super().__init__()
         self.options = options
         self.stats = Statistics()
-        """Counts and means by name, for whoever drives this method."""
+        """Counts and means by name, which the learner collects."""
 
     @abstractmethod
     def grow(self, task: TaskView) -> None:
         """Make room for a task: shapes change here and nowhere else, since this is repeated when a learner is loaded.
 
-        Called once a task, before `learn`, with 0 new classes too. Who needs to know where tasks end reads `task.index`
-        here, which refuses a stream without boundaries before anything is learned.
+        Called once a task, before `learn`, with 0 new classes too. A method that has to know where tasks end reads
+        `task.index` here, which refuses a stream without boundaries before anything is learned.
         """
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
-        """Tell how the task is learned: each stage that is yielded is trained before the story goes on.
+        """Learn the task: each stage that is yielded is trained before this function continues.
 
-        Runs without gradient outside of the stages (`torch.enable_grad()` gives it). An interrupted task is told again
-        from the start, so everything here must follow from the arguments and from what was learned.
+        Runs without gradient outside of the stages (`torch.enable_grad()` gives it). An interrupted task runs
+        this again from the start, so everything here must depend only on the arguments and on what was learned.
         """
         yield Stage(task.new, replay=task.memory)
 
@@ -177,7 +178,7 @@ class Method(nn.Module, ABC):
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
     def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
-        """Take in images that were held out of training, after they were measured on: what only adds up adds them."""
+        """Learn images that were held out for calibration, once it is done; methods that add up images add them."""
 
     def keep(self, backbone: Backbone, batch: Batch) -> dict[str, Tensor]:
         """What the memory keeps beside each of these images [B, ...], float, by name; it comes back as `Batch.kept`."""
@@ -193,9 +194,9 @@ def masked_cross_entropy(logits_BK: Tensor, batch: Batch) -> Tensor:
 
 
 def load_method(name: str) -> type[Method]:
-    """Class Model of methods/<name>.py, of <name>.py in the current folder, or of the module `name` if it is dotted.
+    """Load class Model of methods/<name>.py, of <name>.py in the current folder, or of the module `name` if dotted.
 
-    Importing runs code: names from files are checked before (`promptcl.recipes.resolve`).
+    Importing runs code, so names from files are checked before (`promptcl.recipes.resolve`).
     Raises UserError where there is no such module, or it has no Model that is a Method.
     """
     model = getattr(load_module("method", "promptcl.methods", name), "Model", None)

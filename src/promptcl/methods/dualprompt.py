@@ -17,13 +17,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
-from promptcl.config import Section
 from promptcl.layers import GrowingLinear, cosine
-from promptcl.layers.prompts import Init, initialise, top_n, vote
+from promptcl.layers.prompts import PromptOptions, initialise, top_n, vote
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 
-class DualPromptOptions(Section):
+class DualPromptOptions(PromptOptions):
     """Settings of DualPrompt; names of the release in brackets."""
 
     g_layers: tuple[int, ...] = (0, 1)
@@ -38,10 +37,8 @@ class DualPromptOptions(Section):
     """Weight of the cosine between queries and the key of their task [lambda]; 0: keys are not trained."""
     copy_slots: bool = True
     """A task starts from the expert of the task before (not from its key), as in the release."""
-    prompt_init: Init = "uniform"
-    init_scale: float = Field(default=0.01, gt=0)
     key_scale: float = Field(default=0.01, gt=0)
-    head_init: Literal["zero", "uniform"] = "zero"
+    """Keys start uniform between 0 and this."""
     vote: Literal["image", "batch"] = "image"
     """`image`: every image takes the expert of its own nearest key. `batch`: majority vote within a group at test, as
     the release does on CIFAR-100; a prediction then depends on its neighbours."""
@@ -63,7 +60,7 @@ class Model(Method):
         o, width = options, backbone.width
         shape = (len(o.g_layers), 2, o.g_length, width)
         self.general_G2LD = nn.Parameter(initialise(shape, o.prompt_init, o.init_scale, generator))
-        # Of the present task, one (none before the first); those of the past are buffers, which nothing trains.
+        # Those of the present task (none before the first); past ones are buffers, so that nothing trains them.
         self.expert_1E2LD = nn.Parameter(torch.zeros(0, len(o.e_layers), 2, o.e_length, width))
         self.key_1D = nn.Parameter(torch.zeros(0, width))
         self.register_buffer("past_experts_SE2LD", self.expert_1E2LD.detach().clone())
@@ -72,8 +69,8 @@ class Model(Method):
         self.together = o.vote_size if o.vote == "batch" else 1
 
     def grow(self, task: TaskView) -> None:
-        """Put the last expert and key among the past ones, and draw new ones."""
-        _, o = task.index, self.options  # a stream without boundaries is refused: a task is what has an expert
+        """Add the last task's expert and key to the past ones, and draw new ones."""
+        _, o = task.index, self.options  # refuses a stream without boundaries, as each task has an expert
         self.past_experts_SE2LD = torch.cat([self.past_experts_SE2LD, self.expert_1E2LD.detach()])
         self.past_keys_SD = torch.cat([self.past_keys_SD, self.key_1D.detach()])
         expert = initialise((1, *self.expert_1E2LD.shape[1:]), o.prompt_init, o.init_scale, task.generator)

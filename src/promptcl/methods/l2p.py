@@ -16,13 +16,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Features, Tokens
-from promptcl.config import Section
 from promptcl.layers import GrowingLinear, PromptPool, Sum
-from promptcl.layers.prompts import Init, initialise, rarely_chosen, top_n, vote
+from promptcl.layers.prompts import Init, PromptOptions, initialise, rarely_chosen, top_n, vote
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 
-class L2POptions(Section):
+class L2POptions(PromptOptions):
     """Settings of L2P; symbols of the paper in brackets."""
 
     pool_size: int = Field(default=10, gt=0)
@@ -39,18 +38,17 @@ class L2POptions(Section):
     vote_size: int = Field(default=16, gt=0)
     """Images that vote together with `vote: batch`; independent of the batch size."""
     diversify: Literal["none", "frequency", "slots"] = "none"
-    """Other prompts for later tasks, in training only. `frequency` (paper, eq. 4): the distance 1 - cosine is
+    """How later tasks get other prompts, in training only. `frequency` (paper, eq. 4): the distance 1 - cosine is
     multiplied by h_m, the share of prompt m in all selections of earlier tasks' training. `slots` (public code): task
     t takes prompts t*N .. t*N+N-1 whatever the queries say; beyond the pool it selects freely."""
     copy_slots: bool = True
     """With `slots`: a task starts from the prompts of the task before (not the keys), as in the public code."""
-    prompt_init: Init = "uniform"
-    init_scale: float = Field(default=0.01, gt=0)
     key_init: Init = "uniform"
+    """Values that a key starts with, as `prompt_init` with `key_scale`."""
     key_scale: float = Field(default=0.01, gt=0)
+    """Scale of the values that a key starts with."""
     position: Literal["none", "class"] = "none"
     """`class`: add the frozen position vector of the class token to every prompt token (first release, l2p-pytorch)."""
-    head_init: Literal["zero", "uniform"] = "zero"
     pooling: Literal["prompt", "class"] = "prompt"
     """What the head reads: mean of the prompt outputs (paper, f_avg), or the class token."""
     train_prompts: bool = True
@@ -102,7 +100,7 @@ class Model(Method):
         yield Stage(task.new, replay=task.memory)
 
     def _take_slots(self, task: TaskView) -> None:
-        """The N prompts that this task trains, and with `copy_slots` their initial values."""
+        """Set the N prompts that this task trains, and with `copy_slots` their initial values."""
         o = self.options
         first, last = task.index * o.top_k, (task.index + 1) * o.top_k
         if last > o.pool_size:

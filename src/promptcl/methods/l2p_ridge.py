@@ -21,7 +21,7 @@ from promptcl.methods._base import Batch, Stage, TaskView
 
 
 class L2PRidgeOptions(l2p.L2POptions):
-    """Settings of L2P and two more."""
+    """Settings of L2P, and two of the ridge classifier."""
 
     strength: float = Field(default=0.1, gt=0)
     """Ridge penalty, as a share of each feature's variance."""
@@ -42,7 +42,7 @@ class Model(l2p.Model):
 
     def grow(self, task: TaskView) -> None:
         """Append rows to both heads."""
-        _ = task.index  # prompts are frozen where the first task ends, so there must be one
+        _ = task.index  # refuses a stream without boundaries: prompts are frozen when the first task ends
         super().grow(task)
         self.ridge.grow(task.new_classes)
 

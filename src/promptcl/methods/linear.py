@@ -14,7 +14,7 @@ from promptcl.methods._base import Batch, Method, TaskView
 
 
 class LinearOptions(Section):
-    """Settings."""
+    """Settings of the linear head."""
 
     head_init: Literal["zero", "uniform"] = "zero"
     """Initial values of the rows of new classes: zeros, or torch.nn.Linear's uniform ones."""
@@ -31,7 +31,7 @@ class Model(Method):
         self.head = GrowingLinear(backbone.width, options.head_init)
 
     def grow(self, task: TaskView) -> None:
-        """Append head rows."""
+        """Append rows for new classes to the head."""
         self.head.grow(task.new_classes, task.generator)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:

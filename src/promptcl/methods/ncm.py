@@ -14,11 +14,11 @@ from promptcl.methods._base import Batch, Method, Stage, TaskView
 
 
 class NCMOptions(Section):
-    """No settings."""
+    """NCM has no settings."""
 
 
 class Model(Method):
-    """One mean feature a class."""
+    """The mean feature of each class, and nothing else."""
 
     Options = NCMOptions
 

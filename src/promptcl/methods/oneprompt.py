@@ -19,21 +19,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
-from promptcl.config import Section
 from promptcl.layers import GrowingLinear
-from promptcl.layers.prompts import Init, initialise
+from promptcl.layers.prompts import PromptOptions, initialise
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
-_POINTS, _DRAWS, _KEPT, _NOISE = 50, 600, 40, 0.1  # of a class: features, noise vectors each, outliers; their scale
-_INSIDE, _OUTSIDE = -15.0, -3.0  # energies: of features at most, of outliers at least
+_POINTS, _DRAWS, _KEPT, _NOISE = 50, 600, 40, 0.1  # for each class: features, noise vectors each, outliers; noise scale
+_INSIDE, _OUTSIDE = -15.0, -3.0  # margins: highest energy of features, lowest energy of outliers
 
 
-class OnePromptOptions(Section):
+class OnePromptOptions(PromptOptions):
     """Settings of OnePrompt and OVOR."""
 
     layout: tuple[tuple[int, int], ...] = ((0, 5), (1, 5), (2, 20), (3, 20), (4, 20))
     """[block, rows] pairs: so many rows of keys, and as many of values, in that block (code: g length 10, e 40)."""
-    prompt_init: Init = "uniform"
     init_scale: float = Field(default=1.0, gt=0)
     head_init: Literal["zero", "uniform"] = "uniform"
     outliers: Literal["none", "boundary", "origin"] = "none"

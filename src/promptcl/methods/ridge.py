@@ -15,14 +15,14 @@ from promptcl.methods._base import Batch, Method, Stage, TaskView
 
 
 class RidgeOptions(Section):
-    """Settings."""
+    """Settings of the ridge regression."""
 
     strength: float = Field(default=0.01, gt=0)
     """Ridge penalty, as a share of each feature's variance."""
 
 
 class Model(Method):
-    """`l2p_ridge` without prompts: what is left when nothing adapts to the data."""
+    """A ridge classifier on frozen features: `l2p_ridge` without its prompts."""
 
     Options = RidgeOptions
 

@@ -152,7 +152,7 @@ def _pool(group: Group) -> list[Shown]:
             if any(row and len(row) > 1 and sum(row) for row in rows):  # of one prompt there is nothing to tell
                 title = f"Prompts selected {when}" + (f" (seed {run.seed})" if several else "")
                 matches = getattr(run.pool, phase, [])
-                cosines = [match.cosine for match in matches if match is not None]
+                cosines = [match.cosine for match in matches if match is not None and match.cosine is not None]
                 found.append(_selections(f"{name}-{phase}", title, rows, cosines, _numbers(run, rows, phase)))
     return found
 
@@ -181,7 +181,8 @@ def _selections(
 ) -> Shown:
     """Figure of the share of each prompt in each task's selections, and of how evenly they are spread."""
     width = max(len(row) for row in counts if row)
-    array = as_array([row if row and sum(row) else [None] * width for row in counts])
+    # Of a pool that grows: prompts of later tasks were chosen by no image before.
+    array = as_array([[*row, *[0] * (width - len(row))] if row and sum(row) else [None] * width for row in counts])
     shares = array / array.sum(axis=1, keepdims=True)
     bits = entropy(shares)
     used = int((np.nan_to_num(array).sum(axis=0) > 0).sum())

@@ -44,7 +44,7 @@ class Selections(_Piece):
 class Match(_Piece):
     """How well the selected keys fit the queries."""
 
-    cosine: float
+    cosine: float | None = None
 
 
 class Pool(_Piece):

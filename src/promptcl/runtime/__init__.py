@@ -1,1 +1,1 @@
-"""This machine and the processes on it."""
+"""The machine that computes: device, precision, random seeds, versions, and processes that train together."""

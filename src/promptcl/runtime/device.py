@@ -1,4 +1,4 @@
-"""Device, precision, seeds, and what a result must say about the machine that made it."""
+"""Choose the device and the precision to compute with, and copy tensors to the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def pick_device(name: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that exists here.
 
     Raises:
-        UserError: unknown name, or a device this machine does not have; as processes.device_name.
+        UserError: unknown name, or a device this machine does not have; also as `processes.device_name`.
     """
     name = processes.device_name(name)
     if name == "auto":
@@ -33,38 +33,38 @@ def pick_device(name: str) -> torch.device:
 
 
 def check_dtypes(method: torch.nn.Module, device: torch.device) -> None:
-    """Raise UserError where `method` keeps sums in float64 and `device` has none."""
+    """Raise UserError if `method` keeps float64 sums and `device` does not support float64."""
     if device.type == "mps" and any(tensor.dtype == torch.float64 for tensor in method.buffers()):
         raise UserError(f"device={device} has no float64, which this method needs for its sums; write device=cpu")
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Turn `auto` into `bf16` where the hardware has matrix units for it, else into `fp32`; others stay."""
+    """Turn `auto` into `bf16` where the hardware has matrix units for it, else into `fp32`; other names stay."""
     if name != "auto":
         return name
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        known: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # not in every version
+        known: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # missing in older torch
         fast = device.type == "cpu" and bool(known().get("amx_bf16", False))
     return "bf16" if fast else "fp32"
 
 
 def with_precision(config: Config, device: torch.device) -> Config:
-    """`config` with the precision that `auto` means on `device`."""
+    """Return `config` with `precision=auto` replaced by what it means on `device`."""
     precision = pick_precision(config.backbone.precision, device)
     return config.model_copy(update={"backbone": config.backbone.model_copy(update={"precision": precision})})
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device; to a GPU from pinned memory, so that the host does not wait for it."""
+    """Copy a tensor to `device`; to a GPU from pinned memory, so that the CPU does not wait for the copy."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Autocast to bfloat16 for `bf16`; nothing for `fp32`."""
+    """Context in which torch computes in bfloat16 for `bf16`; it changes nothing for `fp32`."""
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16)

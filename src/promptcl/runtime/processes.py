@@ -1,8 +1,8 @@
-"""Several processes that train as one (torchrun): who does which rows, and what they exchange.
+"""Several processes that train as one (torchrun): which rows each computes, and what they exchange.
 
-Every process draws the same order and the same augmentation for the whole batch and works on its own rows of it; what
-they exchange here is sums, so all of them stand at the same place. Alone, nothing here does anything. Imports no torch
-before a group is formed.
+Every process draws the same image order and augmentation for the whole batch and computes its own rows of it. In an
+exchange every process waits for the others, so all must call these functions in the same order. A process alone
+exchanges nothing. No torch is imported before a group is formed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=5)  # longer than any process waits for another that works; a hang ends here
-_LOADING = timedelta(days=1)  # the first may have to download
+TIMEOUT = timedelta(minutes=5)  # no working process makes another wait so long, so one that does has hung
+_LOADING = timedelta(days=1)  # how long the others wait for process 0, which may have to download
 
 _rank, _size, _turns = 0, 1, 0
 _store: Store | None = None
@@ -41,16 +41,16 @@ def size() -> int:
 
 
 def wanted() -> int:
-    """Number of processes that torchrun's environment speaks of; 1 without torchrun."""
+    """Number of processes that torchrun started, by its environment variables; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and os.environ.get("WORLD_SIZE", "").isdigit() else 1
 
 
 @contextlib.contextmanager
 def group() -> Iterator[None]:
-    """Train together with the other processes that torchrun started, if it did (inside a group this does nothing).
+    """Context in which this process trains together with the others that torchrun started.
 
-    An error ends every process: with exit code 2 for bad input and for a process that is lost, and the first process
-    to have one prints its sentence; the others are silent.
+    It does nothing without torchrun and inside a group. An error in one process ends all of them, with exit code 2 for
+    bad input and for a lost process; only the first process that fails prints its message.
     """
     if wanted() == 1 or _size > 1:
         yield
@@ -61,7 +61,7 @@ def group() -> Iterator[None]:
         _part()
     except (UserError, OSError):
         assert _store is not None
-        with contextlib.suppress(RuntimeError):  # the store may have gone with the process that kept it
+        with contextlib.suppress(RuntimeError):  # the process that hosts torch's store may have ended
             if _store.add("failures", 1) > 1:
                 sys.exit(2)
         raise
@@ -96,7 +96,7 @@ def _part() -> None:
 
 @contextlib.contextmanager
 def _together() -> Iterator[None]:
-    """Turn the failure of an exchange into a UserError."""
+    """Turn a failed exchange between processes into a UserError."""
     try:
         yield
     except RuntimeError as error:
@@ -108,9 +108,9 @@ def _together() -> Iterator[None]:
 
 
 def device_name(name: str) -> str:
-    """Turn `auto` and `cuda` into the GPU of this process where several train together; other names stay.
+    """Turn `auto` and `cuda` into a GPU of its own for each process that trains with others; other names stay.
 
-    Raises UserError: more processes than GPUs, or one GPU for all.
+    Raises UserError: more processes than GPUs, or a numbered GPU, which all would share.
     """
     import torch
 
@@ -128,14 +128,14 @@ def device_name(name: str) -> str:
 
 
 def share(count: int, whole: int = 1) -> slice:
-    """Which of `count` rows are this process's: consecutive, nearly as many as the others', runs of `whole` uncut."""
+    """Slice of `count` rows that this process computes; shares are nearly equal and cut no group of `whole` rows."""
     runs = -(-count // whole)
     start, stop = (runs * number // _size * whole for number in (_rank, _rank + 1))
     return slice(min(start, count), min(stop, count))
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
-    """Sum gradients and the scalar `loss` over the processes, in one exchange; the loss is returned.
+    """Sum gradients and the scalar `loss` over the processes, in one exchange; returns the summed loss.
 
     With several processes a parameter without gradient counts as one whose gradient is zero: a process with no rows
     has none, and all have to take the same step.
@@ -154,7 +154,7 @@ def sum_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
 
 
 def add_up(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Each of `parts` summed over the processes, in one exchange; counts are exact up to 2^53."""
+    """Sum each of `parts` over the processes, in one exchange; whole numbers are exact up to 2^53."""
     if _size == 1 or not parts:
         return list(parts)
     import torch
@@ -173,7 +173,7 @@ def _sum(tensor: Tensor) -> Tensor:
 
 
 def everyones(value: T) -> list[T]:
-    """What each process has as `value`, in the order of their numbers, known to all of them."""
+    """Collect the `value` of every process, in the order of their numbers; all processes get the same list."""
     if _size == 1:
         return [value]
     import torch.distributed as dist
@@ -185,7 +185,7 @@ def everyones(value: T) -> list[T]:
 
 
 def gather(parts: Sequence[Tensor], rows: slice, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """The rows of all processes in order, exactly as they are, float32 `shape`: this one's `rows` are in `parts`."""
+    """Collect a float32 matrix of `shape` whose rows the processes share; `parts` are this one's `rows`, in order."""
     import torch
 
     if _size == 1:
@@ -193,11 +193,11 @@ def gather(parts: Sequence[Tensor], rows: slice, shape: tuple[int, int], device:
     whole = torch.zeros(shape, device=device)
     if parts:
         whole[rows] = torch.cat(list(parts))
-    return _sum(whole)  # every row is zero in all processes but one
+    return _sum(whole)  # exact: every row is zero in all processes but one
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """Do `work` in the first process only, when all have come here; its result, or its error, is that of all.
+    """Do `work` in process 0 only, once all processes have called this; all get its result, or its error.
 
     Raises UserError and OSError as `work` does.
     """
@@ -206,7 +206,7 @@ def on_first(work: Callable[[], T]) -> T:
     import torch
     import torch.distributed as dist
 
-    _sum(torch.zeros(1))  # nobody still reads what is written now
+    _sum(torch.zeros(1))  # waits until no process still reads what is written now
     said: list[Any] = [None, None]
     if _rank == 0:
         try:
@@ -223,7 +223,7 @@ def on_first(work: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def in_first(make: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
-    """Be in the context of `make` in the first process only; an error on entering is that of all."""
+    """Enter the context that `make` returns in process 0 only; an error on entering is raised in all."""
     with contextlib.ExitStack() as held:
         on_first(lambda: held.enter_context(make()))
         yield
@@ -231,9 +231,9 @@ def in_first(make: Callable[[], contextlib.AbstractContextManager[None]]) -> Ite
 
 @contextlib.contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process goes through alone, then the others: what it downloads is there for them.
+    """Context that process 0 passes before the others, which then find what it has downloaded.
 
-    All leave it together, so that an exchange that follows waits for nobody who still loads.
+    All processes leave it together, so that the next exchange does not time out while one of them still loads.
     """
     global _turns
     _turns += 1

@@ -1,4 +1,4 @@
-"""What the system says about this process. Imports no torch."""
+"""What a result records about its origin (versions, machine, commit), and this process's memory and age."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def resident_peak() -> int | None:
-    """Bytes of the most memory that this process has had in RAM so far; None where the system does not say."""
+    """Peak RAM use of this process in bytes; None where the system does not say."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -32,7 +32,7 @@ def process_age() -> float | None:
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
-    """Versions of what computed a result, machine, processor, torch's threads, and the GPU if `device` is one."""
+    """Versions of the packages that compute results; machine, processor, threads, and the GPU if `device` is one."""
     packages = {name: metadata.version(name) for name in ("promptcl", "torch", "torchvision", "timm", "numpy")}
     found = {**packages, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     found |= {"processor": _processor(), "threads": str(torch.get_num_threads())}
@@ -42,7 +42,7 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
 
 
 def _processor() -> str:
-    """Model name; on Linux platform.processor() has at most the architecture."""
+    """Model name of the processor; on Linux platform.processor() gives the architecture at most."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

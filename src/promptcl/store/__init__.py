@@ -1,4 +1,4 @@
-"""What lies on disk: a learner's folder, written whole or not at all, by one writer at a time."""
+"""A learner's folder on disk: written whole or not at all, by one process at a time."""
 
 from promptcl.store.files import Absent
 from promptcl.store.folder import (

@@ -1,4 +1,4 @@
-"""Where the learning of one task stands, kept on disk: a killed process goes on bit for bit as if it had not been.
+"""Checkpoints of the task being learned, from which a killed process is continued with the same bits.
 
 The folder `checkpoint` inside a store has a pair of files (see `files`) for each finished stage of the task and one for
 the stage that is being trained.
@@ -23,13 +23,14 @@ KIND = files.Kind(
 
 
 class Checkpoint:
-    """The stages of one task, finished and running, as they lie in a store."""
+    """Checkpoint of one task in a store: its finished stages and the one that is being trained."""
 
     def __init__(self, store: Path, identity: Mapping[str, Any], steps: int, seconds: float | None = None) -> None:
-        """Write every `steps` steps, and where `seconds` have passed since the last time.
+        """Begin a checkpoint in `store`, due every `steps` steps and when `seconds` have passed since the last one.
 
-        identity: JSON values that say what is learned; the one under `base` is the checksum of the store. A checkpoint
-        with another base is of no use any more, one with the same base belongs to an interrupted learn.
+        identity: JSON values that say what is learned; the one under `base` is the checksum of the store, the one under
+        `task` the number of the task. A checkpoint with others is outdated and ignored, one with the same belongs to an
+        interrupted `learn`.
         Raises UserError: the folder is a link, which in a stranger's store may lead anywhere.
         """
         self.store, self.folder = store, store / "checkpoint"
@@ -38,25 +39,32 @@ class Checkpoint:
         self.identity, self.steps, self.seconds = dict(identity), steps, seconds
         self.seconds_before = 0.0
         self._began = self._written = time.perf_counter()
+        self._cost = 0.0  # seconds that the last write took
 
-    def due(self, step: int) -> bool:
-        """Whether to write after step `step` of a stage."""
-        late = self.seconds is not None and time.perf_counter() - self._written >= self.seconds
-        return late or step % self.steps == 0
+    def due(self, step: int, epoch_ends: bool) -> bool:
+        """Whether a checkpoint is due after step `step` of a stage.
+
+        At the end of an epoch too, except where writing (a trained ViT is a gigabyte) would take a tenth of the time.
+        """
+        since = time.perf_counter() - self._written
+        if self.seconds is None:  # several processes, whose clocks differ
+            return epoch_ends or step % self.steps == 0
+        return since >= self.seconds or step % self.steps == 0 or (epoch_ends and since >= 10 * self._cost)
 
     def write(self, stage: int, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], finished: bool) -> None:
-        """Keep where `stage` stands, in the place of what was kept of it. Raises UserError where it cannot be written.
+        """Write the checkpoint of `stage` in place of its last one. Raises UserError where it cannot be written.
 
-        tensors and numbers (JSON values): all that decides how it goes on, or what it ended with.
+        tensors and numbers (JSON values): all that the rest of the stage depends on, or its result if `finished`.
         """
         now = time.perf_counter()
         seconds = self.seconds_before + now - self._began
         document = {"format": FORMAT, "identity": self.identity, "seconds": seconds, "finished": finished, **numbers}
         files.write_pair(self._path(stage), document, tensors)
-        self._written = now
+        self._written = time.perf_counter()
+        self._cost = self._written - now
 
     def read(self, stage: int) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and numbers of `stage` as last kept (`finished` among the numbers); None where it was never begun.
+        """Tensors and numbers of `stage` as last written (`finished` among the numbers); None where there are none.
 
         Raises UserError: something else was interrupted here, or the checkpoint is damaged.
         """
@@ -65,7 +73,7 @@ class Checkpoint:
             kept = files.read_json(path, KIND)[0].get("identity")
         except files.Absent:
             return None
-        if not isinstance(kept, dict) or kept.get("base") != self.identity["base"]:
+        if not isinstance(kept, dict) or any(kept.get(key) != self.identity[key] for key in ("base", "task")):
             return None
         if kept != self.identity:
             differing = [key for key in self.identity if kept.get(key) != self.identity[key]]
@@ -81,7 +89,7 @@ class Checkpoint:
         return pair.tensors, pair.document
 
     def unfit(self, error: Exception) -> UserError:
-        """What to raise where a checkpoint is whole but does not fit what is learned."""
+        """The error for a checkpoint that is undamaged but does not fit what is learned."""
         return UserError(f"{self.folder} does not fit what is learned ({error!r}): {KIND.remedy}")
 
     def _path(self, stage: int) -> Path:
@@ -89,7 +97,7 @@ class Checkpoint:
 
 
 def interrupted(store: Path) -> bool:
-    """Whether a task was begun in `store` and not ended."""
+    """Whether `store` holds a checkpoint of a task that was not finished."""
     return any((store / "checkpoint").glob("*.json"))
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: a JSON document together with the tensors that it names.
+"""Write a JSON document together with its tensors, whole or not at all, and read them back checked.
 
 Such a pair is a JSON file and a file `state-<hash>.safetensors`. The tensors are written first, under a name made of
 their content; renaming the new JSON over the old one is the single moment at which the pair changes. A folder may hold
@@ -28,7 +28,7 @@ _LARGEST_JSON = 2**26
 
 
 class Kind(NamedTuple):
-    """What a pair of document and tensors holds, for messages; its newest known format; what to do if it is damaged."""
+    """A kind of file pair: its name in messages, its newest known format, and what to do about a damaged one."""
 
     name: str
     newest: int
@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A document, its tensors by name (on the CPU), and the checksum that stands for both."""
+    """A document, its tensors by name (on the CPU), and the checksum of both."""
 
     document: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -44,11 +44,11 @@ class Pair(NamedTuple):
 
 
 class Absent(UserError):
-    """There is no such pair."""
+    """The document to read does not exist."""
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write the whole file or nothing. Raises OSError."""
+    """Write `data` to the file `path`, all of it or nothing. Raises OSError."""
 
     def fill(file: BinaryIO) -> Path:
         file.write(data)
@@ -75,12 +75,12 @@ def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
         full = {**document, "state": state}
         checksum = _checksum(full)
         write(path, _text({**full, "checksum": checksum}))
-    _clean(path)  # the new pair is in place
+    _clean(path)  # only now, when the new pair is in place
     return checksum
 
 
 def _write_whole(temporary: Path, fill: Callable[[BinaryIO], Path]) -> None:
-    """Let `fill` write the file and say its name, under which it appears only when all of it is on the disk.
+    """Write a file with `fill`, which returns its name; the file appears only when all of it is on the disk.
 
     In this order: temporary file beside it, fsync, rename, fsync of the folder. Raises OSError.
     """
@@ -108,7 +108,7 @@ def remove_pair(path: Path) -> None:
 
 
 def _clean(path: Path) -> None:
-    """Remove what earlier writes left beside the JSON file `path`; what cannot be removed goes the next time.
+    """Remove what earlier writes left beside the JSON file `path`; what cannot be removed is left to the next call.
 
     That is temporary files, and files of tensors that no JSON file of the folder names.
     """
@@ -123,12 +123,12 @@ def _clean(path: Path) -> None:
 
 
 def _documents(folder: Path) -> list[bytes] | None:
-    """Texts of the JSON files in `folder`; None where one is damaged or cannot be read: it might name any tensors."""
+    """Texts of the JSON files in `folder`; None if one is damaged or unreadable, as it might name any tensors."""
     texts = []
     try:
         for file in folder.glob("*.json"):
             if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
-                continue  # not of a pair
+                continue  # not a document of ours
             texts.append(file.read_bytes())
             document = json.loads(texts[-1])
             ours = isinstance(document, dict) and "checksum" in document
@@ -156,7 +156,7 @@ def read_pair(path: Path, kind: Kind) -> Pair:
 
 
 def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
-    """Document (with `state` and `checksum`) and the bytes it was read from; format and checksum are verified."""
+    """Read and check a document; returns it (with `state` and `checksum`) and its bytes. Raises as `read_pair`."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_JSON + 1)
@@ -181,7 +181,7 @@ def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
         )
     given = document.get("checksum")
     body = {key: value for key, value in document.items() if key != "checksum"}
-    # The text too: many a digit of a number can change without changing the number.
+    # The text is compared too, since a digit of a number can change without changing its value.
     if given != _checksum(body) or text != _text(document):
         raise _damaged(path, kind, f"{path.name} does not match its checksum")
     state = document.get("state")
@@ -192,7 +192,7 @@ def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` so that it lasts through a power failure."""
+    """Make `folder` so that it survives a power failure."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -246,7 +246,7 @@ def _text(document: Mapping[str, Any]) -> bytes:
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
-    # In the order of the file: the order of the classes of a task has a meaning.
+    # Keys stay in the order of the file, since the order of a task's classes has a meaning.
     return hashlib.sha256(json.dumps(document, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -255,7 +255,7 @@ def _damaged(path: Path, kind: Kind, why: str) -> UserError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power failure; Windows has no such call."""
+    """Make a rename in `folder` survive a power failure; Windows has no such call."""
     if os.name != "nt":
         file = os.open(folder, os.O_RDONLY)
         try:

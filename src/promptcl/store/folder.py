@@ -42,20 +42,20 @@ _MAY_CHANGE = (
 
 
 class TaskRecord(Section):
-    """One thing learned."""
+    """What a learner records about one task that it has learned."""
 
     name: str
     when: str
-    """UTC, ISO 8601."""
+    """Time at which it was learned, UTC, ISO 8601."""
     images: dict[str, int]
     """Images of each class, in the order in which new classes were added."""
     seconds: float
     sha256: str
-    """Of the images and their labels (ImageSet.sha256)."""
+    """Hash of the images and their labels (ImageSet.sha256)."""
 
     @classmethod
     def of(cls, name: str, images: ImageSet, seconds: float, sha256: str) -> TaskRecord:
-        """The record of `images`, learned just now."""
+        """Make the record of `images` that were learned just now."""
         counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         per_class = dict(zip(images.classes, counts, strict=True))
@@ -63,7 +63,7 @@ class TaskRecord(Section):
 
 
 class _Document(Section):
-    """What learner.json holds beside `state` and `checksum`."""
+    """The fields of learner.json beside `state` and `checksum`."""
 
     format: int
     promptcl: str
@@ -76,7 +76,7 @@ class _Document(Section):
 
 @dataclass(frozen=True)
 class Saved:
-    """A learner as it lies in its folder."""
+    """All that a learner's folder holds."""
 
     config: Config
     backbone: dict[str, Any]
@@ -84,10 +84,10 @@ class Saved:
     classes: list[str]
     tasks: list[TaskRecord]
     notes: dict[str, Any]
-    """JSON values that other parts keep with the learner."""
+    """JSON values that other packages keep with the learner."""
     state: dict[str, Tensor]
     checksum: str = ""
-    """Stands for all of the above, as written."""
+    """Checksum of all of the above, as written."""
     format: int = FORMAT
 
 
@@ -114,7 +114,7 @@ def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
                 "load it again and repeat, or save to another folder"
             )
         written = files.write_pair(folder / "learner.json", document.model_dump(mode="json"), saved.state)
-        discard(folder)  # what it belongs to is done, or was given up for what is saved now
+        discard(folder)  # its task is finished, or was given up for what is saved now
     return written
 
 
@@ -139,9 +139,13 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
         if not key.startswith(_MAY_CHANGE):
             can = ", ".join(name + "*" if name.endswith(".") else name for name in _MAY_CHANGE)
             raise UserError(f"{text}: {key} of a learner cannot change, only {can}; leave it out")
-    config = _find_weights(folder, resolve(document.config, overrides, trust))
+    settings = document.config
+    method = settings.get("method")
+    if document.format == 1 and isinstance(method, dict) and method.get("name") == "joint":  # a setting since
+        settings = {**settings, "joint": True, "method": {**method, "name": "linear"}}
+    config = _find_weights(folder, resolve(settings, overrides, trust))
     state = pair.tensors
-    if document.format == 1:  # which knew one stage a task
+    if document.format == 1:  # format 1 knew only one stage a task
         state = {re.sub("^optimizer[.]", "optimizer.0.", name): tensor for name, tensor in state.items()}
     return Saved(
         *(config, document.backbone, document.classes, document.tasks, document.notes, state),
@@ -161,10 +165,10 @@ def check_backbone(saved: Saved, now: dict[str, Any], weights: str) -> None:
 
 
 def fill(method: nn.Module, saved: Saved) -> None:
-    """Give `method`, grown as that of `saved` was, its tensors. Raises UserError if names, shapes or types differ."""
+    """Load the tensors of `saved` into `method`, which grew by the same tasks. Raises UserError if they do not fit."""
     state = {name: tensor for name, tensor in saved.state.items() if not name.startswith(("optimizer.", "memory."))}
     here = {name: (tensor.shape, tensor.dtype) for name, tensor in method.state_dict().items()}
-    if saved.format == 1:  # which called a sum by its plain name
+    if saved.format == 1:  # format 1 called a sum by its plain name
         state = {f"{name}.value" if f"{name}.value" in here else name: tensor for name, tensor in state.items()}
     if here != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
         raise UserError("its tensors are not those of its method and classes; take a copy of it that is whole")
@@ -180,7 +184,7 @@ def checksum(folder: Path) -> str | None:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """`config` with the full paths of weights and data: the next process may run in another folder."""
+    """Return `config` with absolute paths of weights and data, as the next process may run in another folder."""
     if (root := config.data.root) is not None:
         data = config.data.model_copy(update={"root": str(Path(root).expanduser().absolute())})
         config = config.model_copy(update={"data": data})
@@ -193,7 +197,7 @@ def _with_weights(config: Config, path: Path) -> Config:
 
 
 def _find_weights(folder: Path, config: Config) -> Config:
-    """The recorded weight file, or one of that name inside the store (a store copied with its weights)."""
+    """Return `config`, with the weight file inside the store where the recorded path has none (a copied store)."""
     weights = config.backbone.weights
     inside = folder / Path(weights).name
     if weights in _NO_FILE or Path(weights).expanduser().is_file() or not inside.is_file():
@@ -201,15 +205,18 @@ def _find_weights(folder: Path, config: Config) -> Config:
     return _with_weights(config, inside)
 
 
-def open_checkpoint(folder: Path, ancestors: Sequence[str], images_sha256: str, config: Config) -> Checkpoint:
-    """The checkpoint of learning these images from the learner whose checksum is the last of `ancestors`, in `folder`.
+def open_checkpoint(
+    folder: Path, ancestors: Sequence[str], images_sha256: str, task: int, config: Config
+) -> Checkpoint:
+    """Begin or continue, in the store `folder`, the checkpoint of learning the images with this hash as task `task`.
 
+    ancestors: as of `save`; the last one is the checksum of the learner before it learns them.
     Raises UserError where the learner was never saved (no `ancestors`).
     """
     if not ancestors:
         raise UserError(f"checkpoints in {folder} belong to a saved learner: save this one there before it learns")
     settings = with_absolute_paths(config).model_dump(mode="json")
-    identity = {"base": ancestors[-1], "images": images_sha256, "settings": settings}
-    # By the clock only where one process decides alone.
+    identity = {"base": ancestors[-1], "task": task, "images": images_sha256, "settings": settings}
+    # By the clock only in a process alone: several would not agree on when it is time.
     seconds = config.train.checkpoint_seconds if processes.size() == 1 else None
     return Checkpoint(folder, identity, config.train.checkpoint_steps, seconds)

@@ -1,4 +1,4 @@
-"""One writer of a folder: a lock that the system releases when its process ends."""
+"""A lock that lets one process at a time write to a folder; the system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _PROCESS = uuid.uuid4().hex  # process ids repeat between containers that share 
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Be the only writer of `folder` (made if need be); the system releases the lock when the process ends.
+    """Hold the lock of `folder` (made if need be), so that no other process writes to it.
 
     A thread that has the lock may take it again. Raises UserError naming the process that has it.
     """
-    if (folder / ".lock").is_symlink():  # of a stranger's store: it would be written through
+    if (folder / ".lock").is_symlink():  # a store from elsewhere could make us overwrite any file
         raise UserError(f"{folder / '.lock'} is a link, expected a file of the store; remove it")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder, or the path of a new one")
@@ -45,8 +45,8 @@ def lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         if mine:
-            os.ftruncate(file, 0)  # or we would take the next holder, not yet named, for ourselves
-        if mine and fresh and os.listdir(folder) == [".lock"]:  # nothing came of it
+            os.ftruncate(file, 0)  # or this thread would find its name there until the next holder writes its own
+        if mine and fresh and os.listdir(folder) == [".lock"]:  # nothing was saved
             with contextlib.suppress(OSError):
                 (folder / ".lock").unlink()
                 folder.rmdir()
@@ -65,7 +65,7 @@ def _take(folder: Path, file: int) -> bool:
             if {key: holder.get(key) for key in me} == me:
                 return False
             who = f"process {holder['process']} on {holder['host']} since {holder['since']}"
-        except (ValueError, KeyError, AttributeError):  # it has the lock and has not written its name yet
+        except (ValueError, KeyError, AttributeError):  # the holder has not written its name yet
             who = "another process"
         raise UserError(f"{folder} is being written by {who}: wait until it is done") from None
     if not os.fstat(file).st_nlink:

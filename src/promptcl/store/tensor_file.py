@@ -1,4 +1,4 @@
-"""Tensors of hundreds of megabytes to a safetensors file and back, without a second copy of them in memory."""
+"""Write large tensors to a safetensors file and read them back, without a second copy of them in memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def sha256_of(path: Path) -> str:
-    """Hash of a file of any size."""
+    """SHA-256 of a file of any size, hexadecimal."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -56,10 +56,10 @@ def sha256_of(path: Path) -> str:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file, each in memory of its own.
+    """Read the tensors of a safetensors file, each into memory of its own.
 
     Raises FileNotFoundError, and errors of several types where the file is not of that format.
     """
-    # Not mapped into memory, as load_file does: this process would be killed when somebody cuts the file later.
+    # Not mapped into memory, as load_file does: this process would be killed if the file were shortened later.
     with safetensors.safe_open(path, "pt", backend="pread") as file:
         return dict(file.get_tensors())

@@ -1,12 +1,13 @@
-"""`check_method`: what any method has to do, whatever it is. For the tests of this package and of yours.
+"""`check_method` checks that a method keeps the contract, in the tests of this package and in yours.
 
-The checks learn pairs of real digits on the small ViT inside the package, so they need `pip install 'promptcl[demo]'`.
+The checks learn pairs of real digits, most of them on a tiny ViT of random values and some on the small ViT inside the
+package; they need `pip install 'promptcl[demo]'`.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,4 +27,17 @@ def check_method(method: str | type[Method], options: Mapping[str, Any] | None =
     name = method if isinstance(method, str) else named(method)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(name, dict(options or {}), Path(folder))
-        return {check.__name__.removeprefix("_").replace("_", " "): check(bench) for check in CHECKS}
+        return {_name(check): _checked(check, bench) for check in CHECKS}
+
+
+def _name(check: Callable[[Bench], str]) -> str:
+    return check.__name__.removeprefix("_").replace("_", " ")
+
+
+def _checked(check: Callable[[Bench], str], bench: Bench) -> str:
+    try:
+        return check(bench)
+    except AssertionError:
+        raise
+    except Exception as error:  # whatever the method raises where it should work
+        raise AssertionError(f"{_name(check)}: {type(error).__name__}: {error}") from error

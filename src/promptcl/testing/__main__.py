@@ -9,26 +9,25 @@ from pathlib import Path
 
 import torch
 
-from promptcl.runtime import processes
 from promptcl.testing import checks
 from promptcl.testing.bench import Bench, named
 
 
 def main(file: str) -> None:
-    """Do in this process what `Bench.elsewhere` asked for."""
+    """Find the method that `file` names, and check what can only be checked in a new process."""
     spec = json.loads(Path(file).read_bytes())
     sys.path[:] = spec["path"]
     torch.set_num_threads(1)
     if spec["name"].startswith("promptcl_checked."):
-        made = importlib.util.spec_from_file_location(spec["module"], spec["file"])
+        # Under a name of its own: what a program does `if __name__ == "__main__"` is not to be done again.
+        made = importlib.util.spec_from_file_location("promptcl_checked_module", spec["file"])
         assert made is not None
         assert made.loader is not None
         home = importlib.util.module_from_spec(made)
-        sys.modules[spec["module"]] = home
+        sys.modules[home.__name__] = home
         made.loader.exec_module(home)
-        named(getattr(home, spec["class"]))
-    with processes.group():
-        getattr(checks, spec["job"])(Bench(spec["name"], spec["options"], Path(spec["folder"])))
+        named(getattr(home, spec["class"]), spec["name"])
+    checks.elsewhere(Bench(spec["name"], spec["options"], Path(spec["folder"])))
 
 
 if __name__ == "__main__":

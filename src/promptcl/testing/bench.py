@@ -1,4 +1,4 @@
-"""What the checks of a method work with: small learners of it, digits, a ViT, and other processes."""
+"""What the checks of a method work with: small learners of it, digits, two ViTs, and other processes."""
 
 from __future__ import annotations
 
@@ -7,25 +7,37 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from promptcl.backbone import Backbone
 from promptcl.config import Config
+from promptcl.config.schema import BackboneConfig
 from promptcl.data import ImageSet, load_split
 from promptcl.learner import Learner
 from promptcl.methods._base import Method, load_method
 from promptcl.recipes import load_config
 from promptcl.training import Silent
 
+_PAIRS = ("01", "67")  # digits of the two tasks
+_LIMIT = 300  # seconds that other processes may take
 
-def named(method: type[Method]) -> str:
-    """A name under which `load_method` finds the class."""
-    name = f"promptcl_checked.{method.__module__.replace('.', '_')}_{method.__name__}"
+
+def named(method: type[Method], name: str | None = None) -> str:
+    """A name under which `load_method` finds the class.
+
+    Raises ValueError for a class that another process could not find: one without a file, or inside a function.
+    """
+    if getattr(sys.modules[method.__module__], "__file__", None) is None or "." in method.__qualname__:
+        raise ValueError(f"{method.__qualname__}: expected a class at the top of a Python file, or a method's name")
+    name = name or f"promptcl_checked.{method.__module__.replace('.', '_')}_{method.__name__}"
     for key in ("promptcl_checked", name):
         sys.modules.setdefault(key, ModuleType(key))
     sys.modules[name].__dict__["Model"] = method
@@ -70,36 +82,39 @@ class Count(Silent):
 
 
 class Bench:
-    """The method under test, digits to learn, and a ViT that all learners share."""
+    """The method under test, two tasks of digits, and the ViTs that all learners share.
+
+    Most checks take a ViT of random values, which costs next to nothing; what has to tell digits apart takes the small
+    one inside the package.
+    """
 
     def __init__(self, name: str, options: dict[str, Any], folder: Path) -> None:
         """`name` as of `method.name`, its `options`, and a `folder` to write to."""
         self.name, self.options, self.folder = name, options, folder
-        demo = load_config("demo", ["data.train_per_class=10", "data.test_per_class=10"])
-        self.demo, split = demo, load_split(demo.data)
-        self.train = [split.train.of_classes(pair) for pair in ("01", "67")]
-        self.test = [split.test.of_classes(pair) for pair in ("01", "67")]
-        self.backbone = Backbone.create(demo.backbone)
+        self.train, self.test = _digits(folder)
+        self.random = BackboneConfig(name="test_vit", weights="random", image_size=32)
+        self.backbone = Backbone.create(self.random)
+        self.able = load_config("demo").backbone
 
-    def config(self, **settings: Any) -> Config:
-        """A small configuration of the method; settings of a section are merged."""
-        train = {"epochs": 1, "batch_size": 8, "checkpoint_steps": 1, "lr": 0.005, **settings.pop("train", {})}
+    @cached_property
+    def able_backbone(self) -> Backbone:
+        """The ViT that knows digits."""
+        return Backbone.create(self.able)
+
+    def config(self, backbone: BackboneConfig, **settings: Any) -> Config:
+        """A small configuration of the method, with other `settings`; those of `train` are merged."""
+        train = {"epochs": 1, "batch_size": 6, "checkpoint_steps": 1, "lr": 0.005, **settings.pop("train", {})}
         data = {"augment": "crop", "crop_scale": (0.9, 1.0), "hflip": False, "eval_crop": 1.0}
         method = {"name": self.name, **self.options}
-        return Config.model_validate(
-            {
-                "backbone": self.demo.backbone,
-                "data": data,
-                "train": train,
-                "method": method,
-                "device": "cpu",
-                **settings,
-            }
-        )
+        # Evaluation batches so small that each of two processes has some.
+        sections = {"backbone": backbone, "data": data, "train": train, "eval": {"batch_size": 4}, "method": method}
+        return Config.model_validate({**sections, "device": "cpu", **settings})
 
-    def learner(self, **settings: Any) -> Learner:
-        """A new learner of the method."""
-        return Learner(self.config(**settings), self.backbone)
+    def learner(self, able: bool = False, **settings: Any) -> Learner:
+        """A new learner of the method; `able`: on the ViT that knows digits."""
+        if able:
+            return Learner(self.config(self.able, **settings), self.able_backbone)
+        return Learner(self.config(self.random, **settings), self.backbone)
 
     def learned(self, *tasks: ImageSet, **settings: Any) -> Learner:
         """A learner that has learned `tasks`, by default both pairs of digits."""
@@ -108,13 +123,26 @@ class Bench:
             learner.learn(images)
         return learner
 
+    @cached_property
+    def whole(self) -> Learner:
+        """A learner of both pairs, to look at and not to change."""
+        return self.learned()
+
+    def load(self, store: Path) -> Learner:
+        """The learner in `store`; whatever refuses it is an AssertionError."""
+        try:
+            return Learner.load(store, backbone=self.backbone, trust=True)
+        except Exception as error:
+            why = "`grow` alone may change shapes, since it alone is repeated at load"
+            raise AssertionError(f"a learner that was saved cannot be loaded: {why} ({error})") from error
+
     def answers(self, learner: Learner, images: ImageSet | None = None) -> Tensor:
         """Logits [N, K] for the test images of both tasks, or for `images`."""
         sets = [one for one in self.test if set(one.classes) <= set(learner.classes)] if images is None else [images]
         return torch.cat([learner.logits(one, learner.labels(one)) for one in sets])
 
-    def elsewhere(self, job: str, count: int = 1) -> None:
-        """Do `job` (a function of this module, given the bench) in `count` other processes together."""
+    def elsewhere(self, count: int) -> None:
+        """Do `checks.elsewhere` in `count` new processes that can form a group."""
         model = load_method(self.name)
         home = sys.modules[model.__module__]
         spec = {
@@ -122,19 +150,47 @@ class Bench:
             "file": getattr(home, "__file__", None),
             "module": model.__module__,
             "class": model.__qualname__,
-            **{"name": self.name, "options": self.options, "folder": str(self.folder), "job": job},
+            **{"name": self.name, "options": self.options, "folder": str(self.folder)},
         }
-        file = self.folder / "job.json"
-        file.write_bytes(json.dumps(spec).encode())
+        (self.folder / "job.json").write_bytes(json.dumps(spec).encode())
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        started = []
-        for number in range(count):
-            group = {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count)}
-            where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-            more = {**group, **where} if count > 1 else {"OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "promptcl.testing", str(file)]
-            started.append(subprocess.Popen(command, env={**os.environ, **more}, stderr=subprocess.PIPE, text=True))
-        said = [process.communicate(timeout=300)[1] for process in started]
-        assert not any(process.returncode for process in started), f"in {count} other processes: {said[0][-2000:]}"
+            group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        started = [self._start({**group, "RANK": str(number), "LOCAL_RANK": str(number)}) for number in range(count)]
+        try:
+            until = time.monotonic() + _LIMIT
+            # Who fails alone leaves the others waiting for it.
+            while any(one.poll() is None for one in started) and not any(one.poll() for one in started):
+                assert time.monotonic() < until, f"{count} other processes hang: one waits for what another never does"
+                time.sleep(0.02)
+            time.sleep(0.5 * any(one.poll() for one in started))  # what failed first says why
+        finally:
+            for one in started:
+                one.kill()
+                one.wait()
+        if any(one.returncode for one in started):
+            said = [(self.folder / f"stderr-{number}").read_text().strip() for number in range(count)]
+            last = [text.splitlines()[-1] for text in said if text]
+            reasons = [line.partition("AssertionError: ")[2] for line in last if "AssertionError: " in line]
+            raise AssertionError([*reasons, *last, "another process died"][0])
+
+    def _start(self, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "promptcl.testing", str(self.folder / "job.json")]
+        whole = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
+        with (self.folder / f"stderr-{environment['RANK']}").open("wb") as stderr:
+            return subprocess.Popen(command, env=whole, stderr=stderr)
+
+
+def _digits(folder: Path) -> list[list[ImageSet]]:
+    """Training and test images of both tasks; other processes find them in `folder`, since to parse them takes long."""
+    if not (folder / "test.npz").is_file():
+        split = load_split(load_config("demo", ["data.train_per_class=6", "data.test_per_class=4"]).data)
+        for part in ("train", "test"):
+            images = getattr(split, part).of_classes("".join(_PAIRS))
+            pixels = np.stack([images.image(i)[0].numpy() for i in range(len(images))])
+            np.savez(folder / part, pixels=pixels, names=[images.classes[label] for label in images.labels])
+    whole = []
+    for part in ("train", "test"):
+        with np.load(folder / f"{part}.npz") as saved:
+            whole.append(ImageSet.from_arrays(saved["pixels"], saved["names"].tolist()))
+    return [[images.of_classes(pair) for pair in _PAIRS] for images in whole]

@@ -1,4 +1,4 @@
-"""From images to gradients: batches, the one training loop, the rehearsal memory."""
+"""Training: batches of images, the one training loop, and the rehearsal memory."""
 
 from promptcl.training.batches import Batches
 from promptcl.training.loop import Progress, Silent, Trainer

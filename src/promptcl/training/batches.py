@@ -1,12 +1,10 @@
-"""Images to batches: views, normalisation, frozen queries, each computed when it is asked for and once where it can be.
+"""Batches of images: views, normalisation and queries, computed only when they are read, and once where possible.
 
 B images, C channels, H W pixels, N images of a set, D width, K classes so far.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,32 +20,23 @@ from promptcl.runtime import processes
 from promptcl.runtime.device import send
 from promptcl.runtime.seeding import task_generator
 from promptcl.training.memory import Replay
+from promptcl.training.queries import QueryCache
 
 Generators = Callable[[str], torch.Generator]
-"""Purpose -> randomness, always the same for the same step."""
-
-
-@dataclass
-class _Queries:
-    """Queries of a set as far as they are known: whole runs of `eval.batch_size` images."""
-
-    images: weakref.ref[ImageSet]
-    values_ND: Tensor
-    known: list[bool]
+"""Gives the random generator for a purpose, always the same for the same step."""
 
 
 class Batches:
-    """Feeds one learner: its backbone, its settings, its device, and a bounded cache of queries."""
+    """Makes the batches of one learner, and keeps queries in a bounded cache."""
 
     def __init__(self, backbone: Backbone, config: Config, device: torch.device, cache_bytes: int = 2**29) -> None:
-        """Keep at most `cache_bytes` of query features."""
+        """Cache at most `cache_bytes` of queries, beside those of the set used last."""
         self.backbone, self.config, self.device = backbone, config, device
-        self.cache_bytes = cache_bytes
-        self._cache: OrderedDict[int, _Queries] = OrderedDict()
+        self.queries = QueryCache(backbone, config.eval.batch_size, self.eval_images, device, cache_bytes)
 
     @property
     def clean(self) -> bool:
-        """Whether queries in training are of the image as it is, and not of its augmented view."""
+        """Whether queries in training are of the evaluation view, and not of the augmented view."""
         return self.config.data.augment == "none" or self.config.train.query_view == "clean"
 
     def eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
@@ -58,79 +47,35 @@ class Batches:
     def train_images(
         self, images: ImageSet, index: Sequence[int], rows: slice, total: int, at: torch.Generator
     ) -> Tensor:
-        """Normalised pixels of a random view of `images` at `index`, the `rows` of a batch of `total`."""
+        """Normalised pixels [B, C, H, W] of a random view of `images` at `index`, the `rows` of a batch of `total`."""
         size, data = self.backbone.image_size, self.config.data
         if data.augment == "none":
             return self.eval_images(images, index)
         return self.backbone.normalise(train_view(images.images(index), size, data, at, self.device, rows, total))
 
-    def rows_of(self, images: ImageSet, index: Sequence[int]) -> Tensor:
-        """Queries [B, D] of the evaluation view of `images` at `index`, from the cache; what is missing is computed.
-
-        Whole runs of `eval.batch_size` are computed: the last bits of a query depend on what it is computed with.
-        """
-        size, known = self.config.eval.batch_size, self._of(images)
-        for run in sorted({i // size for i in index}):
-            if not known.known[run]:
-                span = range(run * size, min((run + 1) * size, len(images)))
-                self._fill(known, run, self.backbone.query(self.eval_images(images, span)))
-        if isinstance(index, range):
-            return known.values_ND[index.start : index.stop]
-        return known.values_ND[send(torch.tensor(index, dtype=torch.long), self.device)]
-
-    def queries(self, images: ImageSet) -> Tensor:
-        """Queries [N, D] of a whole set. Several processes compute a part each, so all of them have to ask."""
-        mine = processes.share(len(images), self.config.eval.batch_size)
-        part = self.rows_of(images, range(mine.start, mine.stop))
-        if processes.size() == 1:
-            return part
-        whole_ND = processes.gather([part], mine, (len(images), self.backbone.width), self.device)
-        known = self._of(images)
-        known.values_ND, known.known = whole_ND, [True] * len(known.known)
-        return whole_ND
-
-    def _of(self, images: ImageSet) -> _Queries:
-        """The entry of `images` in the cache, made if need be; the least recently used sets are dropped."""
-        key = id(images)
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        # A set that nobody else holds goes, with its decoded images and its queries; only then is its id() free again.
-        reference = weakref.ref(images, lambda _: self._cache.pop(key, None))
-        runs = -(-len(images) // self.config.eval.batch_size)
-        empty_ND = torch.empty((len(images), self.backbone.width), device=self.device)
-        self._cache[key] = _Queries(reference, empty_ND, [False] * runs)
-        while len(self._cache) > 1 and sum(one.values_ND.nbytes for one in self._cache.values()) > self.cache_bytes:
-            self._cache.popitem(last=False)
-        return self._cache[key]
-
-    def _fill(self, known: _Queries, run: int, query_BD: Tensor) -> None:
-        start = run * self.config.eval.batch_size
-        known.values_ND[start : start + len(query_BD)] = query_BD
-        known.known[run] = True
-
-    def remember(self, images: ImageSet, span: range, pixels_BCHW: Tensor) -> Tensor:
-        """Queries [B, D] of the run `span` of `images`, of pixels that are there already where they are not known."""
-        size, known = self.config.eval.batch_size, self._of(images)
-        if span.start % size == 0 and len(span) == min(size, len(images) - span.start):
-            if not known.known[span.start // size]:
-                self._fill(known, span.start // size, self.backbone.query(pixels_BCHW))
-            return known.values_ND[span.start : span.stop]
-        return self.rows_of(images, span)
-
     def evaluation(
-        self, images: ImageSet, labels_N: Tensor, together: int, at: Generators | None = None, everything: bool = False
+        self,
+        images: ImageSet,
+        labels_N: Tensor,
+        together: int,
+        at: Generators | None = None,
+        everything: bool = False,
+        allowed_K: Tensor | None = None,
+        kept: Mapping[str, Tensor] | None = None,
     ) -> Iterator[EvalBatch]:
         """Batches of the evaluation view, in order; with several processes those of this one (`mine`), or `everything`.
 
-        together: images that are never cut apart; at: randomness of the batches, None where they need none.
+        together: images that are never cut apart; at: randomness of the batches, None where they need none; allowed_K:
+        the training mask, None for all classes; kept: what the memory keeps beside the images, a row each.
         """
         mine = slice(0, len(images)) if everything else self.mine(images, together)
         at = at or (lambda purpose: task_generator(self.config.seed, 0, purpose))
         size = self._size(together)
         for start in range(mine.start, mine.stop, size):
             span = range(start, min(start + size, mine.stop))
-            yield EvalBatch(self, images, span, labels_N[span.start : span.stop], at)
+            allowed_BK = None if allowed_K is None else allowed_K.expand(len(span), -1)
+            rows = {name: send(values[start : span.stop], self.device) for name, values in (kept or {}).items()}
+            yield EvalBatch(self, images, span, labels_N[start : span.stop], at, allowed_BK, rows)
 
     def mine(self, images: ImageSet, together: int) -> slice:
         """Which of `images` this process evaluates: whole batches."""
@@ -141,7 +86,7 @@ class Batches:
         return -(-self.config.eval.batch_size // together) * together
 
     def order(self, images: ImageSet, generator: torch.Generator) -> Tensor:
-        """Rows of `images` in the order of one epoch."""
+        """Row numbers of `images` in the order of one epoch; `train.balance` draws all classes equally often."""
         if not self.config.train.balance:
             return torch.randperm(len(images), generator=generator)
         labels_N = torch.as_tensor(images.labels)
@@ -154,7 +99,7 @@ class Batches:
         return max(1, count // size) if self.config.train.drop_last else -(-count // size)
 
     def epochs(self, count: int) -> int:
-        """Epochs over `count` images as the settings have it."""
+        """Epochs over `count` images: `train.epochs`, or up to 8 times as many to reach `train.min_steps`."""
         train = self.config.train
         wanted = -(-(train.min_steps or 0) // self.steps_per_epoch(count))
         return max(train.epochs, min(wanted, 8 * train.epochs))
@@ -162,7 +107,7 @@ class Batches:
 
 @dataclass
 class EvalBatch:
-    """A batch of the evaluation view (see `promptcl.Batch`)."""
+    """A batch of the evaluation view of images (see `promptcl.Batch`)."""
 
     batches: Batches
     images: ImageSet
@@ -171,6 +116,7 @@ class EvalBatch:
     generators: Generators
     allowed_BK: Tensor | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    _views: int = 0
 
     @cached_property
     def images_BCHW(self) -> Tensor:
@@ -179,31 +125,31 @@ class EvalBatch:
 
     @cached_property
     def query_BD(self) -> Tensor:
-        """Queries from the cache; where they are not known, of the same pixels if those are there."""
-        pixels = self.__dict__.get("images_BCHW")
-        if pixels is None:
-            return self.batches.rows_of(self.images, self.span)
-        return self.batches.remember(self.images, self.span, pixels)
+        """Queries from the cache; where they are not known, of the pixels of this batch."""
+        if self.batches.queries.knows(self.images, self.span):
+            return self.batches.queries.rows_of(self.images, self.span)
+        return self.batches.queries.remember(self.images, self.span, self.images_BCHW)
 
     @property
     def old_B(self) -> Tensor:
         """All False: nothing is replayed here."""
         return torch.zeros(len(self.labels_B), dtype=torch.bool, device=self.labels_B.device)
 
-    @property
+    @cached_property
     def generator(self) -> torch.Generator:
         """Randomness of this batch."""
         return self.generators(f"batch {self.span.start}")
 
     def another_view(self) -> Tensor:
-        """A random view of the same images."""
-        count, at = len(self.span), self.generators(f"another view {self.span.start}")
+        """The same images, in another random view each time."""
+        self._views += 1
+        count, at = len(self.span), self.generators(f"view {self._views}, batch {self.span.start}")
         return self.batches.train_images(self.images, self.span, slice(0, count), count, at)
 
 
 @dataclass
 class TrainBatch:
-    """The rows of a training batch that are this process's: new images, then replayed ones (see `promptcl.Batch`)."""
+    """This process's rows of a training batch: new images, then replayed ones (see `promptcl.Batch`)."""
 
     batches: Batches
     images: ImageSet | None
@@ -221,7 +167,7 @@ class TrainBatch:
 
     @cached_property
     def _parts(self) -> list[tuple[ImageSet, list[int], slice, int, str]]:
-        """Of new and of replayed images: set, this process's places in it, their rows, all rows, purpose."""
+        """For new and replayed images: the set, this process's places in it, their rows, all rows, the purpose."""
         new, parts = len(self.index), []
         if self.images is not None:
             mine = slice(min(self.rows.start, new), min(self.rows.stop, new))
@@ -251,17 +197,17 @@ class TrainBatch:
 
     @cached_property
     def query_BD(self) -> Tensor:
-        """Queries of the same view, or of the images as they are (`train.query_view`)."""
+        """Queries [B, D] of the same view, or of the evaluation view (`train.query_view`)."""
         if not self.batches.clean:
             return self.batches.backbone.query(self.images_BCHW)
         found = []
         for images, index, *_ in self._parts:
             if self.replay is not None and images is self.replay.images:
-                # The memory changes with every (micro-)task: the queries of all of it would rarely be used.
+                # The memory changes with every (micro-)task, so cached queries of all of it would rarely be used.
                 if index:
                     found.append(self.batches.backbone.query(self.batches.eval_images(images, index)))
             else:
-                found.append(self.batches.rows_of(images, index))
+                found.append(self.batches.queries.rows_of(images, index))
         return found[0] if len(found) == 1 else torch.cat(found)
 
     @cached_property
@@ -280,5 +226,5 @@ class TrainBatch:
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """Randomness of this step."""
+        """Random generator of this step."""
         return self.generators("method")

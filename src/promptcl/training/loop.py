@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,19 +13,19 @@ from torch import Tensor, nn
 from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
-from promptcl.layers import sums_of
 from promptcl.methods._base import Method, Stage
 from promptcl.runtime import processes
 from promptcl.runtime.device import send
 from promptcl.runtime.seeding import task_generator
 from promptcl.store.checkpoint import Checkpoint
 from promptcl.training.batches import Batches, TrainBatch
+from promptcl.training.exchange import Exchange
 from promptcl.training.memory import Replay
-from promptcl.training.optim import carry_over, effective_lr, load_moments, make_optimizer, make_schedule, named_moments
+from promptcl.training.optim import Moments, effective_lr, load_moments, make_optimizer, make_schedule, moments_of
 
 
 class Progress(Protocol):
-    """Who wants to know how far the training is."""
+    """Receives how far the training has come, for instance to display it."""
 
     def stage(self, number: int, steps: int) -> None:
         """Stage `number` (from 0) of the task begins and will take `steps` optimiser steps."""
@@ -37,15 +38,15 @@ class Silent:
     """A Progress that shows nothing."""
 
     def stage(self, number: int, steps: int) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def step(self) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 @dataclass
 class Run:
-    """A stage while it runs."""
+    """The state of a stage while it is trained."""
 
     stage: Stage
     number: int
@@ -56,10 +57,10 @@ class Run:
     labels_N: Tensor
     """Class ids of the images of the stage."""
     allowed_K: Tensor | None
-    """Classes of the task, where the stage has no others; None: no mask."""
+    """True for the classes of the task [K]; None: no mask, as where the stage has images of others."""
     replay: Replay | None
     done: int = 0
-    """Steps that were taken."""
+    """Optimiser steps taken so far."""
 
 
 @dataclass
@@ -74,24 +75,24 @@ class Trainer:
     labels_of: Callable[[ImageSet], Tensor]
     """Class ids [N] of images, on the device."""
     allowed_K: Tensor | None
-    """Classes of the task, True; None where nothing is masked."""
+    """True for the classes of the task [K]; None where nothing is masked."""
     replay_of: Callable[[ImageSet], Replay]
-    """How images join a batch."""
+    """Makes the Replay of images that join each batch."""
     checkpoint: Checkpoint | None = None
     progress: Progress = field(default_factory=Silent)
-    carried: dict[int, torch.optim.Optimizer] | None = None
-    """Optimisers of the stages of the task before, which go on; None: every stage has a fresh one."""
+    carried: dict[int, Moments] | None = None
+    """Moments of the stages of the task before, which go on; None: every stage has a fresh optimiser."""
     seen: int = 0
     """Images trained on so far, epochs and replayed ones counted."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """What the method counted in the stages so far."""
 
     def run(self, stage: Stage, number: int) -> None:
-        """Train `stage`, the one of this `number` in its task; where it was interrupted, it goes on from there.
+        """Train `stage`, number `number` of its task (from 0), or continue it where it was interrupted.
 
         Raises:
-            UserError: the loss is not finite (looked at once an epoch, so that a GPU is never made to wait); as
-                Checkpoint.
+            UserError: the loss is not finite (checked once an epoch, so that a GPU need not wait for it);
+                a checkpoint cannot be written or read.
         """
         if not self._length(stage)[0]:
             return
@@ -110,7 +111,7 @@ class Trainer:
         self.statistics = self.method.stats.tensors()
         self.method.stats.clear()
         if self.carried is not None:
-            self.carried[number] = run.optimizer
+            self.carried[number] = moments_of(run.optimizer)
         if stage.images is not None:
             rows = min(run.per_epoch * self.config.train.batch_size, len(stage.images)) / run.per_epoch
             self.seen += round(run.total * rows) + (run.total * run.replay.rows if run.replay is not None else 0)
@@ -128,19 +129,18 @@ class Trainer:
         return epochs * per_epoch if stage.steps is None else stage.steps, per_epoch
 
     def prepare(self, stage: Stage, number: int) -> Run:
-        """`stage` as it stands before its first step."""
+        """Make optimiser, schedule, labels and mask for the first step of `stage`."""
         train, (total, per_epoch) = self.config.train, self._length(stage)
         lr = effective_lr(train) if stage.lr is None else stage.lr
         groups = self.method.parameter_groups(lr) if stage.groups is None else stage.groups
         optimizer = make_optimizer(groups, lr, train)
         if self.carried is not None and number in self.carried:
-            carry_over(self.carried[number], optimizer)
+            load_moments(optimizer, self.carried[number])
         schedule = make_schedule(optimizer, train.schedule, total, per_epoch)
-        labels_N, allowed_K = torch.zeros(0, dtype=torch.long), None
+        labels_N, allowed_K = torch.zeros(0, dtype=torch.long, device=self.batches.device), None
         if stage.images is not None:
-            labels_N, allowed_K = self.labels_of(stage.images), self.allowed_K
-            if allowed_K is not None and not bool(allowed_K[labels_N].all()):
-                allowed_K = None
+            labels_N = self.labels_of(stage.images)
+            allowed_K = allowed(self.allowed_K, labels_N)
         replay = None if stage.replay is None or not len(stage.replay) else self.replay_of(stage.replay)
         return Run(stage, number, total, per_epoch, optimizer, schedule, labels_N, allowed_K, replay)
 
@@ -148,7 +148,11 @@ class Trainer:
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         total_loss = torch.zeros((), device=self.batches.device)
         order_N = torch.empty(0)
-        before = begin_sums(self.method)
+        # A stage that draws everything itself is computed alike in every process, sums included.
+        exchange = Exchange(
+            self.method, self.batches.device, active=run.stage.images is not None or run.replay is not None
+        )
+        exchange.begin()
         for step in range(run.done, run.total):
             epoch, place = divmod(step, run.per_epoch)
             if run.stage.images is not None and (place == 0 or step == run.done):
@@ -174,17 +178,17 @@ class Trainer:
             if epoch_ends:
                 self._check_finite(total_loss, parameters, epoch)
                 total_loss = torch.zeros_like(total_loss)
-            if self.checkpoint is not None and run.done < run.total and (epoch_ends or self.checkpoint.due(run.done)):
-                end_sums(self.method, before)
+            if self.checkpoint is not None and run.done < run.total and self.checkpoint.due(run.done, epoch_ends):
+                exchange.end()
                 self._keep(run, finished=False)
-                before = begin_sums(self.method)
-        end_sums(self.method, before)
+                exchange.begin()
+        exchange.end()
 
     def _generator(self, run: Run, purpose: str) -> torch.Generator:
         return task_generator(self.config.seed, self.task, f"stage {run.number}, {purpose}")
 
     def batch(self, run: Run, step: int, order_N: Tensor) -> tuple[TrainBatch, float]:
-        """What this process computes of the batch of `step`, and the share of the whole batch that it is."""
+        """This process's rows of the batch of `step`, and their share of the whole batch (0 to 1)."""
         size, device = self.config.train.batch_size, self.batches.device
         place = step % run.per_epoch
         index_B = order_N[place * size : (place + 1) * size] if run.stage.images is not None else torch.empty(0)
@@ -192,8 +196,8 @@ class Trainer:
         if run.replay is not None:
             old_R = run.replay.draw(self._generator(run, f"step {step}, replay"))
         total = new + len(old_R)
-        rows = processes.share(total, max(1, run.stage.together, self.method.together))
-        if run.stage.together == 0:  # the first process computes the whole batch
+        rows = processes.share(total, math.lcm(max(1, run.stage.together), self.method.together))
+        if run.stage.together == 0:  # process 0 computes the whole batch
             rows = slice(0, 0 if processes.rank() else total)
         labels_B = run.labels_N[send(index_B.long(), device)]
         allowed_K = run.allowed_K
@@ -203,7 +207,7 @@ class Trainer:
             labels_B = torch.cat([labels_B, run.replay.labels_N[send(old_R, device)]])
         allowed_BK = None
         if allowed_K is not None:
-            # Replayed rows are what compares classes of different tasks: they have no mask.
+            # Replayed rows have no mask: only they compare classes of different tasks.
             allowed_BK = allowed_K.expand(new, -1)
             if len(old_R):
                 allowed_BK = torch.cat([allowed_BK, torch.ones_like(allowed_K).expand(len(old_R), -1)])
@@ -212,12 +216,12 @@ class Trainer:
             *(self.batches, run.stage.images, index_B.long().tolist(), labels_B[rows], allowed_BK, rows),
             *(lambda purpose: self._generator(run, f"step {step}, {purpose}"), run.replay, old_R.tolist()),
         )
-        if run.stage.images is None:
+        if run.stage.images is None and run.replay is None:
             return made, 1 / processes.size()
         return made, len(labels_B[rows]) / total
 
     def _check_finite(self, loss: Tensor, parameters: list[nn.Parameter], epoch: int) -> None:
-        loss = loss + 0 * sum(p.detach().sum() for p in parameters)  # a last step that broke them is seen too
+        loss = loss + 0 * sum(p.detach().sum() for p in parameters)  # or a parameter, after the last step
         if not torch.isfinite(loss):
             raise UserError(
                 f"the loss became {loss.item()} in epoch {epoch + 1}: expected a finite number; "
@@ -225,11 +229,11 @@ class Trainer:
             )
 
     def _state(self) -> dict[str, Tensor]:
-        """Parameters and all buffers of the method, what a state dict leaves out too."""
+        """Parameters and all buffers of the method, also those that a state dict leaves out."""
         return {**dict(self.method.named_parameters()), **dict(self.method.named_buffers())}
 
     def _keep(self, run: Run, finished: bool) -> None:
-        """Write the checkpoint, which is that of all processes together."""
+        """Write the checkpoint, one for all processes."""
         checkpoint = self.checkpoint
         if checkpoint is None:
             return
@@ -237,14 +241,14 @@ class Trainer:
         tensors |= {f"stats.{name}": value for name, value in self.method.stats.tensors().items()}
         numbers: dict[str, Any] = {"done": run.done}
         if not finished or self.carried is not None:
-            tensors |= named_moments(run.optimizer)
+            tensors |= {f"optimizer.{name}": value for name, value in moments_of(run.optimizer).items()}
             numbers["groups"] = run.optimizer.state_dict()["param_groups"]
         if not finished and run.schedule is not None:
             numbers["schedule"] = run.schedule.state_dict()
         processes.on_first(lambda: checkpoint.write(run.number, tensors, numbers, finished))
 
     def _resume(self, run: Run) -> bool:
-        """Bring method and `run` to where this stage was interrupted or ended; whether it had ended."""
+        """Load method and `run` from the checkpoint of this stage, if it has one; returns whether it had ended."""
         found = None if self.checkpoint is None else self.checkpoint.read(run.number)
         if self.checkpoint is None or found is None:
             return False
@@ -252,43 +256,29 @@ class Trainer:
         try:
             with torch.no_grad():
                 for name, value in self._state().items():
+                    if tensors[f"method.{name}"].shape != value.shape:  # which copy_ might broadcast
+                        raise ValueError(f"the shape of {name}")
                     value.copy_(tensors[f"method.{name}"])
-            stats = {k.removeprefix("stats."): v for k, v in tensors.items() if k.startswith("stats.")}
-            self.method.stats.restore({name: value.to(self.batches.device) for name, value in stats.items()})
+            stats = _named(tensors, "stats.").items()
+            self.method.stats.restore({name: value.to(self.batches.device) for name, value in stats})
             if "groups" in numbers:
                 run.optimizer.load_state_dict({"state": {}, "param_groups": numbers["groups"]})
-                load_moments(run.optimizer, tensors)
+                load_moments(run.optimizer, _named(tensors, "optimizer."))
             if run.schedule is not None and "schedule" in numbers:
                 run.schedule.load_state_dict(numbers["schedule"])
-            run.done = int(numbers["done"])
-            return bool(numbers["finished"])
+            run.done, finished = int(numbers["done"]), bool(numbers["finished"])
+            if not 0 < run.done <= run.total or finished != (run.done == run.total):
+                raise ValueError(f"{run.done} of {run.total} steps")
+            return finished
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise self.checkpoint.unfit(error) from error
 
 
-def begin_sums(method: Method) -> dict[str, Tensor]:
-    """What the sums of `method`, and what it counts, are now; from here on each process adds its own images."""
-    return {} if processes.size() == 1 else {name: value.clone() for name, value in _sums(method).items()}
+def allowed(task_K: Tensor | None, labels_N: Tensor) -> Tensor | None:
+    """The training mask [K] of images with these labels: the classes of the task; None where others are among them."""
+    return task_K if task_K is not None and bool(task_K[labels_N].all()) else None
 
 
-def end_sums(method: Method, before: dict[str, Tensor]) -> None:
-    """Give every process what was there `before` and what all of them have added since."""
-    if processes.size() == 1:
-        return
-    shapes: dict[str, list[int]] = {}
-    for theirs in processes.everyones({name: list(value.shape) for name, value in method.stats.tensors().items()}):
-        shapes |= {name: max(shape, shapes.get(name, [])) for name, shape in theirs.items()}
-    method.stats.fill(shapes, next(iter(method.state_dict().values())).device)  # what only some of them counted
-    now, old = _sums(method), {}
-    for name, value in now.items():
-        old[name] = torch.zeros_like(value)
-        if name in before:
-            old[name][: len(before[name])] = before[name]
-    added = processes.add_up([value - old[name] for name, value in now.items()])
-    for (name, value), more in zip(now.items(), added, strict=True):
-        value.copy_(old[name] + more)
-
-
-def _sums(method: Method) -> dict[str, Tensor]:
-    own = {f"sum.{number}": value for number, value in enumerate(sums_of(method))}
-    return {**own, **{f"stats.{name}": value for name, value in method.stats.tensors().items()}}
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of `tensors` whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -15,7 +15,7 @@ from torch import Tensor
 from promptcl.data import FileSource, ImageSet, concat
 from promptcl.errors import UserError
 
-_NO_LIMIT = 2**20  # short side in pixels: what was learned from was small enough, and is kept as it is
+_NO_LIMIT = 2**20  # short side in pixels: stored images are small enough already, and are not resized
 
 
 class Memory:
@@ -24,7 +24,7 @@ class Memory:
     Every image gets a random number when it is added and each class keeps the images with the smallest ones, which is
     reservoir sampling (an image that comes again after it was dropped counts as new). With fewer images than
     `per_class` all are kept. Refers to the images; only `tensors` copies them. An image is known by its class and its
-    content: names of files come again.
+    content, since file names may repeat.
     """
 
     def __init__(self, per_class: int) -> None:
@@ -35,15 +35,15 @@ class Memory:
         """What a method keeps beside the images, by name: float, one row an image, NaN where nothing was known."""
         self._draws = np.zeros(0)
         self._digests: list[bytes] = []
-        self._fresh = np.zeros(0, dtype=bool)  # images whose row in `kept` is yet to come
-        self._waiting: dict[str, Tensor] = {}  # `kept` of a store without images, which are added again
+        self._fresh = np.zeros(0, dtype=bool)  # True for images that have no row in `kept` yet
+        self._waiting: dict[str, Tensor] = {}  # `kept` of a store without images, until they are added again
 
     def __len__(self) -> int:
-        """Images held."""
+        """Number of images held."""
         return 0 if self.images is None else len(self.images)
 
     def add(self, images: ImageSet, generator: torch.Generator) -> None:
-        """Offer `images`; what is kept depends on `generator` and on what was there. None is held twice."""
+        """Offer `images` to the memory; `generator` decides which are kept. No image is held twice."""
         if not self.per_class or not len(images):
             return
         held, digests = set(self._digests), [_digest(images, i) for i in range(len(images))]
@@ -63,7 +63,7 @@ class Memory:
             self.kept[name] = padded[torch.from_numpy(kept)]
 
     def keep(self, compute: Callable[[ImageSet], Mapping[str, Tensor]]) -> None:
-        """Fill in what is kept beside the images that have come since the last call; `compute` gives rows for images.
+        """Compute what is kept beside the images that came since the last call; `compute` gives a row for each image.
 
         Rows of a later task may be longer (logits of more classes): the shorter ones end in NaN.
         """
@@ -80,18 +80,30 @@ class Memory:
             self.kept[name] = whole
         self._fresh = np.zeros(len(self), dtype=bool)
 
+    def kept_of(self, images: ImageSet) -> dict[str, Tensor]:
+        """What is kept beside each of `images`, which need not be in the order of the memory; NaN where nothing is."""
+        if not self.kept or images is self.images:
+            return self.kept
+        place = {digest: row for row, digest in enumerate(self._digests)}
+        found = [place.get(_digest(images, i), -1) for i in range(len(images))]
+        index = torch.tensor(found, dtype=torch.long)
+        return {
+            name: torch.where((index >= 0).view(-1, *[1] * (rows.ndim - 1)), rows[index], torch.nan)
+            for name, rows in self.kept.items()
+        }
+
     def settle(self) -> None:
-        """The images of a store without images have been added again: what was kept beside them is theirs."""
+        """Give images that were added again, after loading a store without images, the rows it kept beside them."""
         if self._waiting and all(len(rows) == len(self) for rows in self._waiting.values()):
             self.kept, self._fresh = self._waiting, np.zeros(len(self), dtype=bool)
         self._waiting = {}
 
     def tensors(self, classes: Sequence[str], images: bool) -> dict[str, Tensor]:
-        """All that is held, by names `memory.*`: images as PNG files (uint8), labels as indices into `classes`.
+        """The memory as tensors called `memory.*`: images as PNG files (uint8), labels as indices into `classes`.
 
         Without `images`, only what is kept beside them.
         """
-        kept = {f"memory.kept.{name}": rows for name, rows in self.kept.items()}
+        kept = {f"memory.kept.{name}": rows for name, rows in (self.kept or self._waiting).items()}
         if self.images is None or not images:
             return kept
         number = [classes.index(name) for name in self.images.classes]
@@ -104,7 +116,7 @@ class Memory:
         }
 
     def restore(self, tensors: Mapping[str, Tensor], classes: Sequence[str], cache_mb: int) -> None:
-        """Hold what `tensors` were made of; nothing where there are none. Raises UserError where they do not fit."""
+        """Restore the memory from `tensors`, if it has any there. Raises UserError where they do not fit."""
         own = {name: tensor for name, tensor in tensors.items() if name.startswith("memory.")}
         if not own or not self.per_class:
             return
@@ -148,13 +160,13 @@ def _bytes(data: bytes) -> Tensor:
 
 @dataclass(frozen=True)
 class Replay:
-    """Images that join the batches of a stage."""
+    """Images of the memory that join the batches of a stage."""
 
     images: ImageSet
     labels_N: Tensor
     """Class ids of the images on the device."""
     rows: int
-    """Images replayed with each batch [R]."""
+    """Number of images replayed with each batch [R]."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     """What a method kept beside them."""
 

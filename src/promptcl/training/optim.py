@@ -1,4 +1,4 @@
-"""The optimiser of a stage, its schedule, and moments that go on in the next task."""
+"""The optimiser of a stage, its learning-rate schedule, and moments that carry over to the next task."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from promptcl.config import TrainConfig
+from promptcl.errors import UserError
 
 
 def effective_lr(train: TrainConfig) -> float:
@@ -19,7 +20,7 @@ def effective_lr(train: TrainConfig) -> float:
 
 
 def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser over `groups`, at `lr` where they name none; SGD with Nesterov momentum 0.9."""
+    """Make an optimiser of `groups`, at `lr` where they name no learning rate; SGD has Nesterov momentum 0.9."""
     groups = [dict(group) for group in groups]
     if train.optimizer == "adam":
         return torch.optim.Adam(groups, lr=lr, weight_decay=train.weight_decay)
@@ -27,7 +28,7 @@ def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConf
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_epoch: int) -> LRScheduler | None:
-    """How the learning rate falls over `total` steps; None where it stays.
+    """Make the schedule by which the learning rate falls over `total` steps; None where it stays.
 
     `quarter_cosine` (CODA-Prompt, OVOR): epoch e of E has lr * cos(99 pi e / (200 (E - 1))), lr where E is 1.
     """
@@ -39,34 +40,46 @@ def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_e
     return None
 
 
-def carry_over(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
-    """Moments and step counts of `old` go on in `new`; rows that parameters have got since start at zero."""
-    for before, after in zip(old.param_groups, new.param_groups, strict=True):
-        for p, q in zip(before["params"], after["params"], strict=True):
-            for name, value in old.state.get(p, {}).items():
-                if isinstance(value, Tensor) and value.shape == p.shape:
-                    new.state[q][name] = torch.zeros_like(q)
-                    new.state[q][name][: len(p)] = value
-                else:
-                    new.state[q][name] = value
+Moments = dict[str, Tensor]
+"""What an optimiser remembers of each parameter, by `<number of the parameter>.<name>`."""
 
 
-def named_moments(optimizer: torch.optim.Optimizer, prefix: str = "optimizer.") -> dict[str, Tensor]:
-    """What an optimiser remembers of each parameter, as `<prefix><number>.<name>`."""
+def moments_of(optimizer: torch.optim.Optimizer) -> Moments:
+    """All that `optimizer` remembers of its parameters, numbered in their order."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{prefix}{number}.{name}": value
+        f"{number}.{name}": value
         for number, values in state.items()
         for name, value in values.items()
         if value is not None
     }
 
 
-def load_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str = "optimizer.") -> None:
-    """Put what `named_moments` gave back into `optimizer`; other names are left out."""
-    found: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        if key.startswith(prefix):
-            number, _, name = key.removeprefix(prefix).partition(".")
-            found.setdefault(int(number), {})[name] = tensor
-    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
+def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Let `optimizer` go on from `moments`; rows that parameters have gained since start at zero.
+
+    Moments of another kind of optimiser are left out: it begins with none.
+    Raises UserError where they are not moments of these parameters.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    known = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        number, _, name = key.partition(".")
+        if name not in known:
+            continue
+        parameter = parameters[int(number)] if int(number) < len(parameters) else None
+        if parameter is None or (value.ndim and not _fits(value, parameter)):
+            raise UserError(
+                "the moments of its optimiser are not those of its parameters; take a copy of it that is whole"
+            )
+        if value.ndim and value.shape != parameter.shape:
+            grown = torch.zeros_like(parameter)
+            grown[: len(value)] = value
+            value = grown
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    return value.shape[1:] == parameter.shape[1:] and len(value) <= len(parameter)

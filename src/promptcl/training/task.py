@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,8 @@ from promptcl.methods._base import Batch, Method
 from promptcl.runtime import processes
 from promptcl.runtime.seeding import task_generator
 from promptcl.training.batches import Batches
-from promptcl.training.loop import begin_sums, end_sums
+from promptcl.training.exchange import joined
+from promptcl.training.loop import allowed
 
 
 @dataclass
@@ -29,7 +30,7 @@ class PastTask:
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
-        """Begin its randomness."""
+        """Make the random generator of the task."""
         self.generator = task_generator(self.seed, self.number, "task")
 
     @property
@@ -56,36 +57,56 @@ class PresentTask(PastTask):
     method: Method = field(kw_only=True)
     source: Batches = field(kw_only=True)
     labels_of: Callable[[ImageSet], Tensor] = field(kw_only=True)
+    kept_of: Callable[[ImageSet], Mapping[str, Tensor]] = field(kw_only=True)
+    """What the memory keeps beside images, a row each."""
+    memory_is_lost: bool = field(kw_only=True)
+    """Whether images were to be kept, and those of earlier tasks are not here."""
+    allowed_K: Tensor | None = None
+    """Classes of the task, True; None where nothing is masked. Known once the method has grown."""
     warnings: list[str] = field(default_factory=list)
     memory_was_read: bool = False
+    """Whether the method has asked for images of the memory, and there were some."""
+    _open: bool = False
 
     @property
     def memory(self) -> ImageSet | None:
         """Images kept for rehearsal; None where there are none."""
-        self.memory_was_read = True
+        if self.memory_is_lost:
+            raise UserError(
+                "memory.per_class replays earlier images, which are not in the store: give them to Learner.remember, "
+                "write memory.per_class=0, or begin with memory.store=true"
+            )
+        self.memory_was_read |= self.remembered is not None
         return self.remembered
 
     def batches(self, images: ImageSet | None = None) -> Iterator[Batch]:
-        """The evaluation view of `images` (None: `new`), this process's part; sums are added up when the loop ends."""
+        """Evaluation batches of `images` (None: `new`), this process's share; sums are added up when the loop ends."""
         images = self.new if images is None else images
-        before = begin_sums(self.method)
-        yield from self.source.evaluation(images, self.labels_of(images), self.method.together, self._generator)
-        end_sums(self.method, before)
+        if self._open:
+            raise RuntimeError("a loop over task.batches() inside another one cannot add up sums; end the first one")
+        self._open, labels_N = True, self.labels_of(images)
+        allowed_K = allowed(self.allowed_K, labels_N)
+        try:
+            with joined(self.method, self.source.device):
+                settings = (images, labels_N, self.method.together, self._generator)
+                yield from self.source.evaluation(*settings, allowed_K=allowed_K, kept=self.kept_of(images))
+        finally:
+            self._open = False
 
     def _generator(self, purpose: str) -> torch.Generator:
         return task_generator(self.seed, self.number, purpose)
 
     def collect(self, function: Callable[[Batch], Tensor], images: ImageSet | None = None) -> Tensor:
-        """Rows [N, X] that `function` gives for all of `images`, in their order, the same in every process."""
+        """Rows [N, X] that `function` gives for all of `images`, in their order, the same in every process; float32."""
         images = self.new if images is None else images
-        parts = [function(batch) for batch in self.batches(images)]
+        parts = [function(batch).float() for batch in self.batches(images)]
         mine = self.source.mine(images, self.method.together)
         width = max(processes.everyones(parts[0].shape[1] if parts else 0))
-        return processes.gather(parts, mine, (len(images), width), self.source.device)
+        return processes.gather(parts or [torch.empty(0, width)], mine, (len(images), width), self.source.device)
 
     def queries(self, images: ImageSet | None = None) -> Tensor:
         """Queries [N, D] of all of `images`, in their order, the same in every process."""
-        return self.source.queries(self.new if images is None else images)
+        return self.source.queries.whole(self.new if images is None else images)
 
     def warn(self, sentence: str) -> None:
         """Tell the user something about this task."""
