@@ -38,14 +38,14 @@ def main() -> None:
     learner.learn(split.train.of_classes(SECOND), name="tuesday")
     after = learner.evaluate(split.test)
 
-    figure, (tiles_axes, bars, histogram) = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[0.8, 1.2, 1])
+    figure, (sheet, bars, histogram) = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[0.8, 1.2, 1])
     tiles = [
         np.hstack([split.train.image(i)[0].numpy() for i in np.flatnonzero(split.train.labels == k)[:6]])
         for k in range(10)
     ]
-    tiles_axes.imshow(255 - np.vstack(tiles), cmap="gray")
-    tiles_axes.axhline(5 * 28, color="tab:orange", lw=2)
-    tiles_axes.set(title="monday: 0 to 4, tuesday: 5 to 9", xticks=[], yticks=[])
+    sheet.imshow(255 - np.vstack(tiles), cmap="gray")
+    sheet.axhline(5 * 28, color="tab:orange", lw=2)
+    sheet.set(title="monday: 0 to 4, tuesday: 5 to 9", xticks=[], yticks=[])
     classes = np.arange(10)
     share = {n: [100 * r / c for r, c in e.by_class.values()] for n, e in (("before", before), ("after", after))}
     bars.bar(classes[:5] - 0.2, share["before"], 0.4, label="after monday")

@@ -46,8 +46,10 @@ def test_everything_listed_has_a_description(kind: str) -> None:
 
 
 def test_expected_names_exist() -> None:
-    assert {"demo", "l2p", "l2p-jax", "l2p-pytorch", "l2p-vit-cifar100-b10-10-10"} <= set(available("recipes"))
-    assert {"l2p", "ncm", "linear"} <= set(available("methods"))
+    assert {"demo", "l2p", "l2p-jax", "l2p-pytorch", "l2p-vit-cifar100-b10-10-10", "dualprompt", "oneprompt"} <= set(
+        available("recipes")
+    )
+    assert {"l2p", "ncm", "linear", "dualprompt", "oneprompt"} <= set(available("methods"))
     assert {"cifar100", "folder", "npz"} <= set(available("datasets"))
     with pytest.raises(UserError, match=r"did you mean methods\?"):
         available("metods")
