@@ -251,3 +251,16 @@ def test_tasks_of_one_class_of_two_images_and_of_known_classes(backbone: Backbon
     assert made.classes == ["0", "2", "3"]
     assert len(method_of(made).past_keys_SD) == 2
     assert made.logits(digits[0].of_classes("0"), torch.zeros(8)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "dualprompt", "e_layers": [6]},
+        {"name": "dualprompt", "g_layers": [-1]},
+        {"name": "oneprompt", "layout": [[0, 1], [9, 1]]},
+    ],
+)
+def test_a_layer_that_the_vit_lacks_is_refused_at_once(method: dict[str, Any], backbone: Backbone) -> None:
+    with pytest.raises(UserError, match=r"name layer (6|-1|9), the ViT has layers 0 to 5; write layers that it has"):
+        Learner(make_config(method=method), backbone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcl.config import Section
+from promptcl.errors import UserError
 
 Init = Literal["uniform", "normal", "symmetric"]
 
@@ -87,3 +89,11 @@ class PromptPool(nn.Module):
         """Tokens [B, N*L, D] of the chosen prompts, in the order chosen."""
         tokens_BNX = F.embedding(index_BN, self.prompts_MLD.flatten(1))  # its gradient is deterministic
         return tokens_BNX.view(index_BN.shape[0], -1, self.prompts_MLD.shape[-1])  # len() would fix B in an export
+
+
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """Raise UserError for a layer that a ViT of `depth` blocks does not have, before anything is written."""
+    if odd := [layer for layer in layers if not 0 <= layer < depth]:
+        raise UserError(
+            f"the method's options name layer {odd[0]}, the ViT has layers 0 to {depth - 1}; write layers that it has"
+        )

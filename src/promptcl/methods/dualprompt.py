@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
 from promptcl.layers import GrowingLinear, cosine
-from promptcl.layers.prompts import PromptOptions, initialise, top_n, vote
+from promptcl.layers.prompts import PromptOptions, check_layers, initialise, top_n, vote
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 
@@ -58,6 +58,7 @@ class Model(Method):
         """Draw the general prefixes; experts come with the tasks."""
         super().__init__(options, backbone, generator)
         o, width = options, backbone.width
+        check_layers((*o.g_layers, *o.e_layers), backbone.depth)
         shape = (len(o.g_layers), 2, o.g_length, width)
         self.general_G2LD = nn.Parameter(initialise(shape, o.prompt_init, o.init_scale, generator))
         # Those of the present task (none before the first); past ones are buffers, so that nothing trains them.

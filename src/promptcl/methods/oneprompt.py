@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
 from promptcl.layers import GrowingLinear
-from promptcl.layers.prompts import PromptOptions, initialise
+from promptcl.layers.prompts import PromptOptions, check_layers, initialise
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 _POINTS, _DRAWS, _KEPT, _NOISE = 50, 600, 40, 0.1  # for each class: features, noise vectors each, outliers; noise scale
@@ -51,6 +51,7 @@ class Model(Method):
     def __init__(self, options: OnePromptOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw the prefixes."""
         super().__init__(options, backbone, generator)
+        check_layers([layer for layer, _ in options.layout], backbone.depth)
         shapes = [(2, rows, backbone.width) for _, rows in options.layout]
         drawn = [initialise(shape, options.prompt_init, options.init_scale, generator) for shape in shapes]
         self.prefixes_2LD = nn.ParameterList(drawn)
