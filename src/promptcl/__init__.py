@@ -66,7 +66,9 @@ if not TYPE_CHECKING:  # a checker that saw this would take every name for a pub
             from importlib.metadata import version
 
             return version("promptcl")
-        if name not in _MODULES:
+        if name == "testing":
+        return importlib.import_module("promptcl.testing")
+    if name not in _MODULES:
             raise AttributeError(f"module 'promptcl' has no attribute {name!r}")
         value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
