@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from promptcl import testing as testing
     from promptcl.backbone import Backbone, Change, Prefix, Tokens
     from promptcl.config import Config
     from promptcl.data import ImageSet, class_incremental, domain_incremental, load_split
@@ -67,8 +68,8 @@ if not TYPE_CHECKING:  # a checker that saw this would take every name for a pub
 
             return version("promptcl")
         if name == "testing":
-        return importlib.import_module("promptcl.testing")
-    if name not in _MODULES:
+            return importlib.import_module("promptcl.testing")
+        if name not in _MODULES:
             raise AttributeError(f"module 'promptcl' has no attribute {name!r}")
         value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value

@@ -83,9 +83,13 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 
 
 def test_check_method_is_there() -> None:
+    """Without an import of its own, too."""
+    code = "import promptcl; print(promptcl.testing.check_method.__module__)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout == "promptcl.testing\n"
     from promptcl.testing import check_method
 
-    assert callable(check_method)
+    assert promptcl.testing.check_method is check_method
 
 
 def test_it_costs_nothing_until_a_name_is_used() -> None:
