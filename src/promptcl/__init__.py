@@ -67,8 +67,8 @@ if not TYPE_CHECKING:  # a checker that saw this would take every name for a pub
 
             return version("promptcl")
         if name == "testing":
-        return importlib.import_module("promptcl.testing")
-    if name not in _MODULES:
+            return importlib.import_module("promptcl.testing")
+        if name not in _MODULES:
             raise AttributeError(f"module 'promptcl' has no attribute {name!r}")
         value = getattr(importlib.import_module(_MODULES[name]), name)
         globals()[name] = value
