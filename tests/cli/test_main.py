@@ -60,6 +60,8 @@ def test_list_fits_a_terminal(tmp_path: Path) -> None:
         (["demo", "l2p"], "expected one recipe and then key=value"),
         (["demo", "method.name=nmc"], "did you mean ncm?"),
         (["demo", "data.name=mnist"], "did you mean mnist5k?"),
+        (["demo", f"method.name={300 * 'n'}"], "not one of the methods"),
+        (["demo", f"data.name={300 * 'n'}", "--trust"], "not one of the datasets"),
         (["absent.yaml"], "absent.yaml"),
     ],
 )

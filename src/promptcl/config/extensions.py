@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -97,7 +98,8 @@ def _is_dotted(name: str) -> bool:
 def _file_here(name: str) -> Path | None:
     """NAME.py in the current folder, if there is one."""
     file = Path(f"{name}.py")
-    return file.absolute() if name.isidentifier() and file.is_file() else None
+    # Unlike `file.is_file()` this answers False where a name is too long for the file system.
+    return file.absolute() if name.isidentifier() and os.path.isfile(file) else None
 
 
 def _unknown(kind: Kind, package: str, name: str) -> str:
