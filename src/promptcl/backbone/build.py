@@ -43,8 +43,9 @@ def build(config: BackboneConfig) -> Any:
             torch.manual_seed(0)
             vit = timm.create_model(name, num_classes=0, **kwargs)
     except Exception as error:  # unknown tag or argument, values that exclude each other
+        plain = "" if "vit" in architecture else "; choose a plain ViT such as vit_base_patch16_224"
         raise UserError(
-            f"timm cannot build backbone.name={name} with {kwargs} ({weights.first_line(error)}){_tags(name)}"
+            f"timm cannot build backbone.name={name} with {kwargs} ({weights.first_line(error)}){_tags(name)}{plain}"
         ) from error
     if reason := _unfit(vit):
         raise UserError(
