@@ -70,7 +70,7 @@ def cache_mb_of(settings: list[str] | None) -> int:
 
     if stray := next((text for text in settings or [] if "=" not in text), None):
         raise UserError(
-            f"{stray}: expected one image, folder or archive and then key=value settings, such as device=cpu"
+            f"{stray}: expected one image, folder or archive, then settings such as device=cpu"
         )
     given = [text for text in settings or [] if text.partition("=")[0].strip() == "data.cache_mb"]
     return load_config(DEFAULT, given).data.cache_mb
