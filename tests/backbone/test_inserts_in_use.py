@@ -178,6 +178,7 @@ class Program(nn.Module):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_an_exported_program_gives_the_same_numbers(asked: bool, precision: str) -> None:

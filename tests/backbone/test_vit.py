@@ -250,6 +250,7 @@ def test_a_prompt_at_a_layer_that_does_not_exist_is_refused(layer: int) -> None:
         backbone(images(backbone), [prompt(layer, 1)])
 
 
+@pytest.mark.slow
 def test_real_weights_at_their_own_and_another_size(assets: Path) -> None:
     path = assets / "weights" / "vit_tiny_patch16_224.safetensors"
     state = {key: value for key, value in load_file(path).items() if not key.startswith("head.")}

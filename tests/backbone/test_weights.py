@@ -126,6 +126,7 @@ def test_jax_npz(tmp_path: Path) -> None:
     assert backbone.std.tolist() == [0.5] * 3
 
 
+@pytest.mark.slow
 def test_jax_npz_with_the_true_names_and_shapes_of_vit_base(tmp_path: Path) -> None:
     size = {"embed_dim": 768, "num_heads": 12}  # two of the twelve blocks
     state, path = state_of("vit_base_patch16_224", **size), tmp_path / "ViT-B_16.npz"

@@ -73,6 +73,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["method.name=mine", "data.name=noise", "method.name=a.mine", "data.name=a.noise"])
 def test_without_trust_nothing_runs(folder: Path, setting: str) -> None:
     (folder / "a").mkdir()

@@ -59,6 +59,7 @@ def test_files_that_claim_to_be_huge(tmp_path: Path, suffix: str) -> None:
     assert open_tree(tmp_path / f"1{suffix}").paths == []
 
 
+@pytest.mark.slow
 def test_npz_bomb(tmp_path: Path) -> None:
     part = np.zeros((300, 1000, 1000), np.uint8)
     np.savez_compressed(tmp_path / "a.npz", train_images=part, train_labels=np.zeros(300, np.int64))

@@ -190,6 +190,7 @@ def test_interrupted_after_training(
     assert sum(told.done) > 2
 
 
+@pytest.mark.slow
 def test_checkpoints_by_the_clock(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
     """One after each step where seconds ask for it; where neither steps nor seconds do, one an epoch."""
     train = {**TRAIN, "checkpoint_steps": 10**6}

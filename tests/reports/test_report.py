@@ -78,6 +78,7 @@ class Elements(HTMLParser):
             self.tables[self._table][-1][-1] += data.strip()
 
 
+@pytest.mark.slow
 def test_page_stands_alone_with_every_figure_described(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     elements = Elements(text)
@@ -92,6 +93,7 @@ def test_page_stands_alone_with_every_figure_described(page: Path) -> None:
     assert "<b>" not in text
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_results(runs: Path, page: Path) -> None:
     l2p = [json.loads((runs / f"l2p-seed{seed}" / "results.json").read_text()) for seed in (1, 2)]
     values = [one["average_accuracy"] for one in l2p]
@@ -110,6 +112,7 @@ def test_numbers_are_those_of_the_results(runs: Path, page: Path) -> None:
     assert differences[1:] == [["method.name", "l2p", "ncm"]]
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_png_too(page: Path) -> None:
     found = {path.stem: path for path in page.with_name("r-figures").iterdir()}
     assert set(found) == FIGURES
@@ -202,6 +205,7 @@ def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path) -> None:
     assert "does not exist" in refused("report", "absent", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_fields_of_later_versions_are_ignored(runs: Path, tmp_path: Path) -> None:
     results = json.loads((runs / "l2p-seed1" / "results.json").read_text())
     results["from_the_future"] = {"a": [1]}
@@ -210,6 +214,7 @@ def test_fields_of_later_versions_are_ignored(runs: Path, tmp_path: Path) -> Non
     assert write([tmp_path], tmp_path / "r.html") == 5
 
 
+@pytest.mark.slow
 def test_a_pool_of_one_prompt_has_no_figure_of_prompts(runs: Path, tmp_path: Path) -> None:
     results = json.loads((runs / "l2p-seed1" / "results.json").read_text())
     for rows in results["prompt_selections"].values():
@@ -218,6 +223,7 @@ def test_a_pool_of_one_prompt_has_no_figure_of_prompts(runs: Path, tmp_path: Pat
     assert write([tmp_path], tmp_path / "r.html") == 3
 
 
+@pytest.mark.slow
 def test_a_run_of_all_tasks_at_once(tmp_path: Path) -> None:
     """One task learned, five test sets: the accuracy matrix has one row, the choices of each test set theirs."""
     few = {"train_per_class": 3, "test_per_class": 2}
@@ -235,6 +241,7 @@ def test_a_run_of_all_tasks_at_once(tmp_path: Path) -> None:
     assert f"{results['average_accuracy']:.2f}" in text
 
 
+@pytest.mark.slow
 def test_choices_that_are_known_at_test_only(tmp_path: Path) -> None:
     """DualPrompt trains the expert of the task and chooses one at test."""
     few = {"train_per_class": 3, "test_per_class": 2}
@@ -248,6 +255,7 @@ def test_choices_that_are_known_at_test_only(tmp_path: Path) -> None:
     assert "a-prompts-train" not in figures
 
 
+@pytest.mark.slow
 def test_a_pool_that_grows_and_says_no_cosine(runs: Path, tmp_path: Path) -> None:
     """Rows of several lengths, as of a method with a prompt a task; not every method counts a mean cosine."""
     results = json.loads((runs / "l2p-seed1" / "results.json").read_text())

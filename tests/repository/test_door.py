@@ -82,6 +82,7 @@ def test_the_version_is_that_of_the_installed_package() -> None:
     assert promptcl.__version__ == importlib.metadata.version("promptcl")
 
 
+@pytest.mark.slow
 def test_check_method_is_there() -> None:
     """Without an import of its own, too."""
     code = "import promptcl; print(promptcl.testing.check_method.__module__)"
@@ -92,6 +93,7 @@ def test_check_method_is_there() -> None:
     assert promptcl.testing.check_method is check_method
 
 
+@pytest.mark.slow
 def test_it_costs_nothing_until_a_name_is_used() -> None:
     code = (
         "import sys, promptcl\n"

@@ -24,6 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "things"
 
 
+@pytest.mark.slow
 def test_the_second_writer_is_told_who_is_the_first(folder: Path) -> None:
     command = [sys.executable, "-c", "import sys; from promptcl.store import lock; from pathlib import Path"]
     command[-1] += "\nwith lock(Path(sys.argv[1])): print('have it', flush=True); sys.stdin.read()"

@@ -69,8 +69,6 @@ def cache_mb_of(settings: list[str] | None) -> int:
     from promptcl.recipes import load_config
 
     if stray := next((text for text in settings or [] if "=" not in text), None):
-        raise UserError(
-            f"{stray}: expected one image, folder or archive, then settings such as device=cpu"
-        )
+        raise UserError(f"{stray}: expected one image, folder or archive, then settings such as device=cpu")
     given = [text for text in settings or [] if text.partition("=")[0].strip() == "data.cache_mb"]
     return load_config(DEFAULT, given).data.cache_mb
