@@ -35,6 +35,7 @@ def test_list(tmp_path: Path) -> None:
     assert max(map(len, everything.splitlines())) > 80  # one line each, for grep
 
 
+@pytest.mark.slow
 def test_list_fits_a_terminal(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "promptcl", "list"]

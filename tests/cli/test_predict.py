@@ -42,6 +42,7 @@ def test_learning_in_two_calls_is_learning_twice_in_python(store: Path, folders:
     )  # images held out for the calibration are learned in the end
 
 
+@pytest.mark.slow
 def test_learn_shows_how_it_went_and_checks(folders: Path, tmp_path: Path) -> None:
     text = good(
         "learn", tmp_path / "s", folders / "first", *SMALL, "--recipe", "grow-demo", "--check", folders / "test"
@@ -62,6 +63,7 @@ def test_learn_shows_how_it_went_and_checks(folders: Path, tmp_path: Path) -> No
     assert "█" in before or "#" in before
 
 
+@pytest.mark.slow
 def test_a_drop_larger_than_allowed_keeps_the_old_learner(folders: Path, tmp_path: Path) -> None:
     """Digits 1 called 0 and the other way round: the old classes must suffer."""
     good("learn", tmp_path / "s", folders / "first", *SMALL, "--recipe", "grow-demo", "--quiet")

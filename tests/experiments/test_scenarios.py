@@ -41,6 +41,7 @@ def shown(config: Config, out: Path) -> tuple[dict[str, Any], list[str]]:
     return results, lines
 
 
+@pytest.mark.slow
 def test_domains_one_after_the_other(assets: Path, tmp_path: Path) -> None:
     data = {"name": "domains", "root": str(assets / "data" / "five_datasets"), "order": ["mnist", "svhn"]}
     results, _ = shown(small(scenario="domain", data=data), tmp_path / "own")
@@ -66,6 +67,7 @@ def test_no_mask_with_domains(backbone: Backbone, digits: list[ImageSet]) -> Non
     assert all(mask is None for mask in seen.masks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diversify", ["slots", "frequency"])
 def test_five_datasets(assets: Path, tmp_path: Path, diversify: str) -> None:
     data = {"name": "five_datasets", "root": str(assets / "data" / "five_datasets"), "train_per_class": 3}

@@ -62,6 +62,7 @@ def test_prompts_never_trained_stay_at_their_initial_values(backbone: Backbone, 
     assert not torch.equal(after["pool.keys_MD"], before["pool.keys_MD"])
 
 
+@pytest.mark.slow
 def test_predictions_do_not_depend_on_the_evaluation_batch_size(backbone: Backbone, digits: list[ImageSet]) -> None:
     for method in ({"name": "l2p"}, {"name": "l2p", "vote": "batch", "vote_size": 5}):
         found = []
