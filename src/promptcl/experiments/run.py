@@ -122,9 +122,8 @@ def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[s
         evaluations.append(asdict(learner.evaluate(seen.test, unseen=stream.one_test)))
     matrix: Matrix = done["matrix"]
     row: list[float | None] = [e["accuracy"] for e in evaluations]
-    width = 1 if stream.one_test else len(stream.tests)
-    if not stream.compared and not stream.one_test:
-        matrix += [[None] * width for _ in range(width - 1)]  # only the last row is measured
+    width = len(stream.tests)
+    matrix += [[None] * width for _ in range(stream.unknown_rows)]
     matrix.append(row + [None] * (width - len(row)))
     done["images"] += sum(learned["images"] for learned in done["learned"])
     done["statistics"]["train"].append(_together([learned["statistics"] for learned in done["learned"]]))

@@ -68,7 +68,7 @@ class QueryCache:
         whole_ND = processes.gather([part], mine, (len(images), self.backbone.width), self.device)
         known = self._of(images)
         known.values_ND, known.known = whole_ND, [True] * len(known.known)
-        return whole_ND
+        return whole_ND.clone()
 
     def _of(self, images: ImageSet) -> _Queries:
         """The entry of `images` in the cache, made if need be; the least recently used sets are dropped."""
