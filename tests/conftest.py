@@ -18,6 +18,8 @@ from promptcl.data.images import ImageSet
 from promptcl.data.splits import load_split
 
 torch.set_num_threads(1)
+# Every process a test starts too: with another number of threads the last bits of a product differ.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
