@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -124,12 +124,11 @@ class AddsAlone(ncm.Model):
         del self.means
         self.register_buffer("means_KD", torch.zeros(0, backbone.width))
 
-    def grow(self, task: TaskView) -> None:
-        self.means_KD = torch.cat([self.means_KD, self.means_KD.new_zeros(task.new_classes, self.means_KD.shape[1])])
+    def grow_head(self, classes: int) -> None:
+        self.means_KD = torch.cat([self.means_KD, self.means_KD.new_zeros(classes, self.means_KD.shape[1])])
 
-    def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
-        for batch in batches:
-            self.means_KD.index_add_(0, batch.labels_B, batch.query_BD)
+    def add(self, features_BF: Tensor, labels_B: Tensor) -> None:
+        self.means_KD.index_add_(0, labels_B, features_BF)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         return batch.query_BD @ F.normalize(self.means_KD).T

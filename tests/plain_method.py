@@ -59,7 +59,7 @@ class PlainTask(PastTask):
     new = memory = None
 
     def __init__(self, number: int, new_classes: int = 0) -> None:
-        super().__init__(0, number, new_classes)
+        super().__init__(0, number, new_classes, 0)
         self.warnings: list[str] = []
 
     def warn(self, sentence: str) -> None:

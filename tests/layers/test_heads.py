@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from promptcl.layers.heads import ClassMeans, GrowingLinear, RidgeHead
+from promptcl.layers.heads import ClassMeans, GrowingLinear
 from promptcl.layers.prompts import cosine
+from promptcl.layers.ridge import RidgeHead
 from promptcl.runtime.seeding import task_generator
 
 
@@ -35,7 +36,7 @@ def test_balanced_ridge_finds_rare_classes() -> None:
     points[1, :, 0] += 2
     found = {}
     for balance in (False, True):
-        head = RidgeHead(4, 0.1)
+        head = RidgeHead(4, 0.1, "each")
         head.grow(2)
         for label, count in ((0, 500), (1, 5)):
             head.add(points[label, :count], torch.full((count,), label))
@@ -43,7 +44,7 @@ def test_balanced_ridge_finds_rare_classes() -> None:
         found[balance] = [(head(points[label, 500:]).argmax(1) == label).float().mean().item() for label in (0, 1)]
     assert found[False][1] < 0.1
     assert min(found[True]) > 0.6
-    even = [RidgeHead(4, 0.1), RidgeHead(4, 0.1)]
+    even = [RidgeHead(4, 0.1, "each"), RidgeHead(4, 0.1, "each")]
     for head, balance in zip(even, (False, True), strict=True):
         head.grow(2)
         head.add(points[:, :50].flatten(0, 1), torch.arange(2).repeat_interleave(50))

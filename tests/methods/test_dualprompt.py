@@ -239,7 +239,7 @@ def test_vote_of_the_release_depends_on_neighbours(backbone: Backbone) -> None:
 
 def test_a_stream_without_boundaries_is_refused(backbone: Backbone) -> None:
     with pytest.raises(UserError, match="needs to know where tasks end"):
-        make(backbone).grow(cast(TaskView, PastTask(0, 0, 2, boundaries=False)))
+        make(backbone).grow(cast(TaskView, PastTask(0, 0, 2, 2, boundaries=False)))
     with pytest.raises(UserError, match="needs to know where tasks end"):
         Learner(make_config(method={"name": "dualprompt"}, scenario="gaussian"), backbone)
 

@@ -205,7 +205,7 @@ def test_prompts_learn_at_a_rate_of_their_own_or_not_at_all(backbone: Backbone) 
 
 @pytest.mark.parametrize("diversify", ["frequency", "slots"])
 def test_a_stream_without_boundaries_has_no_earlier_tasks(backbone: Backbone, diversify: str) -> None:
-    stream = cast(TaskView, PastTask(0, 0, 2, boundaries=False))
+    stream = cast(TaskView, PastTask(0, 0, 2, 2, boundaries=False))
     make(backbone).grow(stream)
     with pytest.raises(UserError, match="needs to know where tasks end"):
         make(backbone, diversify=diversify).grow(stream)

@@ -26,7 +26,7 @@ def passes(backbone: Backbone) -> Iterator[list[int]]:
 
 
 def source(backbone: Backbone, cache_bytes: int = 2**29, **changes: Any) -> Batches:
-    return Batches(backbone, make_config(**changes), torch.device("cpu"), cache_bytes)
+    return Batches(backbone, make_config(**changes), torch.device("cpu"), cache_bytes=cache_bytes)
 
 
 def labels(images: ImageSet) -> torch.Tensor:

@@ -92,7 +92,7 @@ def test_loss_groups_and_rate_of_a_stage_are_its_own(backbone: Backbone, digits:
     # Adam's first step is the learning rate: one step each of 0.25, 0.5 and the 1.0 of `train`.
     torch.testing.assert_close(method.other.detach(), torch.full((2,), -1.75))
     untouched = make(backbone)[1]
-    untouched.grow(cast(TaskView, PastTask(learner.config.seed, 0, 2)))
+    untouched.grow(cast(TaskView, PastTask(learner.config.seed, 0, 2, 2)))
     assert torch.equal(method.head.weight_KD, untouched.head.weight_KD)
 
 

@@ -1,6 +1,6 @@
 """The frozen ViT, and the inserts that methods put into it: tokens, prefixes and changes."""
 
 from promptcl.backbone.inserts import Change, Insert, Inserts, Place, Prefix, Tokens
-from promptcl.backbone.vit import Backbone, Features
+from promptcl.backbone.vit import Backbone, Feature, Features
 
-__all__ = ["Backbone", "Change", "Features", "Insert", "Inserts", "Place", "Prefix", "Tokens"]
+__all__ = ["Backbone", "Change", "Feature", "Features", "Insert", "Inserts", "Place", "Prefix", "Tokens"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.models import split_model_name_tag
@@ -25,6 +25,10 @@ from promptcl.errors import UserError
 from promptcl.runtime.device import autocast, pick_precision
 
 _HALF = (0.5, 0.5, 0.5)
+Feature = Literal["class", "deep"]
+"""Which feature of the plain model a method reads: the class token [D], or tokens of several blocks [5 D]."""
+DEEP = 4
+"""Number of last blocks whose class tokens are part of a `deep` feature."""
 
 
 class Features(NamedTuple):
@@ -46,6 +50,11 @@ class Identity:
     weights: str
     sha256: str
     sha256_of: str
+
+
+def unit(x_BD: Tensor) -> Tensor:
+    """Scale each row to a mean square of 1; a row of zeros stays one."""
+    return x_BD / x_BD.square().mean(1, keepdim=True).sqrt().clamp_min(1e-12)
 
 
 class Backbone(nn.Module):
@@ -139,9 +148,32 @@ class Backbone(nn.Module):
         return out.float()
 
     @torch.no_grad()
-    def query(self, images_BCHW: Tensor) -> Tensor:
-        """Class token [B, D] of the plain model after the final norm, without gradient (L2P sec. 4.1, q(x))."""
-        return self(images_BCHW).pooled_BD  # type: ignore[no-any-return]
+    def query(self, images_BCHW: Tensor, feature: Feature = "class") -> Tensor:
+        """Feature [B, F] of the plain model, without gradient: the class token after the final norm, F = D (L2P sec.
+        4.1, q(x)), or what `deep` gives.
+        """
+        return self.deep(images_BCHW) if feature == "deep" else self(images_BCHW).pooled_BD
+
+    def feature_width(self, feature: Feature) -> int:
+        """Length F of a feature."""
+        return self.width * (min(DEEP, self.depth) + 1 if feature == "deep" else 1)
+
+    def deep(self, images_BCHW: Tensor, inserts: Inserts = ()) -> Tensor:
+        """Class tokens after each of the last four blocks and the mean of the patches after the last one [B, 5 D].
+
+        Each passes the final norm and is then scaled to a mean square of 1, so that all five count alike. The class
+        token after the last block is the fourth. Raises UserError as `forward`.
+        """
+        seen: list[Tensor] = []
+        with autocast(images_BCHW.device, self.precision):
+            x_BND, inside, prompts = self._enter_last(images_BCHW, inserts, seen)
+            block = self.vit.blocks[-1]
+            x_BND = walk(block, x_BND, inside) if inside else block(x_BND)
+            classes = [*seen, x_BND[:, prompts]][-DEEP:]
+            tokens_BND = self.vit.norm(x_BND).float()
+            patches_BD = tokens_BND[:, prompts + self.vit.num_prefix_tokens :].mean(1)
+            parts = [*(self.vit.norm(part_BD).float() for part_BD in classes), patches_BD]
+        return torch.cat([unit(part_BD) for part_BD in parts], 1)
 
     def forward(self, images_BCHW: Tensor, inserts: Inserts = ()) -> Features:
         """Features of the model with inserts; gradients flow to the inserts, and to the weights of a `copy`.
@@ -154,8 +186,13 @@ class Backbone(nn.Module):
             out = self.vit.norm(walk(self.vit.blocks[-1], x_BND, inside, rows=prompts + 1)).float()
         return Features(out[:, -1], out[:, :-1])
 
-    def _enter_last(self, images_BCHW: Tensor, inserts: Inserts) -> tuple[Tensor, list[Prefix | Change], int]:
-        """Tokens as they enter the last block, what is to be inserted inside it, and how many tokens were inserted."""
+    def _enter_last(
+        self, images_BCHW: Tensor, inserts: Inserts, seen: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Prefix | Change], int]:
+        """Tokens as they enter the last block, what is to be inserted inside it, and how many tokens were inserted.
+
+        seen: gets the class token [B, D] as it enters each block.
+        """
         vit = self.vit
         if not callable(inserts):
             inserts = tuple(inserts)
@@ -168,6 +205,8 @@ class Backbone(nn.Module):
         prompts = 0
         for layer, block in enumerate(vit.blocks):
             block.attn.fused_attn = fused
+            if seen is not None:
+                seen.append(x_BND[:, prompts])
             here = self._inserts_of(layer, inserts, x_BND)
             tokens = [insert.tokens_BLD for insert in here if isinstance(insert, Tokens)]
             if tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,36 @@ class Sum(nn.Module):
     def grow(self, rows: int) -> None:
         """Append `rows` rows of zeros."""
         self.value = torch.cat([self.value, self.value.new_zeros(rows, *self.value.shape[1:])])
+
+
+class SymmetricSum(Sum):
+    """The sum of x x^T over rows x: a symmetric matrix [D, D], of which one triangle [D (D + 1) / 2] is saved."""
+
+    def __init__(self, width: int) -> None:
+        """Start with zeros."""
+        super().__init__(width, width)
+
+    def add_products(self, rows_ND: Tensor) -> None:
+        """Add x x^T of each row x of `rows_ND` [N, D]."""
+        lower_DD = (rows_ND.T @ rows_ND).tril()
+        self.add(lower_DD + lower_DD.tril(-1).T)  # exactly symmetric, as it is again once it was saved
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}value"] = packed(self.value)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        row, column = _triangle(self.value)
+        self.value[row, column] = self.value[column, row] = state_dict[f"{prefix}value"].to(self.value)
+
+
+def packed(matrix_DD: Tensor) -> Tensor:
+    """The lower triangle [D (D + 1) / 2] of a symmetric matrix."""
+    row, column = _triangle(matrix_DD)
+    return matrix_DD[row, column]
+
+
+def _triangle(matrix_DD: Tensor) -> Tensor:
+    return torch.tril_indices(*matrix_DD.shape, device=matrix_DD.device)
 
 
 def sums_of(module: nn.Module) -> list[Tensor]:

@@ -17,18 +17,21 @@ from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
 
 MISSED = 0.05
-"""Share of the held-out images answered right that the threshold nevertheless calls unknown."""
+"""Share of the right answers that the threshold nevertheless calls unknown."""
+FEW = 20
+"""Right answers below which no threshold is drawn: a twentieth of them would be less than one."""
 
 
 class Calibration(Section):
-    """Temperature and threshold that correct a learner's probabilities; without held-out images they change nothing."""
+    """Temperature of a learner's probabilities, and the familiarity from which on it names a class."""
 
     temperature: float = Field(default=1.0, gt=0)
     """Probabilities are softmax(logits / temperature)."""
-    threshold: float = Field(default=0.0, ge=0, le=1)
-    """Answers less probable than this are `unknown`."""
+    threshold: float | None = None
+    """Answers less familiar than this are `unknown`; None: none is, as too few images could be answered right.
+    Familiarity is what the method calls so (`Method.familiarity`), or else the largest probability."""
     images: int = Field(default=0, ge=0)
-    """Number of held-out images that it was measured on."""
+    """Number of images that it was measured on."""
 
     @classmethod
     def of(cls, notes: Mapping[str, Any]) -> Calibration:
@@ -45,7 +48,10 @@ class Calibration(Section):
             return self
         share = other.images / total
         log = (1 - share) * math.log(self.temperature) + share * math.log(other.temperature)
-        threshold = (1 - share) * self.threshold + share * other.threshold
+        if self.threshold is None or other.threshold is None:
+            threshold = other.threshold if self.threshold is None else self.threshold
+        else:
+            threshold = (1 - share) * self.threshold + share * other.threshold
         return Calibration(temperature=math.exp(log), threshold=threshold, images=total)
 
 
@@ -64,8 +70,9 @@ def hold_out(images: ImageSet, share: float, generator: torch.Generator) -> tupl
     return images.select(np.flatnonzero(~chosen)), images.select(np.flatnonzero(chosen))
 
 
-def measure(logits_NK: Tensor, labels_N: Tensor) -> Calibration:
-    """Find the temperature of the smallest cross-entropy (Guo et al. 2017, sec. 4.2), and the threshold for it.
+def measure(logits_NK: Tensor, labels_N: Tensor, familiarity_N: Tensor | None = None) -> Calibration:
+    """Find the temperature of the smallest cross-entropy (Guo et al. 2017, sec. 4.2), and the threshold that all but
+    `MISSED` of the right answers pass; familiarity_N: None for the largest probability.
 
     With a few images that are all answered right, temperature 0 would be best: so targets are (N+1)/(N+2) for
     the true class, as in Platt (1999), and the rest is spread over the others.
@@ -88,7 +95,8 @@ def measure(logits_NK: Tensor, labels_N: Tensor) -> Calibration:
         third = (high - low) / 3
         low, high = (low + third, high) if loss(low + third) > loss(high - third) else (low, high - third)
     temperature = math.exp((low + high) / 2)
-    best = (logits_NK / temperature).softmax(1).max(1)
-    right = best.values[best.indices == labels_N].cpu().numpy()
-    threshold = float(np.quantile(right, MISSED, method="lower")) if len(right) else 0.0
+    probable, answers = (logits_NK / temperature).softmax(1).max(1)
+    familiar = probable if familiarity_N is None else familiarity_N.cpu().double()
+    right = familiar[answers == labels_N].numpy()
+    threshold = float(np.quantile(right, MISSED, method="lower")) if len(right) >= FEW else None
     return Calibration(temperature=temperature, threshold=threshold, images=count)

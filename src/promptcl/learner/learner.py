@@ -57,7 +57,7 @@ class Learner(Story):
         self.method = model(options, self.backbone, task_generator(config.seed, 0, "initial values"))
         check_dtypes(self.method, self.device)
         if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
-            copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, boundaries=False)))
+            copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, 0, boundaries=False)))
         self.method.to(self.device).eval()
         self.classes, self.history = [], []
         self.notes: dict[str, Any] = {}
@@ -67,7 +67,7 @@ class Learner(Story):
         self._whole = True
         self.memory = Memory(config.memory.per_class)
         self.moments = {}
-        self.batches = Batches(self.backbone, config, self.device)
+        self.batches = Batches(self.backbone, config, self.device, self.method.feature)
 
     @classmethod
     def load(
@@ -119,7 +119,8 @@ class Learner(Story):
         store.check_backbone(saved, self.backbone.describe(), self.config.backbone.weights)
         for number, record in enumerate(saved.tasks):
             new = self.new(record.images)
-            past = PastTask(self.config.seed, number, len(new), self.scenario.boundaries)
+            count = sum(record.images.values())
+            past = PastTask(self.config.seed, number, len(new), count, self.scenario.boundaries)
             self.method.grow(cast(TaskView, past))
             self.method.to(self.device).eval()
             self.classes += new
@@ -170,7 +171,7 @@ class Learner(Story):
         statistics = self.method.stats.take()
         if not task.offered:
             self.memory.add(task.new, task_generator(self.config.seed, task.number, "memory"))
-        held_out = self._calibrate(task) if len(task.held_out) else {}
+        held_out = self._calibrate(task)
         # Only after calibration: images that may be replayed are no fair test.
         self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"))
         self.memory.keep(self._keep)
@@ -199,22 +200,55 @@ class Learner(Story):
         return {name: torch.cat(parts) for name, parts in rows.items()}
 
     def _calibrate(self, task: PresentTask) -> dict[str, tuple[int, int]]:
-        """Calibrate on the held-out images, then let the method absorb them; right answers and images by class."""
-        held = task.held_out
-        labels_N = self.labels(held)
-        logits_NK = self.logits(held, labels_N)
-        self.notes["calibration"] = self.calibration.joined(measure(logits_NK, labels_N)).model_dump()
+        """Calibrate on images that were not learned; right answers and images by class.
+
+        Those held out are measured on first, then the method absorbs them; a method that can leave out one image at a
+        time is measured on all.
+        """
+        held, right = task.held_out, {}
+        if len(held):
+            labels_N = self.labels(held)
+            logits_NK, familiarity_N = self.answers(held, labels_N)
+            self.notes["calibration"] = self.calibration.joined(
+                measure(logits_NK, labels_N, familiarity_N)
+            ).model_dump()
+            with torch.no_grad():
+                self.method.absorb(self.backbone, task, held)
+            right = by_class(held, logits_NK.argmax(1) == labels_N)
+        return self._recalibrate() or right
+
+    def _recalibrate(self) -> dict[str, tuple[int, int]]:
+        """Calibrate on all images so far, each left out in turn, where the method can; right answers and images."""
         with torch.no_grad():
-            self.method.absorb(self.backbone, task.batches(held))
-        return by_class(held, logits_NK.argmax(1) == labels_N)
+            found = self.method.out_of_fold()
+        if found is None:
+            return {}
+        count_K = torch.bincount(found.labels_N, minlength=len(self.classes))
+        told_N = count_K[found.labels_N] > 1  # without its only image a class is not known
+        right_N = (found.logits_NK.argmax(1) == found.labels_N) & told_N
+        familiarity_N = found.familiarity_N[told_N]
+        calibration = measure(found.logits_NK[told_N], found.labels_N[told_N], familiarity_N)
+        self.notes["calibration"] = calibration.model_dump()
+        right_K = torch.bincount(found.labels_N[right_N], minlength=len(self.classes)).tolist()
+        counts = zip(self.classes, right_K, count_K.tolist(), strict=True)
+        return {name: (right, count) for name, right, count in counts if count > 1}
+
+    def answers(self, images: ImageSet, labels_N: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [N, K] of a whole set, in its order, and how familiar each image is [N] where the method says so."""
+        with torch.no_grad(), joined(self.method, self.device, sums=False):
+            parts = []
+            for batch in self.batches.evaluation(images, labels_N, self.method.together):
+                logits_BK = self.method.logits(self.backbone, batch).float()
+                known_B = self.method.familiarity(self.backbone, batch, logits_BK)
+                parts.append(logits_BK if known_B is None else torch.cat([logits_BK, known_B.float()[:, None]], 1))
+        mine, classes = self.batches.mine(images, self.method.together), len(self.classes)
+        width = max(processes.everyones(parts[0].shape[1] if parts else 0))
+        table = processes.gather(parts or [torch.empty(0, width)], mine, (len(images), width), self.device)
+        return table[:, :classes], table[:, classes] if width > classes else None
 
     def logits(self, images: ImageSet, labels_N: Tensor) -> Tensor:
         """Logits [N, K] of a whole set, in its order."""
-        with torch.no_grad(), joined(self.method, self.device, sums=False):
-            batches = self.batches.evaluation(images, labels_N, self.method.together)
-            parts = [self.method.logits(self.backbone, batch).float() for batch in batches]
-        mine = self.batches.mine(images, self.method.together)
-        return processes.gather(parts, mine, (len(images), len(self.classes)), self.device)
+        return self.answers(images, labels_N)[0]
 
     def evaluate(self, images: ImagesLike, labels: Sequence[str] | None = None, unseen: bool = False) -> Evaluation:
         """Accuracy on `images`, every learned class competing; with `unseen`, classes never learned count as wrong.
@@ -232,16 +266,22 @@ class Learner(Story):
     def predict(self, images: ImagesLike, top: int = 1, threshold: float | None = None) -> list[Prediction]:
         """Predict the class of each image, and the `top` most probable ones; images as `data.unlabelled` takes them.
 
-        threshold: answers less probable are UNKNOWN; None takes the one of `calibration`, 0 always names a class.
+        threshold: answers less probable are UNKNOWN, 0 always names a class; None calls those UNKNOWN that are less
+        familiar than nearly all right answers (`calibration`).
         Raises UserError: nothing was learned yet; an image that cannot be read.
         """
         if not self.classes:
             raise UserError("this learner knows no class yet; learn a folder of images first")
         images, calibration = unlabelled(images, self.config.data.cache_mb), self.calibration
-        threshold = calibration.threshold if threshold is None else threshold
-        logits_NK = self.logits(images, torch.zeros(len(images), dtype=torch.long, device=self.device))
+        labels_N = torch.zeros(len(images), dtype=torch.long, device=self.device)
+        logits_NK, familiarity_N = self.answers(images, labels_N)
         self.method.stats.clear()
-        return predictions(logits_NK / calibration.temperature, self.classes, top, threshold)
+        logits_NK = logits_NK / calibration.temperature
+        probable_N = logits_NK.softmax(1).max(1).values
+        familiarity_N = probable_N if familiarity_N is None else familiarity_N
+        measure_N, least = (familiarity_N, calibration.threshold) if threshold is None else (probable_N, threshold)
+        known_N = measure_N >= (-torch.inf if least is None else least)
+        return predictions(logits_NK, familiarity_N, self.classes, top, known_N)
 
     def trained_parameters(self) -> int:
         """Number of parameters that training changes (prompts, keys, head), with the classes so far."""

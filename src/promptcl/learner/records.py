@@ -32,7 +32,8 @@ class LearnRecord:
     warnings: list[str]
     """What the user should know, a sentence each."""
     held_out: dict[str, tuple[int, int]]
-    """Of each class: images kept out of training (train.holdout) that were answered right, and their number."""
+    """Of each class: images answered right by a learner that has not learned them, and their number: those kept out of
+    training (train.holdout), or all images so far where the method can leave out one at a time."""
 
 
 @dataclass(frozen=True)
@@ -53,20 +54,26 @@ class Prediction(NamedTuple):
     """The answer for one image."""
 
     label: str
-    """Name of the most probable class, or UNKNOWN where its probability is below the threshold."""
+    """Name of the most probable class, or UNKNOWN where the image is less familiar than the threshold."""
     probability: float
     """Probability of the most probable class."""
     top: list[tuple[str, float]]
     """The most probable classes with their probabilities, best first."""
+    familiarity: float
+    """How much the image looks like any of the classes, in units of the method; the largest probability where it has
+    none of its own."""
 
 
-def predictions(logits_NK: Tensor, classes: Sequence[str], top: int, threshold: float) -> list[Prediction]:
-    """The `top` most probable of `classes` by softmax of the logits; UNKNOWN where the first is below `threshold`."""
+def predictions(
+    logits_NK: Tensor, familiarity_N: Tensor, classes: Sequence[str], top: int, known_N: Tensor
+) -> list[Prediction]:
+    """The `top` most probable of `classes` by softmax of the logits; UNKNOWN where `known_N` is False."""
     best = logits_NK.softmax(1).topk(max(1, min(top, len(classes))), dim=1)
     found = []
-    for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+    rows = zip(best.indices.tolist(), best.values.tolist(), familiarity_N.tolist(), known_N.tolist(), strict=True)
+    for ids, values, familiarity, known in rows:
         row = [(classes[k], p) for k, p in zip(ids, values, strict=True)]
-        found.append(Prediction(UNKNOWN if values[0] < threshold else row[0][0], values[0], row))
+        found.append(Prediction(row[0][0] if known else UNKNOWN, values[0], row, familiarity))
     return found
 
 

@@ -61,7 +61,7 @@ class Story:
         if early:
             self.memory.add(kept, task_generator(seed, number, "memory"))
         task = PresentTask(
-            *(seed, number, len(new), self.scenario.boundaries),
+            *(seed, number, len(new), len(images), self.scenario.boundaries),
             new=kept,
             held_out=held,
             remembered=self.memory.images,

@@ -6,15 +6,15 @@ B images, C channels, H W pixels, D width, K classes so far.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone
+from promptcl.backbone import Backbone, Feature
 from promptcl.config import Section
 from promptcl.config.extensions import load_module
 from promptcl.data import ImageSet
@@ -31,7 +31,9 @@ class Batch(Protocol):
 
     @property
     def query_BD(self) -> Tensor:
-        """Class token of the plain frozen ViT after the final norm, without gradient; cached where it can be."""
+        """Feature of the plain frozen ViT, without gradient, cached where it can be: the class token after the final
+        norm, or what the method names in `feature`.
+        """
 
     @property
     def labels_B(self) -> Tensor:
@@ -60,8 +62,8 @@ class Batch(Protocol):
 class TaskView(Protocol):
     """What a method may see of the task it learns.
 
-    When a learner is loaded, `grow` is told of its past tasks again: then there are `index`, `new_classes` and
-    `generator`, and nothing else.
+    When a learner is loaded, `grow` is told of its past tasks again: then there are `index`, `new_classes`, `count`
+    and `generator`, and nothing else.
     """
 
     @property
@@ -71,6 +73,10 @@ class TaskView(Protocol):
     @property
     def new_classes(self) -> int:
         """Number of classes that were never seen before."""
+
+    @property
+    def count(self) -> int:
+        """Number of its images, those held out counted."""
 
     @property
     def new(self) -> ImageSet:
@@ -99,6 +105,16 @@ class TaskView(Protocol):
 
     def warn(self, sentence: str) -> None:
         """Tell the user something about this task, in one sentence."""
+
+
+class OutOfFold(NamedTuple):
+    """What a method says of each image learned so far as if it had not learned that image."""
+
+    logits_NK: Tensor
+    labels_N: Tensor
+    """Class ids [N]."""
+    familiarity_N: Tensor
+    """As `Method.familiarity` gives it."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,8 @@ class Method(nn.Module, ABC):
     """
 
     Options: ClassVar[type[Section]] = Section
+    feature: Feature = "class"
+    """Which feature of the frozen ViT `Batch.query_BD` holds (`Backbone.query`); may be set in the constructor."""
     together: int = 1
     """Number of consecutive images whose predictions depend on each other (a vote); such groups are never split."""
 
@@ -177,8 +195,31 @@ class Method(nn.Module, ABC):
         """Parameters to train and their learning rates; here all that require a gradient, at `lr`."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
-    def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
+    def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
         """Learn images that were held out for calibration, once it is done; methods that add up images add them."""
+
+    def familiarity(self, backbone: Backbone, batch: Batch, logits_BK: Tensor) -> Tensor | None:
+        """How much each image looks like one of the classes [B]; what is less familiar than nearly all right answers
+        is called unknown. None (here): the largest probability says it. logits_BK: what `logits` gave.
+        """
+        return None
+
+    def out_of_fold(self) -> OutOfFold | None:
+        """What is said of each image learned so far as if it had not been learned; None (here): not known."""
+        return None
+
+    @property
+    def mendable(self) -> bool:
+        """Whether `mend` can take images away again: the method has kept what each image added."""
+        return False
+
+    def mend(self, labels_N: Tensor, classes: int) -> None:
+        """Become what learning the images again with these class ids gives, in the same order; -1 takes one away.
+
+        Args: labels_N [N]: for every image learned so far, in the order in which they were learned; classes: how many
+        there are then. Raises UserError where the method cannot (here).
+        """
+        raise UserError("this method cannot take away what an image has taught it")
 
     def keep(self, backbone: Backbone, batch: Batch) -> dict[str, Tensor]:
         """What the memory keeps beside each of these images [B, ...], float, by name; it comes back as `Batch.kept`."""

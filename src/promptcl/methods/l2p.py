@@ -131,12 +131,16 @@ class Model(Method):
         self.stats.mean("cosine", similarity_BM.gather(1, index_BN))
         return index_BN, similarity_BM
 
-    def features(self, backbone: Backbone, batch: Batch, index_BN: Tensor) -> Tensor:
-        """Feature [B, D] that the head reads, with prompts `index_BN` in front of block 0 (eq. 2 and f_avg)."""
+    def inserts(self, backbone: Backbone, index_BN: Tensor) -> list[Tokens]:
+        """The prompts `index_BN`, in front of block 0 (eq. 2)."""
         tokens_BPD = self.pool.take(index_BN)
         if self.options.position == "class":
             tokens_BPD = tokens_BPD + backbone.class_position_D
-        out: Features = backbone(batch.images_BCHW, [Tokens(0, tokens_BPD)])
+        return [Tokens(0, tokens_BPD)]
+
+    def features(self, backbone: Backbone, batch: Batch, index_BN: Tensor) -> Tensor:
+        """Feature [B, D] that the head reads, seen through the prompts `index_BN` (f_avg)."""
+        out: Features = backbone(batch.images_BCHW, self.inserts(backbone, index_BN))
         return out.pooled_BD if self.options.pooling == "class" else out.prompts_BPD.mean(1)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:

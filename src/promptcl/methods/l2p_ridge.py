@@ -8,25 +8,32 @@ without its random projection), exact however the classes arrive; and prompts ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from promptcl.backbone import Backbone
-from promptcl.layers import RidgeHead
+from promptcl.backbone import Backbone, Feature
+from promptcl.data import ImageSet
+from promptcl.layers import Penalty, RidgeHead
 from promptcl.methods import l2p
 from promptcl.methods._base import Batch, Stage, TaskView
 
 
 class L2PRidgeOptions(l2p.L2POptions):
-    """Settings of L2P, and two of the ridge classifier."""
+    """Settings of L2P, and those of the ridge classifier."""
 
-    strength: float = Field(default=0.1, gt=0)
-    """Ridge penalty, as a share of each feature's variance."""
-    balance: bool = False
-    """True: classes count alike, however many images each has (no difference where all have the same number)."""
+    strength: float | None = Field(default=None, gt=0)
+    """Ridge penalty, in the meaning of `penalty`; null: chosen from the sums after every task (`RidgeHead`)."""
+    penalty: Penalty = "mean"
+    """What `strength` is a share of, as in `ridge`: the `mean` variance of all features, that of `each`, or nothing
+    (`absolute`)."""
+    balance: bool = True
+    """Classes count alike, however many images each has (no difference where all have the same number)."""
+    feature: Feature = "class"
+    """What of an image, seen through the prompts, the classifier reads: `class`, as `pooling` says, or `deep`, tokens
+    of several blocks (`Backbone.deep`)."""
 
 
 class Model(l2p.Model):
@@ -38,7 +45,7 @@ class Model(l2p.Model):
     def __init__(self, options: L2PRidgeOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw prompts and keys; start the sums at zero."""
         super().__init__(options, backbone, generator)
-        self.ridge = RidgeHead(backbone.width, options.strength)
+        self.ridge = RidgeHead(backbone.feature_width(options.feature), options.strength, options.penalty)
 
     def grow(self, task: TaskView) -> None:
         """Append rows to both heads."""
@@ -50,15 +57,22 @@ class Model(l2p.Model):
         """Train in the first task only, so that the sums hold images seen through these very prompts."""
         if task.index == 0:
             yield from super().learn(backbone, task)
-        self.absorb(backbone, task.batches())
+        self.absorb(backbone, task, task.new)
 
-    def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
+    def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
         """Add images, seen through the prompts, to the sums and solve."""
-        for batch in batches:
-            self.ridge.add(self.features(backbone, batch, self.select(batch.query_BD)[0]), batch.labels_B)
+        for batch in task.batches(images):
+            self.ridge.add(self.read(backbone, batch), batch.labels_B)
         self.ridge.solve(self.options.balance)
+
+    def read(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """The feature [B, F] that the classifier reads."""
+        chosen_BN = self.select(batch.query_BD)[0]
+        if self.options.feature == "deep":
+            return backbone.deep(batch.images_BCHW, self.inserts(backbone, chosen_BN))
+        return self.features(backbone, batch, chosen_BN)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Ridge logits [B, K]."""
-        logits_BK: Tensor = self.ridge(self.features(backbone, batch, self.select(batch.query_BD)[0]))
+        logits_BK: Tensor = self.ridge(self.read(backbone, batch))
         return logits_BK

@@ -1,23 +1,24 @@
-"""NCM: nearest class mean (cosine) of the frozen features, nothing trained (Janson et al., arXiv 2210.04428)."""
+"""NCM: nearest class mean (cosine) of the frozen features, nothing trained (Janson et al., arXiv 2210.04428).
+
+With `feature=class` also called SimpleCIL (Zhou et al., arXiv 2303.07338).
+"""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from promptcl.backbone import Backbone
-from promptcl.config import Section
 from promptcl.layers import ClassMeans
-from promptcl.methods._base import Batch, Method, Stage, TaskView
+from promptcl.methods._base import Batch, OutOfFold
+from promptcl.methods._frozen import FrozenFeatures, FrozenOptions
 
 
-class NCMOptions(Section):
-    """NCM has no settings."""
+class NCMOptions(FrozenOptions):
+    """Settings of the nearest class mean."""
 
 
-class Model(Method):
+class Model(FrozenFeatures):
     """The mean feature of each class, and nothing else."""
 
     Options = NCMOptions
@@ -25,23 +26,37 @@ class Model(Method):
     def __init__(self, options: NCMOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class."""
         super().__init__(options, backbone, generator)
-        self.means = ClassMeans(backbone.width)
+        self.means = ClassMeans(self.width)
 
-    def grow(self, task: TaskView) -> None:
+    def grow_head(self, classes: int) -> None:
         """Make room for the means of new classes."""
-        self.means.grow(task.new_classes)
+        self.means.grow(classes)
 
-    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
-        """Add the images to the means of their classes; nothing is trained."""
-        self.absorb(backbone, task.batches())
-        yield from ()
-
-    def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
+    def add(self, features_BF: Tensor, labels_B: Tensor) -> None:
         """Add images to the means of their classes."""
-        for batch in batches:
-            self.means.add(batch.query_BD, batch.labels_B)
+        self.means.add(features_BF, labels_B)
+
+    def solve(self) -> None:
+        """Means need no solution."""
+
+    def fit(self, features_NF: Tensor, labels_N: Tensor) -> None:
+        """Make the means anew."""
+        self.means.fit(features_NF, labels_N)
+
+    def restart(self) -> None:
+        """Drop all means."""
+        self.means = ClassMeans(self.width).to(self.rows.features_NF.device)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cosine [B, K] of the frozen feature with each class mean."""
-        logits_BK: Tensor = self.means(batch.query_BD)
+        logits_BK: Tensor = self.means(self.features(backbone, batch))
         return logits_BK
+
+    def left_out(self, features_NF: Tensor, labels_N: Tensor) -> OutOfFold:
+        """Cosines with the means of all other images."""
+        logits_NK = self.means.out_of_fold(features_NF, labels_N)
+        return OutOfFold(logits_NK, labels_N, logits_NK.max(1).values)
+
+    def familiarity(self, backbone: Backbone, batch: Batch, logits_BK: Tensor) -> Tensor:
+        """The largest cosine [B]."""
+        return logits_BK.max(1).values

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from promptcl.backbone import Backbone
+from promptcl.backbone import Backbone, Feature
 from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.data.augment import eval_view, train_view
@@ -29,10 +29,17 @@ Generators = Callable[[str], torch.Generator]
 class Batches:
     """Makes the batches of one learner, and keeps queries in a bounded cache."""
 
-    def __init__(self, backbone: Backbone, config: Config, device: torch.device, cache_bytes: int = 2**29) -> None:
-        """Cache at most `cache_bytes` of queries, beside those of the set used last."""
-        self.backbone, self.config, self.device = backbone, config, device
-        self.queries = QueryCache(backbone, config.eval.batch_size, self.eval_images, device, cache_bytes)
+    def __init__(
+        self,
+        backbone: Backbone,
+        config: Config,
+        device: torch.device,
+        feature: Feature = "class",
+        cache_bytes: int = 2**29,
+    ) -> None:
+        """Queries are of the kind `feature`; at most `cache_bytes` are cached, beside those of the set used last."""
+        self.backbone, self.config, self.device, self.feature = backbone, config, device, feature
+        self.queries = QueryCache(backbone, feature, config.eval.batch_size, self.eval_images, device, cache_bytes)
 
     @property
     def clean(self) -> bool:
@@ -199,13 +206,14 @@ class TrainBatch:
     def query_BD(self) -> Tensor:
         """Queries [B, D] of the same view, or of the evaluation view (`train.query_view`)."""
         if not self.batches.clean:
-            return self.batches.backbone.query(self.images_BCHW)
+            return self.batches.backbone.query(self.images_BCHW, self.batches.feature)
         found = []
         for images, index, *_ in self._parts:
             if self.replay is not None and images is self.replay.images:
                 # The memory changes with every (micro-)task, so cached queries of all of it would rarely be used.
                 if index:
-                    found.append(self.batches.backbone.query(self.batches.eval_images(images, index)))
+                    pixels_BCHW = self.batches.eval_images(images, index)
+                    found.append(self.batches.backbone.query(pixels_BCHW, self.batches.feature))
             else:
                 found.append(self.batches.queries.rows_of(images, index))
         return found[0] if len(found) == 1 else torch.cat(found)

@@ -25,6 +25,8 @@ class PastTask:
     seed: int
     number: int
     new_classes: int
+    count: int
+    """Number of its images, those held out counted."""
     boundaries: bool = True
     """False in a stream that never says where a task ends."""
     generator: torch.Generator = field(init=False)
