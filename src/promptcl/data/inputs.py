@@ -95,7 +95,9 @@ def _all_below(path: Path, cache_mb: int) -> ImageSet:
     files = [file for file in sorted(tree.paths) if _is_image(file)]
     if not files:
         raise UserError(f"{path} has no images in it; expected files of the kinds {KINDS}")
-    return _unnamed(FileSource(files, tree.read, str(path), cache_mb))
+    images = _unnamed(FileSource(files, tree.read, str(path), cache_mb))
+    images.unread = _unread(sorted(filter(None, tree.paths)), files)
+    return images
 
 
 def _unnamed(source: Any) -> ImageSet:
@@ -144,7 +146,16 @@ def _class_folders(tree: Tree, cache_mb: int) -> ImageSet:
     names = sorted(classes)
     files = [path for name in names for path in classes[name]]
     labels = np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
-    return ImageSet(FileSource(files, tree.read, str(tree.where), cache_mb), names, labels)
+    images = ImageSet(FileSource(files, tree.read, str(tree.where), cache_mb), names, labels)
+    images.unread = _unread(paths, files)
+    return images
+
+
+def _unread(paths: Sequence[str], files: Sequence[str]) -> tuple[str, ...]:
+    """Those of `paths` that are files, not hidden and not among `files`."""
+    read = set(files)
+    hidden = (any(name.startswith(".") for name in path.split("/")) for path in paths)
+    return tuple(path for path, h in zip(paths, hidden, strict=True) if not h and path not in read and path[-1] != "/")
 
 
 def _check(tree: Tree, classes: dict[str, list[str]]) -> None:

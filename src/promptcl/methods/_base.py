@@ -184,6 +184,21 @@ class Method(nn.Module, ABC):
         """What the memory keeps beside each of these images [B, ...], float, by name; it comes back as `Batch.kept`."""
         return {}
 
+    @property
+    def mendable(self) -> bool:
+        """Whether `mend` can take images away again: the method has kept what each image added."""
+        return False
+
+    def mend(self, labels_N: Tensor, classes: int) -> None:
+        """Become what learning the images again with these class ids gives, in the same order; -1 takes one away.
+
+        labels_N [N]: for every image learned so far, in the order in which they were learned, which is task by task
+        those of `task.new` and then those of `task.held_out`; classes: how many there are then. Images taken away do
+        not count at the next call. Afterwards shapes are those of `grow` by the tasks that are left.
+        Raises UserError where the method cannot, which is the default.
+        """
+        raise UserError("this method has not kept what each image added, so it cannot take images away again")
+
 
 def masked_cross_entropy(logits_BK: Tensor, batch: Batch) -> Tensor:
     """Mean cross-entropy; logits of classes that are not allowed become -inf, so their head rows get no gradient."""
