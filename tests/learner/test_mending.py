@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import make_config
+from forked import after_operation, in_child
+from helpers import Steps, Stop, make_config
 
 from promptcl import store
 from promptcl.backbone.vit import Backbone
@@ -17,6 +22,7 @@ from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
 from promptcl.methods._base import Method
 from promptcl.methods.ncm import Model as NCM
+from promptcl.store.checkpoint import interrupted
 
 ROWS = {"name": "tests.rows_method"}
 
@@ -193,7 +199,7 @@ def test_what_cannot_be_mended_is_refused(backbone: Backbone, digits: list[Image
     assert learner.classes == ["0", "1", "2", "3"]
     assert learner.changes == []
     assert all(torch.equal(value, before[name]) for name, value in learner.method.state_dict().items())
-    with pytest.raises(UserError, match="does not|cannot|not kept"):
+    with pytest.raises(UserError, match="this method has not kept"):
         learner.method.mend(torch.zeros(32, dtype=torch.long), 1)
     with pytest.raises(UserError, match="class '7' was never learned"):
         learner.forget("7")
@@ -228,10 +234,6 @@ def held(learner: Learner) -> dict[str, int]:
 
 
 def test_a_checkpoint_of_before_is_not_gone_on_with(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
-    from helpers import Steps, Stop
-
-    from promptcl.store.checkpoint import interrupted
-
     learner = make(backbone, digits[0], method={"name": "l2p"}, train={"checkpoint_steps": 1})
     learner.save(tmp_path / "s")
     with pytest.raises(Stop):
@@ -244,3 +246,25 @@ def test_a_checkpoint_of_before_is_not_gone_on_with(backbone: Backbone, digits: 
     learner.learn(digits[1], checkpoint=tmp_path / "s")
     learner.save(tmp_path / "s")
     assert learner.classes == ["zero", "1", "2", "3"]
+
+
+def test_killed_before_each_operation_of_a_save(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
+    """The store holds the learner of before or the one of after, whole."""
+    make(backbone, *digits[:2]).save(tmp_path / "s")
+    learner = Learner.load(tmp_path / "s", backbone=backbone, trust=True)
+    learner.forget(["0", "3"])
+
+    def victim(place: Path, number: int) -> None:
+        after_operation(number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        learner.save(place)
+
+    found = []
+    for number in itertools.count(1):
+        place = tmp_path / f"killed{number}"
+        shutil.copytree(tmp_path / "s", place)
+        if in_child(lambda place=place, number=number: victim(place, number)) == "done":  # type: ignore[misc]
+            break
+        left = Learner.load(place, backbone=backbone, trust=True)
+        found.append((len(left.classes), len(left.changes), len(left.method.state_dict()["rows_ND"])))
+    assert set(found) == {(4, 0, 32), (2, 1, 16)}
+    assert found == sorted(found, reverse=True)  # old, ..., old, new, ..., new

@@ -95,9 +95,7 @@ def _all_below(path: Path, cache_mb: int) -> ImageSet:
     files = [file for file in sorted(tree.paths) if _is_image(file)]
     if not files:
         raise UserError(f"{path} has no images in it; expected files of the kinds {KINDS}")
-    images = _unnamed(FileSource(files, tree.read, str(path), cache_mb))
-    images.unread = _unread(sorted(filter(None, tree.paths)), files)
-    return images
+    return _unnamed(FileSource(files, tree.read, str(path), cache_mb))
 
 
 def _unnamed(source: Any) -> ImageSet:

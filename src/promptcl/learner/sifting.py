@@ -33,14 +33,10 @@ class Sifted:
         some = ", ".join(f"{file} ({old}, now {new})" for file, old, new in self.elsewhere[:3])
         more = f" and {len(self.elsewhere) - 3} more" if len(self.elsewhere) > 3 else ""
         return [
-            f"left out {count(len(self.elsewhere), 'image')} learned before as another class: {some}{more}; "
+            f"left out {len(self.elsewhere)} image{'s'[: len(self.elsewhere) - 1]} learned before as another class: "
+            f"{some}{more}; "
             "promptcl correct STORE IMAGE... --class NAME gives them another one"
         ]
-
-
-def count(number: int, noun: str) -> str:
-    """The number with its noun: 1 image, 2 images, 2 classes."""
-    return f"{number} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
 
 
 def distinct(images: ImageSet) -> tuple[ImageSet, int]:
