@@ -10,6 +10,7 @@ from torch import Tensor
 
 from promptcl.backbone import Backbone
 from promptcl.methods._base import Batch, Method, Stage, TaskView
+from promptcl.runtime import processes
 
 
 class Model(Method):
@@ -33,9 +34,10 @@ class Model(Method):
         yield from ()
 
     def absorb(self, backbone: Backbone, batches: Iterable[Batch]) -> None:
-        for batch in batches:
-            self.rows_ND = torch.cat([self.rows_ND, batch.query_BD.double()])
-            self.label_N = torch.cat([self.label_N, batch.labels_B])
+        found = [(batch.query_BD.double(), batch.labels_B) for batch in batches]
+        found = [pair for mine in processes.everyones(found) for pair in mine]  # in order: shares are runs of images
+        self.rows_ND = torch.cat([self.rows_ND, *(rows_BD for rows_BD, _ in found)])
+        self.label_N = torch.cat([self.label_N, *(labels_B for _, labels_B in found)])
         self._solve(len(self.mean_KD))
 
     def _solve(self, classes: int) -> None:

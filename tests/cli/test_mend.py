@@ -87,6 +87,7 @@ def test_names_that_look_alike_are_pointed_out_and_joined(shop: Path, digits: li
     assert Learner.load(shop, trust=True).classes == ["cup", "fork", "knife"]
 
 
+@pytest.mark.slow
 def test_forget_undo_and_correct(shop: Path, digits: list[ImageSet]) -> None:
     learned(shop)
     write_folders(digits[1].renamed(["knife", "spoon"]), shop.parent / "tuesday")

@@ -248,6 +248,7 @@ def test_a_checkpoint_of_before_is_not_gone_on_with(backbone: Backbone, digits: 
     assert learner.classes == ["zero", "1", "2", "3"]
 
 
+@pytest.mark.slow
 def test_killed_before_each_operation_of_a_save(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
     """The store holds the learner of before or the one of after, whole."""
     make(backbone, *digits[:2]).save(tmp_path / "s")
