@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from promptcl.errors import UserError
 
@@ -29,3 +32,32 @@ def in_child(work: Callable[[], object]) -> str:
     _, status = os.waitpid(child, 0)
     assert not said.startswith("CRASH"), said
     return "killed" if status == signal.SIGKILL else said
+
+
+def after_operation(number: int, act: Callable[[], None]) -> None:
+    """From now on, `act` comes right before the file operation `number` (from 1) of this process.
+
+    Each write that reaches the system is one, so that files are left cut off too.
+    """
+    left = number
+
+    def wrap(function: Any) -> Any:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                act()
+            return function(*args, **kwargs)
+
+        return wrapped
+
+    class Raw(io.FileIO):
+        write = wrap(io.FileIO.write)
+
+    opened = Path.open
+
+    def open_watched(path: Path, mode: str = "r", **how: Any) -> Any:
+        return io.BufferedWriter(Raw(path, "w")) if mode == "wb" else opened(path, mode, **how)
+
+    os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
+    Path.open, Path.unlink = wrap(open_watched), wrap(Path.unlink)  # type: ignore[method-assign]

@@ -47,7 +47,7 @@ def test_learn_shows_how_it_went_and_checks(folders: Path, tmp_path: Path) -> No
     text = good(
         "learn", tmp_path / "s", folders / "first", *SMALL, "--recipe", "grow-demo", "--check", folders / "test"
     )
-    assert text.startswith("learning 60 images of 3 classes\nlearned 60 images: 3 new classes, 0 known ones\n")
+    assert text.startswith("learning 60 images of 3 classes\nlearned 60 images\n3 new classes: 0, 1, 2\n")
     assert "old classes" not in text
     assert all(
         len(line) <= 80 for line in text.splitlines() if "/" not in line.split(" ")[0] and str(folders) not in line
@@ -58,7 +58,8 @@ def test_learn_shows_how_it_went_and_checks(folders: Path, tmp_path: Path) -> No
     assert "  was " in text
     assert "nothing to do" in good("learn", tmp_path / "s", folders / "first")
     text = good("learn", tmp_path / "s", folders / "first", "--quiet", "--again")
-    assert "0 new classes, 3 known ones" in text
+    assert "learned 60 images\n" in text
+    assert "new class" not in text
     assert "█" not in text
     assert "█" in before or "#" in before
 
@@ -75,7 +76,7 @@ def test_a_drop_larger_than_allowed_keeps_the_old_learner(folders: Path, tmp_pat
         (tmp_path / "wrong" / name).rename(tmp_path / "wrong" / f"was{name}")
     (tmp_path / "wrong" / "was0").rename(tmp_path / "wrong" / "1")
     (tmp_path / "wrong" / "was1").rename(tmp_path / "wrong" / "0")
-    words = ("learn", tmp_path / "s", tmp_path / "wrong", "--check", folders / "test", "--quiet")
+    words = ("learn", tmp_path / "s", tmp_path / "wrong", "--check", folders / "test", "--quiet", "--again")
     refused = call(*words, "--max-drop", 1)
     assert refused.exit_code == 2
     assert "more than --max-drop 1: nothing was kept" in " ".join(refused.stderr.split())

@@ -37,6 +37,11 @@ def test_methods_with_other_options(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+def test_a_method_that_can_take_images_away() -> None:
+    assert check_method("tests.rows_method")["mended"] == "passed"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"vote": "batch", "vote_size": 4}])
 def test_who_votes_is_refused_where_neighbours_matter(options: dict[str, Any]) -> None:
     said = check_method("l2p", options)
@@ -57,6 +62,7 @@ BROKEN = {
     broken_methods.Peeks: "answer otherwise among other neighbours",
     broken_methods.CountsCalls: r"interrupted at event \d of 3 .* and continued, it has another state",
     broken_methods.AddsAlone: "two processes answer otherwise than one: .* belongs into a Sum",
+    broken_methods.ForgetsNothing: "after a class was forgotten it answers otherwise than one that never learned that",
     broken_methods.SaysLittle: "the option silent needs a docstring",
 }
 

@@ -44,7 +44,7 @@ def copies(tensors: nn.ParameterList) -> list[Tensor]:
 def no_query(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever asks for a query fails."""
 
-    def refuse(self: Backbone, images_BCHW: Tensor) -> Tensor:
+    def refuse(self: Backbone, images_BCHW: Tensor, feature: str = "class") -> Tensor:
         raise AssertionError("a query was computed")
 
     monkeypatch.setattr(Backbone, "query", refuse)

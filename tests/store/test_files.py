@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import itertools
 import os
 import resource
@@ -11,13 +10,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import in_child
+from forked import after_operation, in_child
 
 from promptcl.errors import UserError
 from promptcl.store import files, tensor_file
@@ -56,35 +55,6 @@ def test_what_is_written_is_read_and_what_was_there_is_gone(folder: Path) -> Non
     assert pair.checksum == checksum
     assert pair.document == NEW
     assert len(list(folder.iterdir())) == 2
-
-
-def after_operation(number: int, act: Callable[[], None]) -> None:
-    """From now on, `act` comes right before the file operation `number` (from 1) of this process.
-
-    Each write that reaches the system is one, so that files are left cut off too.
-    """
-    left = number
-
-    def wrap(function: Any) -> Any:
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                act()
-            return function(*args, **kwargs)
-
-        return wrapped
-
-    class Raw(io.FileIO):
-        write = wrap(io.FileIO.write)
-
-    opened = Path.open
-
-    def open_watched(path: Path, mode: str = "r") -> Any:
-        return io.BufferedWriter(Raw(path, "w")) if mode == "wb" else opened(path, mode)
-
-    os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
-    Path.open, Path.unlink = wrap(open_watched), wrap(Path.unlink)  # type: ignore[method-assign]
 
 
 def test_killed_before_each_operation_of_a_write(folder: Path, tmp_path: Path) -> None:

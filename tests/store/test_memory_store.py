@@ -60,7 +60,7 @@ def folder(learned: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_new_process_replays_what_one_process_would(folder: Path, backbone: Backbone, tasks: list[Path]) -> None:
-    subprocess.run([sys.executable, "-m", "promptcl", "learn", folder, tasks[2], "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "promptcl", "learn", folder, tasks[2], "--quiet", "--again"], check=True)
     found, whole = Learner.load(folder, backbone=backbone), Learner(settings(store=True), backbone)
     for task in tasks:
         whole.learn(task)

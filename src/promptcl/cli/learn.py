@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from promptcl.cli.check import Check
 from promptcl.cli.errors import one_sentence
+from promptcl.cli.images import check_folders, said, warn_of_twins
 from promptcl.cli.options import DEFAULT, Settings, Store, Trust, cache_mb_of
-from promptcl.cli.terminal import bars
+from promptcl.cli.terminal import bars, count, note, some
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
     from promptcl.data import ImageSet
     from promptcl.learner.learner import Learner
-    from promptcl.learner.records import Evaluation, LearnRecord
+    from promptcl.learner.records import LearnRecord
 
 app = typer.Typer()
 
@@ -40,7 +41,7 @@ def learn(
         typer.Option("--max-drop", metavar="POINTS", help="With --check: keep nothing if old classes lose more."),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Learn images that were learned before once more.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No bars.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bars; what is left out is said.")] = False,
     trust: Trust = False,
 ) -> None:
     """Learn the classes in FOLDER; STORE is made if need be. Known classes get more training."""
@@ -48,30 +49,49 @@ def learn(
         raise UserError("--max-drop needs images to check with; write --check FOLDER too")
     if max_drop is not None and max_drop < 0:
         raise UserError(f"--max-drop {max_drop:g}: expected the points that may be lost, 0 or more")
+    check_folders(folder, check)
     from promptcl import store as stores
     from promptcl.data import labelled
+    from promptcl.learner.sifting import distinct
 
     budget = cache_mb_of(settings)
-    images = labelled(folder, cache_mb=budget)
-    tests = None if check is None else labelled(check, cache_mb=budget)
+    images, twice = distinct(said(labelled(folder, cache_mb=budget), folder))
+    if twice:
+        note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
+    tests = None if check is None else said(labelled(check, cache_mb=budget), check)
     with stores.lock(store):
         learner = _open_or_make(store, settings or [], recipe, trust)
-        if not again and (when := _learned(learner, images)):
-            print(f"these very images were learned on {when}: nothing to do (--again learns them once more)")
+        left, before = (images, 0) if again else _never_learned(learner, images)
+        if not len(left):
+            known = "these very images were learned before"
+            which = known if before == len(images) else "no image is left to learn"
+            print(f"{which}: nothing to do (--again learns them once more)")
             return
-        checked = None if tests is None or check is None else _Check(check, tests, list(learner.classes), max_drop)
-        _learn_and_keep(learner, images, store, folder.name, checked, quiet)
+        checked = None if tests is None or check is None else Check(check, tests, list(learner.classes), max_drop)
+        _learn_and_keep(learner, left, store, folder.name, before, checked, quiet)
+
+
+def _never_learned(learner: Learner, images: ImageSet) -> tuple[ImageSet, int]:
+    """Those of the images that were never learned, and how many were learned before as what they are now."""
+    sifted = learner.sift(images)
+    for sentence in sifted.sentences():
+        note(sentence)
+    if not learner.ledger.whole and len(sifted.images):
+        note("what an older promptcl learned here is noticed only where the very same folder comes again")
+    return sifted.images, sifted.before
 
 
 def _learn_and_keep(
-    learner: Learner, images: ImageSet, store: Path, name: str, check: _Check | None, quiet: bool
+    learner: Learner, images: ImageSet, store: Path, name: str, before: int, check: Check | None, quiet: bool
 ) -> None:
     """Learn the images, check that not too much was forgotten, save, and say how it went."""
     old, kept = list(learner.classes), learner.calibration
+    new = learner.new(images.classes)
+    warn_of_twins(new, old, store)
     if check is not None:
         check.begin(learner, images)
     if not quiet:
-        print(f"learning {len(images)} images of {len(images.classes)} classes")
+        print(f"learning {count(len(images), 'image')} of {count(len(images.classes), 'class')}")
     try:
         with _Bar(quiet) as bar:
             record = learner.learn(images, name=name, checkpoint=store, progress=bar)
@@ -81,10 +101,12 @@ def _learn_and_keep(
     if check is not None:
         check.end(learner, store)
     learner.save(store)
-    new = [label for label in learner.classes if label not in old]
-    print(f"learned {len(images)} images: {len(new)} new classes, {len(images.classes) - len(new)} known ones")
+    more = f"; {before} {'was' if before == 1 else 'were'} learned before (--again learns them once more)"
+    print(f"learned {count(len(images), 'image')}{more if before else ''}")
+    if new:
+        print(f"{count(len(new), 'new class')}: {some(new, 10)}")
     for sentence in record.warnings:
-        print(f"warning: {sentence}", file=sys.stderr)
+        note(sentence, kind="warning")
     _report_held_out(record, quiet)
     if check is not None:
         check.report(quiet)
@@ -92,87 +114,13 @@ def _learn_and_keep(
         print("it knows one class only, so that is every answer; let it learn another one")
     elif learner.calibration != kept and not quiet:
         print(f"answers below {learner.calibration.threshold:.2f} are `unknown`")
-    print(f"{store}: {len(learner.classes)} classes")
+    print(f"{store}: {count(len(learner.classes), 'class')}")
 
 
 def _report_held_out(record: LearnRecord, quiet: bool) -> None:
     if record.held_out and not quiet:
         print("right answers on the images that were held out of this task's training:")
         print(*bars(record.held_out), sep="\n")
-
-
-@dataclass
-class _Check:
-    """Test images of --check: what the old classes scored before this task, and what all score after it."""
-
-    folder: Path
-    tests: ImageSet
-    old: list[str]
-    """Classes that the learner knew before."""
-    max_drop: float | None
-    """Points that the old classes may lose; None: any."""
-    known: set[str] = field(default_factory=set)
-    """Classes that the learner knows after this task."""
-    before: Evaluation | None = None
-    after: Evaluation | None = None
-
-    def begin(self, learner: Learner, images: ImageSet) -> None:
-        """Measure the old classes. Raises UserError where the check would say nothing about learning `images`."""
-        self.known = {*self.old, *images.classes}
-        if not self.known & set(self.tests.classes):
-            raise UserError(
-                f"--check {self.folder} has none of the classes of this learner ({_some(self.known)}); "
-                "correct the folder"
-            )
-        if self.max_drop is not None and self.old and not set(self.old) & set(self.tests.classes):
-            raise UserError(
-                f"--check {self.folder} has none of the old classes ({_some(self.old)}), so --max-drop could not see "
-                "what they lose; give images of those too"
-            )
-        self.before = self._measure(learner, self.old)
-
-    def end(self, learner: Learner, store: Path) -> None:
-        """Measure all classes. Raises UserError, and drops the checkpoint, where the old ones lost too much."""
-        from promptcl.store.checkpoint import discard
-
-        self.after = self._measure(learner, learner.classes)
-        if self.before is None or self.after is None or self.max_drop is None:
-            return
-        drop = self.before.accuracy - self._old_accuracy(self.before, self.after)
-        if drop > self.max_drop:
-            discard(store)
-            raise UserError(
-                f"the old classes lost {drop:.1f} points on {self.folder}, more than --max-drop {self.max_drop:g}: "
-                "nothing was kept; give more images, or a larger --max-drop"
-            )
-
-    def report(self, quiet: bool) -> None:
-        """Print what was left out, and the accuracies before and after."""
-        if left_out := [name for name in self.tests.classes if name not in self.known]:
-            print(f"left out of the check, because the learner does not know them: {', '.join(left_out)}")
-        if self.after is None:
-            return
-        if self.before is not None:
-            now = self._old_accuracy(self.before, self.after)
-            print(f"old classes on {self.folder}: {self.before.accuracy:.1f} % before, {now:.1f} % after")
-        print(f"all classes on {self.folder}: {self.after.accuracy:.1f} %")
-        if not quiet:
-            print(*bars(self.after.by_class, self.before.by_class if self.before is not None else None), sep="\n")
-
-    def _measure(self, learner: Learner, classes: list[str]) -> Evaluation | None:
-        """Accuracy on those of the test images whose classes are among `classes`; None where there are none."""
-        learned = set(classes)
-        known = [name for name in self.tests.classes if name in learned]
-        return learner.evaluate(self.tests.of_classes(known)) if known else None
-
-    def _old_accuracy(self, before: Evaluation, after: Evaluation) -> float:
-        """Percent right after learning, on the images that `before` was measured on."""
-        return 100 * sum(after.by_class[name][0] for name in before.by_class) / before.images
-
-
-def _some(names: list[str] | set[str]) -> str:
-    """At most five of the names, sorted, as text."""
-    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _open_or_make(store: Path, settings: list[str], recipe: str | None, trust: bool) -> Learner:
@@ -203,14 +151,6 @@ def _open_or_make(store: Path, settings: list[str], recipe: str | None, trust: b
                 f"{store} was begun with other settings and has learned nothing; delete it, or repeat those"
             )
     return Learner.load(store, trust=trust)
-
-
-def _learned(learner: Learner, images: ImageSet) -> str | None:
-    """When exactly these images and classes were learned; None where they never were."""
-    if not learner.history:
-        return None
-    sha256 = images.sha256()
-    return next((task.when for task in learner.history if task.sha256 == sha256), None)
 
 
 class _Bar:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from promptcl.cli import learn, predict, report, train
+from promptcl.cli import learn, mend, predict, report, train
 from promptcl.cli.errors import fail, one_sentence
 from promptcl.runtime import processes
 
@@ -27,7 +27,7 @@ def main() -> None:
     app()
 
 
-for command in (train, learn, predict, report):
+for command in (train, learn, predict, mend, report):
     app.add_typer(command.app)
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptcl.cli.errors import fail, one_sentence, printable
+from promptcl.cli.images import check_folders, check_store, gather, images_and_settings
+from promptcl.cli.mend import described
 from promptcl.cli.options import Json, Settings, Store, Trust, cache_mb_of
-from promptcl.cli.terminal import bars, table
+from promptcl.cli.terminal import bars, count, table
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from promptcl.data import ImageSet
     from promptcl.learner.records import Prediction
+    from promptcl.store import Saved
 
 app = typer.Typer()
 _LARGE = 10_000_000  # bytes of a store from which on it is said what takes them
@@ -28,8 +31,13 @@ _LARGE = 10_000_000  # bytes of a store from which on it is said what takes them
 @one_sentence
 def predict(
     store: Store,
-    image: Annotated[str, typer.Argument(metavar="IMAGE|FOLDER|-", help="`-` reads one image from stdin.")],
-    settings: Settings = None,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|FOLDER|-... [KEY=VALUE]...",
+            help="Images, folders, archives; `-` reads one image from stdin. Then settings, such as device=cpu.",
+        ),
+    ],
     top: Annotated[int, typer.Option("--top", metavar="K", help="Show the K most probable classes.")] = 1,
     threshold: Annotated[
         float | None,
@@ -43,28 +51,24 @@ def predict(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Name the class of an image, or of every image below a folder; what cannot be read is said at the end."""
+    """Name the class of each image, also below folders and in archives; what cannot be read is said at the end."""
     if top < 1:
         raise UserError(f"--top {top}: expected how many classes to show, at least 1")
     if threshold is not None and not 0 <= threshold <= 1:
         raise UserError(f"--threshold {threshold:g}: expected a probability from 0 to 1, such as 0.5")
-    from promptcl.data import unlabelled
+    check_store(store)
+    words, settings = images_and_settings(images)
     from promptcl.learner.learner import Learner
 
-    given = sys.stdin.buffer.read() if image == "-" else image
-    if not given:
-        raise UserError("predict - reads one image from stdin, which is empty; write e.g. < photo.jpg")
-    images = unlabelled(given, cache_mb_of(settings))
-    names = ["-"] if image == "-" else [images.name(i) for i in range(len(images))]
-    learner = Learner.load(store, settings or [], trust=trust)
-    bad = _unreadable(images)
-    good = [i for i in range(len(images)) if i not in bad]
-    answers = learner.predict(images.select(good), top, threshold) if good else []
-    found = dict(zip(good, answers, strict=True))
+    found, names = gather(words, cache_mb_of(settings))
+    learner = Learner.load(store, settings, trust=trust)
+    bad = _unreadable(found)
+    good = [i for i in range(len(found)) if i not in bad]
+    answers = dict(zip(good, learner.predict(found.select(good), top, threshold) if good else [], strict=True))
     if as_json:
-        print(json.dumps([_row(name, found.get(i), bad.get(i)) for i, name in enumerate(names)], indent=1))
+        print(json.dumps([_row(name, answers.get(i), bad.get(i)) for i, name in enumerate(names)], indent=1))
     else:
-        for i, answer in found.items():
+        for i, answer in answers.items():
             print(f"{printable(names[i])}: {_answer(answer, top)}")
     for sentence in list(bad.values())[:-1]:
         print(f"error: {printable(sentence)}", file=sys.stderr)
@@ -108,6 +112,8 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Accuracy on the images in FOLDER, every learned class competing."""
+    check_store(store)
+    check_folders(folder)
     from promptcl.data import labelled
     from promptcl.learner.learner import Learner
 
@@ -125,6 +131,7 @@ def evaluate(
 @one_sentence
 def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
     """What the learner in STORE knows, and when it learned what from how many images."""
+    check_store(store)
     from promptcl import store as stores
     from promptcl.learner.calibration import Calibration
     from promptcl.store.checkpoint import interrupted
@@ -132,12 +139,12 @@ def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
     saved = stores.load(store, trust=trust)
     size = sum(file.stat().st_size for file in store.iterdir() if file.is_file())
     tasks = [task.model_dump(mode="json") for task in saved.tasks]
+    changes = [change.model_dump(mode="json") for change in saved.changes]
     calibration = Calibration.of(saved.notes).model_dump() if "calibration" in saved.notes else None
     if as_json:
-        about = {"classes": saved.classes, "tasks": tasks, "backbone": saved.backbone, "bytes": size}
-        print(
-            json.dumps({**about, "calibration": calibration, "config": saved.config.model_dump(mode="json")}, indent=1)
-        )
+        about = {"classes": saved.classes, "tasks": tasks, "changes": changes, "backbone": saved.backbone}
+        about |= {"bytes": size, "calibration": calibration, "config": saved.config.model_dump(mode="json")}
+        print(json.dumps(about, indent=1))
         return
     known = {key: ascii(saved.backbone.get(key))[1:-1] for key in ("name", "weights", "sha256")}
     backbone = f"{known['name']} ({known['weights']}, sha256 {known['sha256'][:12]})"
@@ -154,10 +161,18 @@ def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
     print(*table(rows), sep="\n")
     if interrupted(store):
         print("a task was interrupted: repeat its `promptcl learn` line to go on")
+    print(*_story(saved), sep="\n")
+
+
+def _story(saved: Saved) -> list[str]:
+    """A line for each task and each change, in the order of time."""
+    lines = []
     for task in saved.tasks:
-        counts = ", ".join(f"{name} {count}" for name, count in task.images.items())
-        what = f"{sum(task.images.values())} images in {task.seconds:.0f} s ({counts})"
-        print(f"{printable(task.when)}  {printable(task.name)}: {what}")
+        counts = ", ".join(f"{name} {number}" for name, number in task.images.items())
+        what = f"{count(sum(task.images.values()), 'image')} in {task.seconds:.0f} s ({counts})"
+        lines.append((task.when, f"{task.name}: {what}"))
+    lines += [(change.when, described(change)) for change in saved.changes]
+    return [f"{printable(when)}  {printable(text)}" for when, text in sorted(lines, key=lambda line: line[0])]
 
 
 def _largest(state: dict[str, Tensor]) -> str:
@@ -179,6 +194,7 @@ def export(
     trust: Trust = False,
 ) -> None:
     """Write the learner as one program, backbone included, that runs without promptcl: images in, probabilities out."""
+    check_store(store)
     from promptcl.learner.export import export as write
     from promptcl.learner.learner import Learner
 

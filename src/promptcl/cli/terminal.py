@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.cells import cell_len, set_cell_size
+
+from promptcl.cli.errors import printable
 
 _WIDTH = 30  # cells of a full bar
 _MOST = 40  # lines; of more classes the worst are shown
@@ -59,3 +61,18 @@ def table(rows: Sequence[tuple[str, str]]) -> list[str]:
     """Lines of two columns, the first as wide as its longest text."""
     width = max((len(key) for key, _ in rows), default=0)
     return [f"{key:<{width}}  {value}" for key, value in rows]
+
+
+def note(sentence: str, kind: str = "note") -> None:
+    """Print on stderr what is no answer and no error: something was left out, or may be a mistake."""
+    print(f"{kind}: {printable(sentence)}", file=sys.stderr)
+
+
+def count(number: int, noun: str) -> str:
+    """The number with its noun: 1 image, 2 images, 2 classes."""
+    return f"{number} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
+def some(names: Collection[str], most: int = 5) -> str:
+    """At most so many of the names, sorted, as text, and how many more there are."""
+    return ", ".join(sorted(names)[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")

@@ -118,7 +118,7 @@ class FileSource:
 class ImageSet:
     """Images, the names of their classes, and one label per image.
 
-    Views made by `select` and `of_classes` share the images and their cache.
+    Views made by `select` and `of_classes` share the images, their cache and the hashes computed so far.
     """
 
     def __init__(
@@ -131,6 +131,9 @@ class ImageSet:
         self.labels: npt.NDArray[np.int64] = np.asarray(labels, dtype=np.int64).reshape(-1)
         if len(self.labels) != len(self._rows):
             raise ValueError(f"{len(self._rows)} images but {len(self.labels)} labels")
+        self._digests: dict[int, bytes] = {}
+        self.unread: tuple[str, ...] = ()
+        """Files beside the images, in the folder or archive that they are from, that are no images of a class."""
 
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], names: Sequence[str]) -> ImageSet:
@@ -166,8 +169,11 @@ class ImageSet:
         return self._source.name(int(self._rows[i]))
 
     def digest(self, i: int) -> bytes:
-        """SHA-256 of the stored form of image `i`, 32 bytes. Raises UserError when it cannot be read."""
-        return hashlib.sha256(self._source.content(int(self._rows[i]))).digest()
+        """SHA-256 of the stored form of image `i`, 32 bytes, read once. Raises UserError when it cannot be read."""
+        row = int(self._rows[i])
+        if row not in self._digests:
+            self._digests[row] = hashlib.sha256(self._source.content(row)).digest()
+        return self._digests[row]
 
     def sha256(self) -> str:
         """SHA-256 over the class names, the labels and the stored form of every image, hexadecimal."""
@@ -178,16 +184,16 @@ class ImageSet:
 
     def labelled(self, classes: Sequence[str], labels: npt.ArrayLike) -> ImageSet:
         """The same images with other labels."""
-        return ImageSet(self._source, classes, labels, self._rows)
+        return self._view(classes, labels, self._rows)
 
     def select(self, indices: Indices) -> ImageSet:
         """The images at `indices`, in that order; same classes."""
         chosen = np.asarray(indices, dtype=np.int64)
-        return ImageSet(self._source, self.classes, self.labels[chosen], self._rows[chosen])
+        return self._view(self.classes, self.labels[chosen], self._rows[chosen])
 
     def renamed(self, classes: Sequence[str]) -> ImageSet:
         """The same images with other names for the classes, one for each."""
-        return ImageSet(self._source, classes, self.labels, self._rows)
+        return self._view(classes, self.labels, self._rows)
 
     def of_classes(self, names: Sequence[str]) -> ImageSet:
         """The images of the classes `names`, in their present order; labels are indices into `names`.
@@ -202,7 +208,12 @@ class ImageSet:
         renumbered[[numbers[name] for name in names]] = np.arange(len(names))
         labels = renumbered[self.labels]
         chosen = np.flatnonzero(labels >= 0)
-        return ImageSet(self._source, names, labels[chosen], self._rows[chosen])
+        return self._view(names, labels[chosen], self._rows[chosen])
+
+    def _view(self, classes: Sequence[str], labels: npt.ArrayLike, rows: npt.NDArray[np.int64]) -> ImageSet:
+        view = ImageSet(self._source, classes, labels, rows)
+        view._digests = self._digests
+        return view
 
 
 def concat(sets: Sequence[ImageSet]) -> ImageSet:

@@ -144,7 +144,16 @@ def _class_folders(tree: Tree, cache_mb: int) -> ImageSet:
     names = sorted(classes)
     files = [path for name in names for path in classes[name]]
     labels = np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
-    return ImageSet(FileSource(files, tree.read, str(tree.where), cache_mb), names, labels)
+    images = ImageSet(FileSource(files, tree.read, str(tree.where), cache_mb), names, labels)
+    images.unread = _unread(paths, files)
+    return images
+
+
+def _unread(paths: Sequence[str], files: Sequence[str]) -> tuple[str, ...]:
+    """Those of `paths` that are files, not hidden and not among `files`."""
+    read = set(files)
+    hidden = (any(name.startswith(".") for name in path.split("/")) for path in paths)
+    return tuple(path for path, h in zip(paths, hidden, strict=True) if not h and path not in read and path[-1] != "/")
 
 
 def _check(tree: Tree, classes: dict[str, list[str]]) -> None:

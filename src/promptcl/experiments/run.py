@@ -77,6 +77,10 @@ def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner
         learner = Learner.load(folder, backbone=learner.backbone, trust=needs_trust(wanted))
         if learner.config != wanted:
             raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
+        if learner.changes:
+            raise UserError(
+                f"{folder} was changed (promptcl {learner.changes[-1].what}) after this run; begin a new one"
+            )
         return learner
     learner.notes["run"] = nothing_done()
     processes.on_first(lambda: write_atomically(out / "config.yaml", dump_config(config)))

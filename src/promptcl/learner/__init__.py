@@ -2,6 +2,6 @@
 
 from promptcl.learner.calibration import Calibration
 from promptcl.learner.learner import Learner
-from promptcl.learner.records import Evaluation, LearnRecord, Prediction
+from promptcl.learner.records import Correction, Evaluation, LearnRecord, Prediction
 
-__all__ = ["Calibration", "Evaluation", "LearnRecord", "Learner", "Prediction"]
+__all__ = ["Calibration", "Correction", "Evaluation", "LearnRecord", "Learner", "Prediction"]

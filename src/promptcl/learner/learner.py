@@ -6,8 +6,9 @@ import contextlib
 import copy
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from promptcl.data import SCENARIOS, ImageSet
 from promptcl.data.inputs import ImagesLike, labelled, unlabelled
 from promptcl.errors import UserError
 from promptcl.learner.calibration import Calibration, measure
+from promptcl.learner.ledger import Ledger
+from promptcl.learner.mending import Mending
 from promptcl.learner.records import (
     Evaluation,
     LearnRecord,
@@ -28,17 +31,17 @@ from promptcl.learner.records import (
     check_names,
     predictions,
 )
-from promptcl.learner.story import Story
+from promptcl.learner.sifting import distinct
 from promptcl.methods._base import TaskView, load_method
 from promptcl.runtime import processes
-from promptcl.runtime.device import check_dtypes, pick_device, with_precision
+from promptcl.runtime.device import pick_device, with_precision
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import Saved, TaskRecord
 from promptcl.training import Batches, Memory, PastTask, PresentTask, Progress
 from promptcl.training.exchange import joined
 
 
-class Learner(Story):
+class Learner(Mending):
     """A frozen backbone, a method, and the class names in the order they were learned."""
 
     def __init__(self, config: Config, backbone: Backbone | None = None) -> None:
@@ -48,20 +51,16 @@ class Learner(Story):
         in a stream that never says it.
         """
         self.device = pick_device(config.device)
-        model = load_method(config.method["name"])
-        options = model.Options(**{k: v for k, v in config.method.items() if k != "name"})
+        options = load_method(config.method["name"]).Options(**{k: v for k, v in config.method.items() if k != "name"})
         complete = {"name": config.method["name"], **options.model_dump(mode="json")}
         self.config = config = with_precision(config, self.device).model_copy(update={"method": complete})
         self.scenario = SCENARIOS[config.scenario]
         self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
-        self.method = model(options, self.backbone, task_generator(config.seed, 0, "initial values"))
-        check_dtypes(self.method, self.device)
+        self.method = self._new_method()
         if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
             copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, 0, boundaries=False)))
-        self.method.to(self.device).eval()
-        self.classes, self.history = [], []
-        self.notes: dict[str, Any] = {}
-        """JSON values that are saved with the learner."""
+        self.classes, self.history, self.changes, self.ledger = [], [], [], Ledger()
+        self.notes = {}
         self.ancestors: list[str] = []
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
         self._whole = True
@@ -97,23 +96,20 @@ class Learner(Story):
         """
         self._check_whole()
         state = self.method.state_dict()
-        if odd := next((name for name in state if name.startswith(("optimizer.", "memory."))), None):
-            raise ValueError(f"the method has a member {odd}: `optimizer` and `memory` are names of the store")
-        state = {**state, **self.memory.tensors(self.classes, self.config.memory.store)}
+        if odd := next((name for name in state if name.startswith(store.OWN)), None):
+            raise ValueError(f"the method has a member {odd}: optimizer, memory and images are names of the store")
+        state |= {**self.memory.tensors(self.classes, self.config.memory.store), **self.ledger.tensors()}
         if not self.scenario.boundaries:  # whose optimisers go on from micro-task to micro-task
             for number, moments in self.moments.items():
                 state |= {f"optimizer.{number}.{name}": value for name, value in moments.items()}
-        saved = Saved(self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
+        about = (self.config, self.backbone.describe(), self.classes, self.history, self.notes, state)
+        saved = Saved(*about, changes=self.changes)
         self.ancestors.append(processes.on_first(lambda: store.save(Path(folder), saved, self.ancestors)))
 
     def _check(self, images: ImageSet) -> None:
         """Refuse what cannot be learned before anything changes."""
         self._check_whole()
         check_names(images.classes)
-
-    def _check_whole(self) -> None:
-        if not self._whole:
-            raise UserError("this learner was interrupted while it learned: expected a whole one, load it again")
 
     def _restore(self, saved: Saved) -> None:
         store.check_backbone(saved, self.backbone.describe(), self.config.backbone.weights)
@@ -126,12 +122,13 @@ class Learner(Story):
             self.classes += new
             self.history.append(record)
         store.fill(self.method, saved)
+        self.ledger = Ledger.restored(saved.state, self.classes, self.history)
         self.memory.restore(saved.state, self.classes, self.config.data.cache_mb)
         for name, value in saved.state.items():
             if name.startswith("optimizer."):
                 _, stage, own = name.split(".", 2)
                 self.moments.setdefault(int(stage), {})[own] = value
-        self.notes, self.ancestors = saved.notes, [saved.checksum]
+        self.notes, self.changes, self.ancestors = saved.notes, saved.changes, [saved.checksum]
 
     @property
     def calibration(self) -> Calibration:
@@ -146,18 +143,37 @@ class Learner(Story):
         name: str | None = None,
         checkpoint: Path | str | None = None,
         progress: Progress | None = None,
+        again: bool = True,
     ) -> LearnRecord:
         """Learn the classes of `images`: new names are added, known names get more training.
 
         The result depends only on (seed, number of tasks learned before), the images and the state.
         Args: images, labels: a folder with one folder a class, or images and a class name for each; name is what the
         history calls the task; checkpoint is the folder that this learner was loaded from or saved to: training writes
-        checkpoints there, and continues one that was interrupted with the same images; progress is told of each step.
+        checkpoints there, and continues one that was interrupted with the same images; progress is told of each step;
+        without `again`, images that were learned before are left out, and no image is learned twice.
 
         Raises:
             UserError: the loss is not finite, an image does not decode, another `learn` was interrupted before.
         """
-        images, start = labelled(images, labels, self.config.data.cache_mb), time.perf_counter()
+        images = labelled(images, labels, self.config.data.cache_mb)
+        if again:
+            return self._learn(images, name, checkpoint, progress)
+        self._check(images)
+        sifted = self.sift(distinct(images)[0])
+        record = LearnRecord(0, 0.0, {}, [], {})
+        if len(sifted.images):
+            record = self._learn(sifted.images, name, checkpoint, progress)
+        return replace(record, warnings=[*sifted.sentences(), *record.warnings], before=sifted.before)
+
+    def _learn(
+        self,
+        images: ImageSet,
+        name: str | None,
+        checkpoint: Path | str | None = None,
+        progress: Progress | None = None,
+    ) -> LearnRecord:
+        start = time.perf_counter()
         self._check(images)
         sha256 = images.sha256()
         kept_at = None
@@ -176,6 +192,7 @@ class Learner(Story):
         self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"))
         self.memory.keep(self._keep)
         seconds = time.perf_counter() - start + (kept_at.seconds_before if kept_at is not None else 0.0)
+        self.ledger.add([task.new, task.held_out], [self.labels(task.new), self.labels(task.held_out)])
         self.history.append(TaskRecord.of(name or f"task {task.number + 1}", images, seconds, sha256))
         self._whole = True
         if self.config.memory.per_class and task.number == 1 and not task.memory_was_read:
@@ -216,22 +233,6 @@ class Learner(Story):
                 self.method.absorb(self.backbone, task, held)
             right = by_class(held, logits_NK.argmax(1) == labels_N)
         return self._recalibrate() or right
-
-    def _recalibrate(self) -> dict[str, tuple[int, int]]:
-        """Calibrate on all images so far, each left out in turn, where the method can; right answers and images."""
-        with torch.no_grad():
-            found = self.method.out_of_fold()
-        if found is None:
-            return {}
-        count_K = torch.bincount(found.labels_N, minlength=len(self.classes))
-        told_N = count_K[found.labels_N] > 1  # without its only image a class is not known
-        right_N = (found.logits_NK.argmax(1) == found.labels_N) & told_N
-        familiarity_N = found.familiarity_N[told_N]
-        calibration = measure(found.logits_NK[told_N], found.labels_N[told_N], familiarity_N)
-        self.notes["calibration"] = calibration.model_dump()
-        right_K = torch.bincount(found.labels_N[right_N], minlength=len(self.classes)).tolist()
-        counts = zip(self.classes, right_K, count_K.tolist(), strict=True)
-        return {name: (right, count) for name, right, count in counts if count > 1}
 
     def answers(self, images: ImageSet, labels_N: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits [N, K] of a whole set, in its order, and how familiar each image is [N] where the method says so."""

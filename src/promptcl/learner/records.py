@@ -34,6 +34,28 @@ class LearnRecord:
     held_out: dict[str, tuple[int, int]]
     """Of each class: images answered right by a learner that has not learned them, and their number: those kept out of
     training (train.holdout), or all images so far where the method can leave out one at a time."""
+    before: int = 0
+    """Images left out because they were learned before (`again=False`)."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What `Learner.correct` returns."""
+
+    name: str
+    """The class that the images have now."""
+    were: dict[str, int]
+    """Of each other class as which some had been learned: how many."""
+    moved: int
+    """Images that had been learned as another class."""
+    known: int
+    """Images that had been learned as this class, of which nothing changed."""
+    record: LearnRecord | None
+    """What learning the others took; None where there were no others."""
+    learned: int
+    """How many others there were: images never learned before."""
+    gone: list[str]
+    """Classes that have no image any more, and so are forgotten."""
 
 
 @dataclass(frozen=True)

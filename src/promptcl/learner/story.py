@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +11,12 @@ from torch import Tensor
 from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet, Scenario
+from promptcl.errors import UserError
 from promptcl.learner.calibration import hold_out
-from promptcl.learner.records import class_ids
-from promptcl.methods._base import Method
+from promptcl.learner.ledger import Ledger
+from promptcl.learner.records import LearnRecord, class_ids
+from promptcl.methods._base import Method, load_method
+from promptcl.runtime.device import check_dtypes
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import TaskRecord
 from promptcl.store.checkpoint import Checkpoint
@@ -30,12 +34,33 @@ class Story:
     method: Method
     batches: Batches
     memory: Memory
+    ledger: Ledger
+    notes: dict[str, Any]
+    """JSON values that are saved with the learner."""
     classes: list[str]
     """Names of the classes in the order they were learned."""
     history: list[TaskRecord]
     """What was learned, task by task."""
     moments: dict[int, Moments]
     """Of optimisers, by stage, where they go on from task to task (a stream without boundaries)."""
+
+    _whole: bool
+    """False while something is learned or changed, and for good where that did not end."""
+
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise UserError("this learner was interrupted while it learned: expected a whole one, load it again")
+
+    def _new_method(self) -> Method:
+        """The method before its first task."""
+        model = load_method(self.config.method["name"])
+        options = model.Options(**{k: v for k, v in self.config.method.items() if k != "name"})
+        method = model(options, self.backbone, task_generator(self.config.seed, 0, "initial values"))
+        check_dtypes(method, self.device)
+        return method.to(self.device).eval()
+
+    def _learn(self, images: ImageSet, name: str | None) -> LearnRecord:
+        raise NotImplementedError
 
     def labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
         """Class ids [N] on the device; with `unseen`, -1 for classes never learned, which else raise UserError."""

@@ -208,6 +208,10 @@ class Method(nn.Module, ABC):
         """What is said of each image learned so far as if it had not been learned; None (here): not known."""
         return None
 
+    def keep(self, backbone: Backbone, batch: Batch) -> dict[str, Tensor]:
+        """What the memory keeps beside each of these images [B, ...], float, by name; it comes back as `Batch.kept`."""
+        return {}
+
     @property
     def mendable(self) -> bool:
         """Whether `mend` can take images away again: the method has kept what each image added."""
@@ -216,14 +220,12 @@ class Method(nn.Module, ABC):
     def mend(self, labels_N: Tensor, classes: int) -> None:
         """Become what learning the images again with these class ids gives, in the same order; -1 takes one away.
 
-        Args: labels_N [N]: for every image learned so far, in the order in which they were learned; classes: how many
-        there are then. Raises UserError where the method cannot (here).
+        labels_N [N]: for every image learned so far, in the order in which they were learned, which is task by task
+        those of `task.new` and then those of `task.held_out`; classes: how many there are then. Images taken away do
+        not count at the next call. Afterwards shapes are those of `grow` by the tasks that are left.
+        Raises UserError where the method cannot, which is the default.
         """
-        raise UserError("this method cannot take away what an image has taught it")
-
-    def keep(self, backbone: Backbone, batch: Batch) -> dict[str, Tensor]:
-        """What the memory keeps beside each of these images [B, ...], float, by name; it comes back as `Batch.kept`."""
-        return {}
+        raise UserError("this method has not kept what each image added, so it cannot take images away again")
 
 
 def masked_cross_entropy(logits_BK: Tensor, batch: Batch) -> Tensor:

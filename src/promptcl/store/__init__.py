@@ -2,6 +2,8 @@
 
 from promptcl.store.files import Absent
 from promptcl.store.folder import (
+    OWN,
+    ChangeRecord,
     Saved,
     TaskRecord,
     check_backbone,
@@ -15,7 +17,9 @@ from promptcl.store.folder import (
 from promptcl.store.lock import lock
 
 __all__ = [
+    "OWN",
     "Absent",
+    "ChangeRecord",
     "Saved",
     "TaskRecord",
     "check_backbone",

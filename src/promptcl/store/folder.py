@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -24,10 +24,12 @@ from promptcl.store.checkpoint import Checkpoint, discard
 from promptcl.store.files import Absent
 from promptcl.store.lock import lock
 
-__all__ = ["FORMAT", "Absent", "Saved", "TaskRecord", "load", "lock", "save"]
+__all__ = ["FORMAT", "OWN", "Absent", "ChangeRecord", "Saved", "TaskRecord", "load", "lock", "save"]
 
 FORMAT = 2
 KIND = files.Kind("promptcl store", FORMAT, "take a copy of it that is whole")
+OWN = ("optimizer.", "memory.", "images.")
+"""Beginnings of the names of tensors that are the learner's own, not its method's."""
 _NO_FILE = ("hub", "random", "embedded")
 _MAY_CHANGE = (
     "device",
@@ -51,15 +53,38 @@ class TaskRecord(Section):
     """Images of each class, in the order in which new classes were added."""
     seconds: float
     sha256: str
-    """Hash of the images and their labels (ImageSet.sha256)."""
+    """Hash of the images and their labels (ImageSet.sha256) as they were learned, before any change."""
 
     @classmethod
     def of(cls, name: str, images: ImageSet, seconds: float, sha256: str) -> TaskRecord:
         """Make the record of `images` that were learned just now."""
         counts = np.bincount(images.labels, minlength=len(images.classes)).tolist()
-        when = datetime.now(timezone.utc).isoformat(timespec="seconds")
         per_class = dict(zip(images.classes, counts, strict=True))
-        return cls(name=name, when=when, images=per_class, seconds=seconds, sha256=sha256)
+        return cls(name=name, when=_now(), images=per_class, seconds=seconds, sha256=sha256)
+
+
+Kind = Literal["forget", "rename", "undo", "correct"]
+
+
+class ChangeRecord(Section):
+    """What a learner records about one change to what it had learned."""
+
+    what: Kind
+    when: str
+    """Time of the change, UTC, ISO 8601."""
+    names: list[str]
+    """Classes forgotten; old and new name; the name of the task undone; the class that images were moved to."""
+    images: int
+    """Images that were taken away, or whose class is another one now."""
+
+    @classmethod
+    def of(cls, what: Kind, names: Sequence[str], images: int) -> ChangeRecord:
+        """Make the record of a change made just now."""
+        return cls(what=what, when=_now(), names=list(names), images=images)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 class _Document(Section):
@@ -72,6 +97,7 @@ class _Document(Section):
     classes: list[str]
     tasks: list[TaskRecord]
     notes: dict[str, Any] = Field(default_factory=dict)
+    changes: list[ChangeRecord] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -89,6 +115,8 @@ class Saved:
     checksum: str = ""
     """Checksum of all of the above, as written."""
     format: int = FORMAT
+    changes: list[ChangeRecord] = field(default_factory=list)
+    """Changes made to what had been learned, in order."""
 
 
 def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
@@ -106,6 +134,7 @@ def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
         classes=saved.classes,
         tasks=saved.tasks,
         notes=saved.notes,
+        changes=saved.changes,
     )
     with lock(folder):
         if (found := checksum(folder)) is not None and found not in ancestors:
@@ -151,6 +180,7 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
         *(config, document.backbone, document.classes, document.tasks, document.notes, state),
         checksum=pair.checksum,
         format=document.format,
+        changes=document.changes,
     )
 
 
@@ -166,13 +196,19 @@ def check_backbone(saved: Saved, now: dict[str, Any], weights: str) -> None:
 
 def fill(method: nn.Module, saved: Saved) -> None:
     """Load the tensors of `saved` into `method`, which grew by the same tasks. Raises UserError if they do not fit."""
-    state = {name: tensor for name, tensor in saved.state.items() if not name.startswith(("optimizer.", "memory."))}
-    here = {name: (tensor.shape, tensor.dtype) for name, tensor in method.state_dict().items()}
+    state = {name: tensor for name, tensor in saved.state.items() if not name.startswith(OWN)}
+    here = {name: tensor.dtype for name, tensor in method.state_dict().items()}
     if saved.format == 1:  # format 1 called a sum by its plain name
         state = {f"{name}.value" if f"{name}.value" in here else name: tensor for name, tensor in state.items()}
-    if here != {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}:
-        raise UserError("its tensors are not those of its method and classes; take a copy of it that is whole")
-    method.load_state_dict(state)
+    unfit = UserError("its tensors are not those of its method and classes; take a copy of it that is whole")
+    if here != {name: tensor.dtype for name, tensor in state.items()}:
+        raise unfit
+    try:
+        method.load_state_dict(state)  # a module may make room there for as many rows as were saved
+    except RuntimeError as error:
+        raise unfit from error
+    if any(tensor.shape != state[name].shape for name, tensor in method.state_dict().items()):
+        raise unfit
 
 
 def checksum(folder: Path) -> str | None:

@@ -188,7 +188,39 @@ def _exported(bench: Bench) -> str:
     return "passed"
 
 
+def _mended(bench: Bench) -> str:
+    first, second = bench.train
+    gone, left = second.classes[0], second.of_classes(second.classes[1:])
+    learner = bench.learned()
+    if not learner.method.mendable:
+        try:
+            learner.forget(gone)
+        except UserError as error:
+            return f"refused: {error}"
+        raise AssertionError("it is not `mendable`, but its learner forgets a class")
+    learner.forget(gone)
+    _answers_like(bench, learner, bench.learned(first, left), "a class was forgotten")
+    learner.undo()
+    _answers_like(bench, learner, bench.learned(first), "the last task was undone")
+    return "passed"
+
+
+def _answers_like(bench: Bench, learner: Learner, never: Learner, what: str) -> None:
+    learner.save(bench.folder / "mended")
+    for one in (learner, bench.load(bench.folder / "mended")):
+        same = torch.allclose(bench.answers(never), bench.answers(one), rtol=1e-3, atol=1e-4)
+        assert same, f"after {what} it answers otherwise than one that never learned that"
+
+
 CHECKS: tuple[Callable[[Bench], str], ...] = (
     *(_documented, _better_than_chance, _same_seed_same_bits, _small_tasks, _neighbours_do_not_matter),
-    *(_grow_is_repeated_at_load, _interrupted_anywhere, _memory, _no_boundaries, _exported, _in_other_processes),
+    *(
+        _grow_is_repeated_at_load,
+        _interrupted_anywhere,
+        _mended,
+        _memory,
+        _no_boundaries,
+        _exported,
+        _in_other_processes,
+    ),
 )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -30,6 +31,10 @@ class Memory:
     def __init__(self, per_class: int) -> None:
         """Start empty."""
         self.per_class = per_class
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop everything that is held."""
         self.images: ImageSet | None = None
         self.kept: dict[str, Tensor] = {}
         """What a method keeps beside the images, by name: float, one row an image, NaN where nothing was known."""
@@ -52,15 +57,48 @@ class Memory:
         more = torch.rand(len(offered), generator=generator, dtype=torch.float64).numpy()
         draws, fresh = np.concatenate([self._draws, more]), np.concatenate([self._fresh, np.ones(len(new), dtype=bool)])
         merged = offered if self.images is None else concat([self.images, offered])
-        order = np.lexsort((draws, merged.labels))
-        counts = np.bincount(merged.labels, minlength=len(merged.classes))
-        rank = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
-        kept = np.sort(order[rank < self.per_class])
+        kept = self._smallest(merged, draws)
         self.images, self._draws, self._digests = merged.select(kept), draws[kept], [digests[i] for i in kept]
         self._fresh = fresh[kept]
         for name, rows in self.kept.items():
             padded = torch.cat([rows, rows.new_full((len(new), *rows.shape[1:]), float("nan"))])
             self.kept[name] = padded[torch.from_numpy(kept)]
+
+    def _smallest(self, images: ImageSet, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Places of the images with the smallest random numbers, at most `per_class` of each class, in order."""
+        order = np.lexsort((draws, images.labels))
+        counts = np.bincount(images.labels, minlength=len(images.classes))
+        rank = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
+        return np.sort(order[rank < self.per_class])
+
+    def mend(self, fate: Mapping[bytes, tuple[str, bytes]], names: Mapping[str, str]) -> None:
+        """Rename the classes of images, and drop those that have no class any more.
+
+        fate: of an image, by its `key`, the class and the key that it has now. An image that is not in it goes by its
+        class, in `names`; one that is not there either is dropped. So is one that a class has no room for now.
+        """
+        if not names:
+            self._waiting = {}
+        if self.images is None:
+            return
+        now: dict[bytes, tuple[int, str]] = {}  # by its new key, so that no image is held twice
+        for row, (known, label) in enumerate(zip(self._digests, self.images.labels, strict=True)):
+            name = names.get(self.images.classes[label])
+            if known in fate:
+                now.setdefault(fate[known][1], (row, fate[known][0]))
+            elif name is not None:
+                now.setdefault(known, (row, name))
+        if not now:
+            self.clear()
+            return
+        rows, labels = [row for row, _ in now.values()], [name for _, name in now.values()]
+        classes = list(dict.fromkeys(labels))
+        images = self.images.select(rows).labelled(classes, [classes.index(name) for name in labels])
+        kept = self._smallest(images, self._draws[rows])
+        digests, places = list(now), np.array(rows)[kept]
+        self.images, self._draws, self._fresh = images.select(kept), self._draws[places], self._fresh[places]
+        self._digests = [digests[i] for i in kept]
+        self.kept = {name: values[torch.from_numpy(places)] for name, values in self.kept.items()}
 
     def keep(self, compute: Callable[[ImageSet], Mapping[str, Tensor]]) -> None:
         """Compute what is kept beside the images that came since the last call; `compute` gives a row for each image.
@@ -144,8 +182,13 @@ class Memory:
         self._fresh = np.zeros(n, dtype=bool)
 
 
+def key(name: str, digest: bytes) -> bytes:
+    """What an image is known by in the memory: its class and the first 16 bytes of its digest (32 bytes)."""
+    return hashlib.sha256(name.encode() + b"\0" + digest[:16]).digest()
+
+
 def _digest(images: ImageSet, i: int) -> bytes:
-    return hashlib.sha256(images.classes[images.labels[i]].encode() + b"\0" + images.digest(i)).digest()
+    return key(images.classes[images.labels[i]], images.digest(i))
 
 
 def _png(image_3HW: Tensor) -> bytes:
