@@ -35,7 +35,7 @@ class Pair(NamedTuple):
 
     true: str
     answer: str
-    count: int
+    images: int
     of: int
     """All images of the true class."""
 
@@ -134,10 +134,10 @@ class Answers:
             Pair(self.names[i], self.names[j], int(wrong[i, j]), int(confusion[i].sum()))
             for i, j in np.argwhere(wrong).tolist()
         ]
-        return sorted(found, key=lambda pair: (-pair.count, pair.of))
+        return sorted(found, key=lambda pair: (-pair.images, pair.of))
 
     def reliability(self) -> list[Bin]:
-        """How often answers to images of learned classes are right, by probability; steps without images are left out."""
+        """How often answers to images of learned classes are right, by probability; empty steps are left out."""
         probability, right = self.probability[self.known], self.right[self.known]
         step_N = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
         found = []
@@ -149,7 +149,7 @@ class Answers:
         return found
 
     def shares_unknown(self) -> list[tuple[str, int, int]]:
-        """Of right answers, wrong ones, and images of classes never learned: how many are `unknown`, and of how many."""
+        """Of right answers, wrong ones, and classes never learned: how many are `unknown`, and of how many."""
         kinds = (
             ("right answers", self.known & self.right),
             ("wrong answers", self.known & ~self.right),

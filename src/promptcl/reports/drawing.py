@@ -89,7 +89,7 @@ def inline(svg: str, name: str, alt: str) -> str:
 def heat(axes: Axes, values: Array, limits: tuple[float, float], rows: Sequence[str], columns: Sequence[str]) -> Any:
     """Draw a heat map with colours for the values between `limits`, and numbers in its cells where there is room.
 
-    Rows go downwards. Numbers as names are thinned out; other names of columns stand on their heads.
+    Rows go downwards. Numbers as names are thinned out; long names of columns are turned.
     """
     low, high = limits
     image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high, aspect="auto", interpolation="nearest")
@@ -99,8 +99,8 @@ def heat(axes: Axes, values: Array, limits: tuple[float, float], rows: Sequence[
         step = 1 if named else next(s for s in (1, 2, 5, 10, 20, 50, 100, 10**6) if len(names) / s <= 10.5)
         ticks = [i for i in range(len(names)) if (i + 1) % step == 0 or (i == 0 and step > 2)]
         axis.set_ticks(ticks, [short(names[i], 16) for i in ticks])
-        if named and axis is axes.xaxis and max(map(len, names)) > 2:
-            axes.tick_params(axis="x", rotation=90)
+        if named and axis is axes.xaxis:
+            axes.tick_params(axis="x", rotation=tilt(names))
     if has_cells(values):
         for (i, j), value in np.ndenumerate(values):
             if not np.isnan(value):
@@ -112,13 +112,19 @@ def heat(axes: Axes, values: Array, limits: tuple[float, float], rows: Sequence[
 def has_cells(values: Array) -> bool:
     """Whether a heat map of these values has room for numbers."""
     rows, columns = values.shape
-    return columns <= MOST_CELLS and rows <= 2 * MOST_CELLS
+    return bool(columns <= MOST_CELLS and rows <= 2 * MOST_CELLS)
 
 
 def heat_height(rows: int, most: float, columns: Sequence[str] = ()) -> float:
     """Height in inches of a heat map with `rows` rows and names of its columns, at most `most` without the names."""
-    named = bool(columns) and not all(name.isdigit() for name in columns)
-    return min(most, max(2.2, 1.2 + 0.3 * rows)) + (0.07 * min(16, max(map(len, columns))) if named else 0)
+    text = 0.07 * min(16, max(map(len, columns))) if columns and tilt(columns) else 0
+    return min(most, max(2.2, 1.2 + 0.3 * rows)) + text
+
+
+def tilt(names: Sequence[str]) -> int:
+    """By how many degrees names below an axis are turned: none where they fit beside one another."""
+    numbers = all(name.isdigit() for name in names)
+    return 90 if not numbers and min(16, max(map(len, names))) * len(names) > 36 else 0
 
 
 def bars(name: str, title: str, alt: str, rows: Sequence[Bar], limits: tuple[float, float], unit: str) -> Drawing:

@@ -27,6 +27,7 @@ from promptcl.reports.drawing import (
     heat,
     heat_height,
     short,
+    tilt,
 )
 
 MARKERS = "osD^vP*X"
@@ -97,7 +98,7 @@ def curves(
     `tasks` names what was learned at steps 1, 2, ...; without names they are numbered.
     """
     legend = len(lines) > 1
-    named = max(map(len, tasks), default=0)
+    turned = 0.07 * min(16, max(map(len, tasks))) if tasks and tilt(tasks) else 0
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -106,7 +107,7 @@ def curves(
             _line(axes, line)
         axes.set_xlim(0.5, last + 0.5)
         if tasks:
-            axes.set_xticks(range(1, len(tasks) + 1), [short(task, 16) for task in tasks], rotation=90)
+            axes.set_xticks(range(1, len(tasks) + 1), [short(task, 16) for task in tasks], rotation=tilt(tasks))
         else:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         means = np.concatenate([line.values.mean(axis=0) for line in lines])
@@ -117,7 +118,7 @@ def curves(
         if legend:
             figure.legend(loc="outside lower left", frameon=False)
 
-    height = 2.8 + 0.22 * len(lines) * legend + 0.07 * min(named, 16)
+    height = 2.8 + 0.22 * len(lines) * legend + turned
     return drawing(name, title, alt, height, draw)
 
 
@@ -142,9 +143,7 @@ def _values(axes: Axes, lines: Sequence[Curve], last: int) -> None:
     means = [line.values.mean(axis=0) for line in lines]
     if len(lines) == 1 and len(means[0]) <= MOST_CELLS and not lines[0].whole:
         for step, value in zip(lines[0].steps, means[0], strict=True):
-            axes.annotate(
-                f"{value:.1f}", (step, value), (0, 6), textcoords="offset points", ha="center", fontsize=9
-            )
+            axes.annotate(f"{value:.1f}", (step, value), (0, 6), textcoords="offset points", ha="center", fontsize=9)
     elif len(lines) <= MOST_LABELS:
         places = apart([float(mean[-1]) for mean in means], 0.075 * (high - low))
         for line, mean, place in zip(lines, means, places, strict=True):
@@ -160,7 +159,9 @@ def _values(axes: Axes, lines: Sequence[Curve], last: int) -> None:
             )
 
 
-def finals(name: str, title: str, alt: str, lines: Sequence[Curve], texts: Sequence[str], zoom: bool = False) -> Drawing:
+def finals(
+    name: str, title: str, alt: str, lines: Sequence[Curve], texts: Sequence[str], zoom: bool = False
+) -> Drawing:
     """Draw the last value of each line as a bar, with a dot for each seed; `texts` are the values in words."""
     last = [line.values[:, -1] for line in lines]
     rows = [

@@ -1,4 +1,4 @@
-"""What all pages share: figures with their numbers, templates that escape, and files written as one. Imports no torch."""
+"""What all pages share: figures with their numbers, templates that escape, whole files. Imports no torch."""
 
 from __future__ import annotations
 

@@ -138,7 +138,9 @@ def _pool(group: Group) -> list[Shown]:
                 title = f"Prompts selected {when}" + (f" (seed {run.seed})" if several else "")
                 matches = getattr(run.pool, phase, [])
                 cosines = [match.cosine for match in matches if match is not None and match.cosine is not None]
-                found.append(_selections(f"{name}-{phase}", title, rows, cosines, _labels(group, run, len(rows), phase)))
+                found.append(
+                    _selections(f"{name}-{phase}", title, rows, cosines, _labels(group, run, len(rows), phase))
+                )
     return found
 
 
@@ -147,7 +149,7 @@ def _matrix(group: Group, groups: Sequence[Group], zoom: bool) -> list[Shown]:
     matrix = group.matrix()
     if matrix.shape[1] == 1:
         return []
-    measured = ~np.isnan(matrix).all(axis=1)
+    measured = [bool(np.isfinite(row).any()) for row in matrix]
     after, columns = group.task_names(), group.test_names()
     rows = after if len(after) == len(matrix) else [str(t + 1) for t in range(len(matrix))]
     rows = ["all"] if group.whole else [row for row, has in zip(rows, measured, strict=True) if has]

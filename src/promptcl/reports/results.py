@@ -191,13 +191,17 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         if path.exists():
             return [path]
-        raise UserError(f"{path}: it does not exist; give the folder of a finished run of promptcl train")
+        raise UserError(
+            f"{path}: it does not exist; give the folder of a finished run of promptcl train, or of a learner"
+        )
     if (path / "results.json").exists():
         return [path / "results.json"]
     found = sorted(path.glob("seed*/results.json"), key=lambda file: (len(file.parent.name), file.parent.name))
     if found:
         return found
-    raise UserError(f"{path}: it holds no results.json; give the folder of a finished run of promptcl train")
+    raise UserError(
+        f"{path}: it holds no results.json; give the folder of a finished run of promptcl train, or of a learner"
+    )
 
 
 def _load(path: Path) -> Results:
