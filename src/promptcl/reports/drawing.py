@@ -139,12 +139,13 @@ def bars(name: str, title: str, alt: str, rows: Sequence[Bar], limits: tuple[flo
         for i, row in enumerate(rows):
             colour = COLOURS[row.colour % len(COLOURS)]
             axes.barh(i, row.value - base, left=base, height=width, color=colour)
-            axes.plot(row.points, [i] * len(row.points), "o", ms=4, color=INK, alpha=0.7, clip_on=False)
+            if row.points:
+                axes.plot(row.points, [i] * len(row.points), "o", ms=4, color=INK, alpha=0.7, clip_on=False)
             at = i if beside else i - 0.37
             text: dict[str, Any] = {"va": "center", "transform": axes.get_yaxis_transform()}
             axes.text(1.02 if beside else 1.0, at, row.text, ha="left" if beside else "right", **text)
             if not beside:
-                axes.text(0.0, at, labels[i], ha="left", **text)
+                axes.text(0.01, at, labels[i], ha="left", **text)
         axes.set_yticks(range(len(rows)), labels if beside else [""] * len(rows))
         axes.tick_params(axis="y", length=0)
         axes.set(xlim=limits, ylim=(len(rows) - 0.5, -0.5 if beside else -0.75), xlabel=unit)

@@ -125,12 +125,12 @@ def _facts(about: About, answers: Answers | None) -> list[tuple[str, str]]:
     facts = []
     if answers is not None:
         if answers.accuracy is not None:
-            facts += [("accuracy", f"{answers.accuracy:.1f} %"), ("measured on", f"{answers.known.sum():,} images")]
+            facts += [("accuracy", f"{answers.accuracy:.1f} %"), ("images measured", f"{answers.known.sum():,}")]
         if strangers := int((~answers.known).sum()):
-            facts.append(("of classes never learned", f"{strangers:,} images"))
+            facts.append(("of other classes", f"{strangers:,}"))
     images = sum(sum(task.images.values()) for task in about.tasks)
-    facts += [("classes", f"{len(about.classes):,}"), ("learned from", f"{images:,} images")]
-    facts += [("tasks", f"{len(about.tasks):,}"), ("method", str(about.config.method["name"]))]
+    facts += [("classes", f"{len(about.classes):,}"), ("tasks", f"{len(about.tasks):,}")]
+    facts += [("images learned", f"{images:,}"), ("method", str(about.config.method["name"]))]
     if about.calibration.threshold:
         facts.append(("unknown below", f"{100 * about.calibration.threshold:.0f} %"))
     return facts

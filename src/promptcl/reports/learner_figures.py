@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from promptcl.reports.answers import Answers, Ints, expected_error
 from promptcl.reports.drawing import COLOURS, MOST_CELLS, MOST_NAMES, Bar, bars, drawing, heat, heat_height, short, tilt
@@ -54,6 +55,7 @@ def history(tasks: Sequence[Task]) -> Shown:
         upper.bar(steps, known, width=0.7, color=COLOURS[0])
         upper.set(ylabel="classes known", ylim=(0, 1.18 * max(known)))
         lower.bar(steps, images, width=0.7, color=COLOURS[1])
+        upper.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         lower.set(ylabel="images", ylim=(0, 1.18 * max(*images, 1)), xlim=(0.4, len(tasks) + 0.6))
         if named:
             _above(upper, steps, known)
@@ -210,12 +212,12 @@ def reliability(answers: Answers) -> Shown:
 
     def draw(figure: Figure) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot(PERCENT, PERCENT, ls=":", color=COLOURS[7], label="as it should be")
+        upper.plot(PERCENT, PERCENT, ls=":", color=COLOURS[7], label="as sure as right")
         x, y = [one.probability for one in bins], [one.right for one in bins]
         upper.plot(x, y, marker="o", color=COLOURS[0], label="this learner", clip_on=False)
         upper.set(ylabel="right (%)", ylim=PERCENT, xlim=PERCENT)
         upper.grid(color="#808080", alpha=0.3, lw=0.6)
-        upper.legend(frameon=False, loc="upper left")
+        figure.legend(loc="outside upper left", ncols=2, frameon=False)
         heights = [counts.get(step, 0) for step in range(10)]
         lower.bar(edges, heights, width=9, color=COLOURS[7])
         for at, height in zip(edges, heights, strict=True):
