@@ -137,7 +137,8 @@ def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
     from promptcl.store.checkpoint import interrupted
 
     saved = stores.load(store, trust=trust)
-    size = sum(file.stat().st_size for file in store.iterdir() if file.is_file())
+    files = [store / "learner.json", *store.glob("state-*.safetensors")]  # a report or weights may lie beside them
+    size = sum(file.stat().st_size for file in files)
     tasks = [task.model_dump(mode="json") for task in saved.tasks]
     changes = [change.model_dump(mode="json") for change in saved.changes]
     calibration = Calibration.of(saved.notes).model_dump() if "calibration" in saved.notes else None

@@ -1,4 +1,7 @@
-"""The commands `report` (a page about runs) and `bench` (how fast this machine is). Heavy imports wait inside."""
+"""The commands `report` (a page about runs or a learner) and `bench` (how fast this machine is).
+
+Heavy imports wait inside.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +22,62 @@ app = typer.Typer()
 @app.command()
 @one_sentence
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of finished runs, or of train --seeds.")
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...|STORE [KEY=VALUE]...",
+            help="Folders of finished runs, or of train --seeds; or the folder of one learner, and settings.",
+            show_default=False,
+        ),
     ],
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="FOLDER", help="Of a learner: measure on FOLDER/CLASS/*.jpg, or an archive."),
+    ] = None,
+    zoom: Annotated[bool, typer.Option("--zoom", help="Of runs: axes only as long as the values need.")] = False,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE.html", help="The page.", show_default="RUN/report.html; report.html for several"
+            "--out",
+            metavar="FILE.html",
+            help="The page.",
+            show_default="RUN/report.html, STORE/report.html; report.html for several",
         ),
     ] = None,
+    trust: Trust = False,
 ) -> None:
-    """Write one self-contained HTML page about runs, and its figures as PNGs beside it."""
+    """Write one self-contained HTML page about runs or about a learner, and its figures as PNGs beside it."""
+    settings = [text for text in arguments if "=" in text and not Path(text).exists()]
+    paths = [Path(text) for text in arguments if text not in settings]
+    store = _learner_among(paths)
+    if store is None:
+        if images is not None:
+            raise UserError("--images measures a learner and these are runs; write e.g. RUN/learner --images FOLDER")
+        if settings:
+            raise UserError(f"{settings[0]}: a finished run has no settings to change; leave it out")
+    elif zoom:
+        raise UserError(f"--zoom is for runs and {store} is a learner, whose axes show all; leave it out")
+    page = out or ((paths[0] if paths[0].is_dir() else paths[0].parent) if len(paths) == 1 else Path()) / "report.html"
     with extra("report", "matplotlib", "jinja2"):
-        from promptcl.reports.report import write
-    page = out or ((runs[0] if runs[0].is_dir() else runs[0].parent) if len(runs) == 1 else Path()) / "report.html"
-    print(f"{page}: {write(runs, page)} figures, also as PNG in {page.with_name(page.stem + '-figures')}")
+        if store is None:
+            from promptcl.reports.report import write
+
+            count = write(paths, page, zoom)
+        else:
+            from promptcl.reports import learner
+
+            count = learner.write(store, page, images, settings, trust)
+    print(f"{page}: {count} figures, also as PNG in {page.with_name(page.stem + '-figures')}")
+
+
+def _learner_among(paths: list[Path]) -> Path | None:
+    """The folder of the learner that the page is about; None where all are runs. Raises UserError for anything else."""
+    if not paths:
+        raise UserError("a report is about runs or a learner; write the folder of one, then settings")
+    stores = [path for path in paths if (path / "learner.json").exists() and not (path / "results.json").exists()]
+    if stores and len(paths) > 1:
+        raise UserError(f"{stores[0]} is a learner and there are other folders; write one learner, or runs only")
+    return stores[0] if stores else None
 
 
 @app.command()

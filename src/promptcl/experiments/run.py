@@ -223,6 +223,7 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
         "learning_accuracy": metrics.learning_accuracy(matrix) if several else None,
         "average_incremental_accuracy": metrics.average_incremental_accuracy(matrix) if several else None,
         "accuracy_matrix": matrix,
+        "test_sets": [test.name for test in stream.tests],
         "trained_parameters": learner.trained_parameters(),
         "memory_images": len(learner.memory),
         "statistics": statistics,

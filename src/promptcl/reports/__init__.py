@@ -1,1 +1,1 @@
-"""Make pages and figures from results.json, never from a model."""
+"""Make pages and figures: of runs from results.json alone, of a learner from its folder and labelled images."""

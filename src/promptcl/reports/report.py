@@ -6,74 +6,49 @@ T tasks, M prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import yaml
 
-from promptcl.errors import UserError
 from promptcl.experiments.metrics import mean_std
-from promptcl.reports import figures
-from promptcl.reports.figures import Curve, Drawing
+from promptcl.reports import figures, page
+from promptcl.reports.drawing import MOST_NAMES
+from promptcl.reports.figures import Curve
+from promptcl.reports.page import Numbers, Shown
 from promptcl.reports.results import Array, Counts, Group, Results, as_array, read
 
 METRICS = {"average_accuracy": "average accuracy", "forgetting": "forgetting", "learning_accuracy": "learning accuracy"}
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers behind a figure, as the rows of a table."""
-
-    head: list[str]
-    rows: list[list[str]]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A figure, a remark below it, and its numbers."""
-
-    drawing: Drawing
-    remark: str
-    numbers: Numbers
-
-
-def write(paths: Sequence[Path], out: Path) -> int:
+def write(paths: Sequence[Path], out: Path, zoom: bool = False) -> int:
     """Write the page `out`, and PNGs into the folder `out`-figures; returns the number of figures.
 
+    Axes in percent go from 0 to 100; with `zoom` only as far as the values.
     Raises:
         UserError: not a run, unreadable results, `out` is not an .html path.
         OSError: `out` cannot be written.
     """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {out}: expected the name of a page; write e.g. --out report.html")
+    page.check(out)
     groups = read(paths)
-    compared = _comparison(groups)
+    matrices = [found for group in groups for found in _matrix(group, groups, zoom)]
+    compared = _comparison(groups, zoom)
     sections = [(group, _section(group), _pool(group)) for group in groups]
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = resources.files("promptcl.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
+    text = page.render(
+        "report.html.j2",
+        title=", ".join(group.name for group in groups)[:80],
         groups=groups,
         metrics=METRICS,
         spread=spread,
         label=label,
-        compared=compared,
+        first=matrices if len(groups) > 1 else [*matrices, *compared],
+        compared=compared if len(groups) > 1 else [],
         sections=sections,
         differences=_differences(groups),
         origins=_origins,
         yaml=lambda config: yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
     )
-    folder = out.with_name(f"{out.stem}-figures")
-    folder.mkdir(parents=True, exist_ok=True)
-    shown = [*compared, *(one for _, first, pool in sections for one in [*first, *pool])]
-    for one in shown:
-        (folder / f"{one.drawing.name}.png").write_bytes(one.drawing.png)
-    out.write_text(page, encoding="utf-8")
-    return len(shown)
+    return page.save(out, text, [*matrices, *compared, *(one for _, some, pool in sections for one in [*some, *pool])])
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -89,7 +64,7 @@ def label(group: Group, groups: Sequence[Group]) -> str:
     return f"{group.letter} {group.name}" if len(groups) > 1 else group.name
 
 
-def _comparison(groups: Sequence[Group]) -> list[Shown]:
+def _comparison(groups: Sequence[Group], zoom: bool) -> list[Shown]:
     """Curves over tasks of every group, and the last values where there are several groups."""
     found = []
     for key, title in (("average_accuracy", "Average accuracy"), ("forgetting", "Forgetting")):
@@ -102,17 +77,30 @@ def _comparison(groups: Sequence[Group]) -> list[Shown]:
             continue
         name = key.replace("_", "-")
         rows = [[curve.label, *_means(curve.values)] for curve in curves]
+        finals = [row[-1] for row in rows]
         last = "; ".join(f"{row[0]}: {row[-1]} %" for row in rows)
-        head = ["tasks learned", *map(str, max(curves, key=lambda curve: len(curve.steps)).steps)]
-        numbers = Numbers(head, [row + [""] * (len(head) - len(row)) for row in rows])
-        alt = f"{title} after each task. After the last one: {last}."
-        found.append(Shown(figures.curves(name, f"{title} over tasks", alt, "%", curves), "", numbers))
+        longest = max(curves, key=lambda curve: len(curve.steps))
+        if len(longest.steps) > 1:  # one point is no curve
+            head = ["tasks learned", *map(str, longest.steps)]
+            numbers = Numbers(head, [row + [""] * (len(head) - len(row)) for row in rows])
+            alt = f"{title} after each task. After the last one: {last}."
+            drawn = figures.curves(name, f"{title} over tasks", alt, curves, _steps(groups), zoom)
+            found.append(Shown(drawn, "", numbers))
         if len(curves) > 1:
             title = f"{title} after the last task"
             alt = f"{title}, mean and standard deviation over seeds. {last}."
             numbers = Numbers(["", title + " (%)"], [[row[0], row[-1]] for row in rows])
-            found.append(Shown(figures.finals(f"{name}-last", title, alt, "%", curves), "", numbers))
+            found.append(Shown(figures.finals(f"{name}-last", title, alt, curves, finals, zoom), "", numbers))
     return found
+
+
+def _steps(groups: Sequence[Group]) -> list[str]:
+    """Names of the tasks at steps 1, 2, ..., if they have names, few and the same in every group; else none."""
+    found = {tuple(group.task_names()) for group in groups if not group.whole}
+    names = list(found.pop()) if len(found) == 1 else []
+    numbered = all(name.isdigit() for name in names) or len(names) > MOST_NAMES
+    measured = [task.task for group in groups if not group.whole for task in group.runs[0].tasks]
+    return [] if numbered or max(measured) >= len(names) else names
 
 
 def _means(values: Array) -> list[str]:
@@ -121,10 +109,8 @@ def _means(values: Array) -> list[str]:
 
 
 def _section(group: Group) -> list[Shown]:
-    """Accuracy matrix (mean over seeds) of a group, and the schedule of its stream."""
+    """The schedule of the stream of a group, where it has one."""
     found, prefix, run = [], group.letter.lower(), group.runs[0]
-    if group.matrix().shape[1] > 1 or not (len(run.tasks) > 1 or group.whole):
-        found.append(_matrix(group))
     if run.schedule is not None:
         drawn, expected = run.schedule.drawn(), np.array(run.schedule.expected_classes)
         count = (~np.isnan(drawn)).sum(axis=1)
@@ -153,31 +139,41 @@ def _pool(group: Group) -> list[Shown]:
                 title = f"Prompts selected {when}" + (f" (seed {run.seed})" if several else "")
                 matches = getattr(run.pool, phase, [])
                 cosines = [match.cosine for match in matches if match is not None and match.cosine is not None]
-                found.append(_selections(f"{name}-{phase}", title, rows, cosines, _numbers(run, rows, phase)))
+                found.append(
+                    _selections(f"{name}-{phase}", title, rows, cosines, _labels(group, run, len(rows), phase))
+                )
     return found
 
 
-def _matrix(group: Group) -> Shown:
-    """Figure of the accuracy matrix of a group, mean over its seeds."""
+def _matrix(group: Group, groups: Sequence[Group], zoom: bool) -> list[Shown]:
+    """Figure of the accuracy matrix of a group, mean over its seeds; none where there is a single test set."""
     matrix = group.matrix()
+    if matrix.shape[1] == 1:
+        return []
+    measured = [bool(np.isfinite(row).any()) for row in matrix]
+    after, columns = group.task_names(), group.test_names()
+    rows = after if len(after) == len(matrix) else [str(t + 1) for t in range(len(matrix))]
+    rows = ["all"] if group.whole else [row for row, has in zip(rows, measured, strict=True) if has]
+    matrix = matrix[measured]
     seeds = f", mean of {len(group.runs)} seeds" if len(group.runs) > 1 else ""
-    title = f"Accuracy matrix{seeds}"
+    title = f"Accuracy matrix{f' of {label(group, groups)}' if len(groups) > 1 else ''} (%){seeds}"
     last = matrix[-1]
     alt = f"{title}: accuracy on each of {len(last)} test sets after each of {len(matrix)} tasks; "
     alt += f"after the last, {np.nanmin(last):.1f} to {np.nanmax(last):.1f} %."
-    rows = [[str(t + 1), *("" if np.isnan(value) else f"{value:.1f}" for value in row)] for t, row in enumerate(matrix)]
-    numbers = Numbers(["after task", *map(str, range(1, len(last) + 1))], rows)
-    return Shown(figures.accuracy_matrix(f"{group.letter.lower()}-accuracy", title, alt, matrix), "", numbers)
+    cells = [["" if np.isnan(value) else f"{value:.1f}" for value in row] for row in matrix]
+    numbers = Numbers(["after task", *columns], [[row, *some] for row, some in zip(rows, cells, strict=True)])
+    drawn = figures.accuracy_matrix(f"{group.letter.lower()}-accuracy", title, alt, matrix, rows, columns, zoom)
+    return [Shown(drawn, "", numbers)]
 
 
-def _numbers(run: Results, rows: Sequence[object], phase: str) -> list[int]:
-    """The task number of each row: the task it was measured after (train), or whose test set it is (test)."""
-    measured = [task.task + 1 for task in run.tasks]
-    return measured if phase == "train" and len(measured) == len(rows) else list(range(1, len(rows) + 1))
+def _labels(group: Group, run: Results, count: int, phase: str) -> list[str]:
+    """The name of each row: the task it was measured after (train), or whose test set it is (test)."""
+    names = group.task_names() if phase == "train" and len(run.tasks) == count else group.test_names()
+    return names if len(names) == count else [str(i + 1) for i in range(count)]
 
 
 def _selections(
-    name: str, title: str, counts: Sequence[Counts | None], cosines: Sequence[float], tasks: Sequence[int]
+    name: str, title: str, counts: Sequence[Counts | None], cosines: Sequence[float], tasks: Sequence[str]
 ) -> Shown:
     """Figure of the share of each prompt in each task's selections, and of how evenly they are spread."""
     width = max(len(row) for row in counts if row)
@@ -196,7 +192,7 @@ def _selections(
         )
     alt = f"{title}: share of each of {width} prompts in the selections of each of {len(counts)} tasks. {remark}"
     rows = [
-        [str(task), *("" if np.isnan(value) else f"{value:.1f}" for value in 100 * row), f"{even:.2f}"]
+        [task, *("" if np.isnan(value) else f"{value:.1f}" for value in 100 * row), f"{even:.2f}"]
         for task, row, even in zip(tasks, shares, bits, strict=True)
     ]
     numbers = Numbers(["task, % of prompt", *map(str, range(1, width + 1)), "entropy (bits)"], rows)

@@ -94,6 +94,7 @@ class Results(_Piece):
     warnings: list[str] = []
     schedule: Schedule | None = None
     tasks: list[Record] = Field(min_length=1)
+    test_sets: list[str] = []
     seconds: float
     backbone: dict[str, Any]
     device: str
@@ -143,6 +144,19 @@ class Group:
         matrix: Array = np.mean([as_array(run.accuracy_matrix) for run in self.runs], axis=0)
         return matrix
 
+    def task_names(self) -> list[str]:
+        """What was learned before each measurement: names of domains or data sets, numbers where tasks have no name."""
+        tasks = self.runs[0].tasks
+        return _names([task.name for task in tasks], [task.task + 1 for task in tasks])
+
+    def test_names(self) -> list[str]:
+        """Names of the columns of the matrix, numbers where there are none."""
+        run = self.runs[0]
+        count = len(run.accuracy_matrix[0])
+        names = run.test_sets or [task.name for task in run.tasks]  # older results do not name their test sets
+        numbers = list(range(1, count + 1))
+        return _names(names, numbers) if len(names) == count else [str(number) for number in numbers]
+
 
 def read(paths: Sequence[Path]) -> list[Group]:
     """Read and group the runs in `paths`: folders of runs, folders written with --seeds, or results.json files.
@@ -177,13 +191,17 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         if path.exists():
             return [path]
-        raise UserError(f"{path}: it does not exist; give the folder of a finished run of promptcl train")
+        raise UserError(
+            f"{path}: it does not exist; give the folder of a finished run of promptcl train, or of a learner"
+        )
     if (path / "results.json").exists():
         return [path / "results.json"]
     found = sorted(path.glob("seed*/results.json"), key=lambda file: (len(file.parent.name), file.parent.name))
     if found:
         return found
-    raise UserError(f"{path}: it holds no results.json; give the folder of a finished run of promptcl train")
+    raise UserError(
+        f"{path}: it holds no results.json; give the folder of a finished run of promptcl train, or of a learner"
+    )
 
 
 def _load(path: Path) -> Results:
@@ -203,6 +221,12 @@ def _name(folder: Path) -> str:
     """The name of a run's folder without its seed."""
     name = folder.parent.name if re.fullmatch(r"seed\d+", folder.name) else folder.name
     return re.sub(r"-seed\d+(-\d+)?$", "", name) or "run"
+
+
+def _names(names: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """`names`, or `numbers` where the names are only numbers too."""
+    numbered = all(re.fullmatch(r"(micro-)?task \d+", name) for name in names)
+    return [str(number) for number in numbers] if numbered else list(names)
 
 
 def _letters(number: int) -> str:
