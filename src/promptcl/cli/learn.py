@@ -12,7 +12,7 @@ from promptcl.cli.check import Check
 from promptcl.cli.errors import one_sentence
 from promptcl.cli.images import check_folders, said, warn_of_twins
 from promptcl.cli.options import DEFAULT, Settings, Store, Trust, cache_mb_of
-from promptcl.cli.terminal import bars, count, note, some
+from promptcl.cli.terminal import bars, count, note, some, unknown_below
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,13 +113,14 @@ def _learn_and_keep(
     if len(learner.classes) == 1:
         print("it knows one class only, so that is every answer; let it learn another one")
     elif learner.calibration != kept and not quiet:
-        print(f"answers below {learner.calibration.threshold:.2f} are `unknown`")
+        calibration = learner.calibration
+        print(f"`unknown` is {unknown_below(calibration.threshold, calibration.images)}")
     print(f"{store}: {count(len(learner.classes), 'class')}")
 
 
 def _report_held_out(record: LearnRecord, quiet: bool) -> None:
     if record.held_out and not quiet:
-        print("right answers on the images that were held out of this task's training:")
+        print("right answers on images that were left out of what was learned:")
         print(*bars(record.held_out), sep="\n")
 
 

@@ -13,7 +13,7 @@ from promptcl.cli.errors import fail, one_sentence, printable
 from promptcl.cli.images import check_folders, check_store, gather, images_and_settings
 from promptcl.cli.mend import described
 from promptcl.cli.options import Json, Settings, Store, Trust, cache_mb_of
-from promptcl.cli.terminal import bars, count, table
+from promptcl.cli.terminal import bars, count, table, unknown_below
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
         ("size", f"{size / 1e6:.2f} MB without the backbone"),
     ]
     if calibration:
-        rows.append(("unknown", f"below probability {calibration['threshold']:.2f}"))
+        rows.append(("unknown", unknown_below(calibration["threshold"], calibration["images"])))
     if size > _LARGE:
         rows.append(("of that", _largest(saved.state)))
     print(*table(rows), sep="\n")

@@ -76,3 +76,10 @@ def count(number: int, noun: str) -> str:
 def some(names: Collection[str], most: int = 5) -> str:
     """At most so many of the names, sorted, as text, and how many more there are."""
     return ", ".join(sorted(names)[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def unknown_below(threshold: float | None, images: int) -> str:
+    """What is called `unknown`, as part of a sentence, by a calibration on so many images."""
+    if threshold is None:
+        return f"never said: {count(images, 'image')} are too few to tell what is familiar"
+    return f"said of images less familiar than {threshold:.2f}, as 5 % of right answers are"

@@ -58,14 +58,14 @@ class Fit:
         Among penalties within a fifth of a standard error of the best score the largest is taken.
         """
         n, targets_RK = self.count_K.sum(), self.targets_RK
-        if not len(self.values_R) or len(self.count_K) < 2:
-            return 1.0
+        if not len(self.values_R) or int((self.count_K > 0).sum()) < 2:
+            return 1.0  # nothing to tell apart
         power_R = targets_RK.square().sum(1) / self.values_R  # of the labels, along each direction
         total = n - self.count_K.square().sum() / n if self.centred else n
         rest = (total - power_R.sum()).clamp_min(0)
         penalties_C = torch.tensor(_CANDIDATES, device=n.device, dtype=n.dtype) * self.values_R.sum() / n
         left_CR = penalties_C[:, None] / (self.values_R + penalties_C[:, None])
-        free = (n - self.centred - len(self.values_R)).clamp_min(0)
+        free = (n - int(self.centred) - len(self.values_R)).clamp_min(0)
         pull_C = n / (left_CR.sum(1) + free)  # 1 / (1 - the mean pull of an image on its own prediction)
         out_CR = 1 - pull_C[:, None] * left_CR
         agree_C = out_CR @ power_R + rest * (1 - pull_C)

@@ -1,0 +1,115 @@
+"""RanPAC: ridge regression on randomly projected frozen features (McDonnell et al., NeurIPS 2023, arXiv 2307.02251).
+
+With `adapt`, adapters or prompts are trained in the first task and frozen then (their phase 1). Differs from the
+release: regression is centred, with an intercept, and the strength of its penalty is chosen from the sums of all tasks
+(`RidgeHead`), not on a fifth of the newest one, so the classifier is the same for any order of tasks; the training head
+of phase 1 is a linear one with `train` and `epochs`, not a cosine one; prompts are prefixes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from promptcl.backbone import Backbone
+from promptcl.layers import GrowingLinear, RidgeHead
+from promptcl.layers.adapters import Adaptation, make
+from promptcl.methods import ridge
+from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
+
+
+class RanPACOptions(ridge.RidgeOptions):
+    """Settings of RanPAC."""
+
+    width: int = Field(default=1400, ge=0)
+    """Length of the random projection; the paper takes 10,000. 0: none, the features themselves."""
+    centred: bool = True
+    """Regression with an intercept; the paper's has none."""
+    adapt: Adaptation = "none"
+    """What is trained in the first task: `none`, an `adapter` beside each MLP, `ssf`, a scale and shift of every
+    activation, or deep `prompts`."""
+    size: int = Field(default=64, ge=1)
+    """Inner width of an adapter, or number of prompts a block."""
+    adapt_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of what is adapted; null: as `train.lr`, which the training head has."""
+
+    @model_validator(mode="after")
+    def _rows_are_frozen(self) -> RanPACOptions:
+        if self.adapt != "none" and self.rows:
+            raise ValueError(f"rows={self.rows} with adapt={self.adapt}: what was trained cannot be taken away; rows=0")
+        return self
+
+
+class Model(ridge.Model):
+    """A ridge classifier on max(0, f W), W a fixed random matrix."""
+
+    Options: ClassVar[type[ridge.RidgeOptions]] = RanPACOptions
+    options: RanPACOptions
+    directions_FM: Tensor
+
+    def __init__(self, options: RanPACOptions, backbone: Backbone, generator: torch.Generator) -> None:
+        """Draw the directions from N(0, 1 / F) and what is adapted; both are functions of the seed."""
+        super().__init__(options, backbone, generator)
+        directions_FM = torch.randn(self.width, options.width, generator=generator) / self.width**0.5
+        self.register_buffer("directions_FM", directions_FM, persistent=False)
+        self.adapted = None if options.adapt == "none" else make(options.adapt, backbone, options.size, generator)
+        self.head = GrowingLinear(self.width)
+
+    @property
+    def lifted(self) -> int:
+        """Length of what the regression reads."""
+        return self.options.width or self.width
+
+    def new_head(self) -> RidgeHead:
+        """Make a head without classes."""
+        o = self.options
+        return RidgeHead(self.lifted, o.strength, o.penalty, o.centred, sums=not self.rows.keeping)
+
+    def lift(self, features_BF: Tensor) -> Tensor:
+        """Project features, where a projection is asked for."""
+        return F.relu(features_BF @ self.directions_FM) if self.options.width else features_BF
+
+    def features(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Features [B, F], of the adapted model once it was adapted."""
+        if self.adapted is None:
+            return batch.query_BD
+        if self.options.feature == "deep":
+            return backbone.deep(batch.images_BCHW, self.adapted.inserts())
+        pooled_BD: Tensor = backbone(batch.images_BCHW, self.adapted.inserts()).pooled_BD
+        return pooled_BD
+
+    def grow(self, task: TaskView) -> None:
+        """Make room for new classes; only the first task has a training head and trains."""
+        if self.adapted is not None:
+            first = task.index == 0
+            if first:
+                self.head.grow(task.new_classes, task.generator)
+            self.requires_grad_(False)
+            self.adapted.requires_grad_(first)
+            self.head.requires_grad_(first)
+        super().grow(task)
+
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Train in the first task, where something is adapted; then add the images and solve."""
+        if self.adapted is not None and task.index == 0:
+            if task.new_classes < 2:
+                task.warn("the first task has one class, from which nothing can be adapted; begin with several")
+            yield Stage(task.new)
+        yield from super().learn(backbone, task)
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Cross-entropy of the training head."""
+        return masked_cross_entropy(self.head(self.features(backbone, batch)), batch)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The head at `lr`, what is adapted at `adapt_lr`."""
+        adapted: list[nn.Parameter] = [] if self.adapted is None else list(self.adapted.parameters())
+        trained = [p for p in adapted if p.requires_grad]
+        head = [p for p in self.head.parameters() if p.requires_grad] if trained else []
+        groups = [{"params": head, "lr": lr}, {"params": trained, "lr": self.options.adapt_lr or lr}]
+        return [group for group in groups if group["params"]]
