@@ -142,6 +142,7 @@ def one(parts: tuple[Part, Part, Part], vit: Backbone, classes: int, images: int
         "seconds": seconds,
     }
     left = grow.method.out_of_fold()
+    assert left is not None
     told = torch.bincount(left.labels_N, minlength=classes)[left.labels_N] > 1
     if not told.any() or not len(strangers.y_N):
         return found
@@ -209,9 +210,9 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     unknown = ("passed", "strangers", "strangers ncm")
     titles = ["right answers that pass", "never learned, called unknown", "the same by the class mean's probability"]
     return {
-        "grid": _lines(["", "cells", *NAMES.values()], _means([*by_size, ("all", cells)], tuple(NAMES))),
-        "grid-cells": _lines(["data", "classes", "images a class", *NAMES.values(), "above the best"], every),
-        "grid-unknown": _lines(["", "cells", *titles], _means([*told_by_size, ("all", told)], unknown)),
+        "grid": lines(["", "cells", *NAMES.values()], _means([*by_size, ("all", cells)], tuple(NAMES))),
+        "grid-cells": lines(["data", "classes", "images a class", *NAMES.values(), "above the best"], every),
+        "grid-unknown": lines(["", "cells", *titles], _means([*told_by_size, ("all", told)], unknown)),
     }
 
 
@@ -224,28 +225,38 @@ def _means(groups: list[tuple[str, list[Cell]]], keys: tuple[str, ...]) -> list[
     ]
 
 
-def _lines(head: list[str], rows: list[list[object]]) -> str:
+def lines(head: list[str], rows: list[list[object]]) -> str:
     """A Markdown table."""
     start = ["| " + " | ".join(head) + " |", "|:--|" + "--:|" * (len(head) - 1)]
     return "\n".join([*start, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
-def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(text: str, draws: int) -> argparse.Namespace:
+    """What the command was given."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--cifar100", "--five", "--weights"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--features", type=Path, default=ROOT / "runs" / "features", help="where features are kept")
-    parser.add_argument("--draws", type=int, default=10)
-    parser.add_argument("--table", action="store_true")
-    given = parser.parse_args()
-    if not given.table:
-        measure_all(given)
-    text = PAGE.read_text(encoding="utf-8")
-    for name, table in tables(json.loads(RESULTS.read_text(encoding="utf-8"))).items():
+    parser.add_argument("--draws", type=int, default=draws)
+    parser.add_argument("--table", action="store_true", help="only write the tables")
+    return parser.parse_args()
+
+
+def fill(page: Path, found: dict[str, str]) -> None:
+    """Write each table between its marks in the page."""
+    text = page.read_text(encoding="utf-8")
+    for name, table in found.items():
         block = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
         text = block.sub((table + "\n").replace("\\", "\\\\"), text)
-    PAGE.write_text(text, encoding="utf-8")
+    page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Measure and write."""
+    given = arguments(__doc__ or "", draws=10)
+    if not given.table:
+        measure_all(given)
+    fill(PAGE, tables(json.loads(RESULTS.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":
