@@ -212,7 +212,7 @@ class _Step:
 
         def query() -> None:
             if self.query:
-                self.batch.__dict__["query_BD"] = self.learner.backbone.query(self.batch.images_BCHW)
+                self.batch.__dict__["query_BD"] = self.learner.batches.query(self.batch.images_BCHW)
 
         def forward() -> None:
             loss = self.run.stage.loss or self.learner.method.loss
@@ -226,13 +226,13 @@ class _Step:
         self.query = False
         _, _, forward, backward, _ = self.jobs()
         pixels = self.batch.images_BCHW
-        known = self.learner.backbone.query(pixels)
+        known = self.learner.batches.query(pixels)
         self.batch.__dict__["query_BD"] = known
         student = _flops(forward, backward)
         del self.batch.__dict__["query_BD"]
         reads = "query_BD" in _read_by(lambda: forward(), self.batch)
         return {
-            "query": _flops(lambda: self.learner.backbone.query(pixels)) if reads else 0,
+            "query": _flops(lambda: self.learner.batches.query(pixels)) if reads else 0,
             "student": student,
             "images": len(pixels),
         }

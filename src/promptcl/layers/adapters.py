@@ -66,7 +66,8 @@ class ScaleShift(nn.Module):
         return [Change(layer, place, partial(self._apply_to, place, layer)) for layer in layers for place in _PLACES]
 
     def _apply_to(self, place: Place, layer: int, x: Tensor, y: Tensor) -> Tensor:
-        return y * self.scales[place][layer] + self.shifts[place][layer]
+        changed: Tensor = y * self.scales[place][layer] + self.shifts[place][layer]
+        return changed
 
 
 class DeepPrompts(nn.Module):

@@ -66,7 +66,7 @@ class Learner(Mending):
         self._whole = True
         self.memory = Memory(config.memory.per_class)
         self.moments = {}
-        self.batches = Batches(self.backbone, config, self.device, self.method.feature)
+        self.batches = Batches(self.backbone, config, self.device, self._query)
 
     @classmethod
     def load(
@@ -129,6 +129,9 @@ class Learner(Mending):
                 _, stage, own = name.split(".", 2)
                 self.moments.setdefault(int(stage), {})[own] = value
         self.notes, self.changes, self.ancestors = saved.notes, saved.changes, [saved.checksum]
+
+    def _query(self, images_BCHW: Tensor) -> Tensor:
+        return self.method.query(self.backbone, images_BCHW)
 
     @property
     def calibration(self) -> Calibration:

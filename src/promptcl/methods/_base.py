@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Feature
+from promptcl.backbone import Backbone
 from promptcl.config import Section
 from promptcl.config.extensions import load_module
 from promptcl.data import ImageSet
@@ -31,9 +31,7 @@ class Batch(Protocol):
 
     @property
     def query_BD(self) -> Tensor:
-        """Feature of the plain frozen ViT, without gradient, cached where it can be: the class token after the final
-        norm, or what the method names in `feature`.
-        """
+        """What `Method.query` gives, without gradient, cached where it can be: the class token of the frozen ViT."""
 
     @property
     def labels_B(self) -> Tensor:
@@ -150,8 +148,6 @@ class Method(nn.Module, ABC):
     """
 
     Options: ClassVar[type[Section]] = Section
-    feature: Feature = "class"
-    """Which feature of the frozen ViT `Batch.query_BD` holds (`Backbone.query`); may be set in the constructor."""
     together: int = 1
     """Number of consecutive images whose predictions depend on each other (a vote); such groups are never split."""
 
@@ -174,6 +170,13 @@ class Method(nn.Module, ABC):
         Called once a task, before `learn`, with 0 new classes too. A method that has to know where tasks end reads
         `task.index` here, which refuses a stream without boundaries before anything is learned.
         """
+
+    def query(self, backbone: Backbone, images_BCHW: Tensor) -> Tensor:
+        """What `Batch.query_BD` holds [B, F]; here the class token of the frozen ViT after the final norm.
+
+        It is computed once an image and kept, so it may depend on nothing that changes once it has been read.
+        """
+        return backbone.query(images_BCHW)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Learn the task: each stage that is yielded is trained before this function continues.

@@ -39,7 +39,6 @@ class FrozenFeatures(Method):
     def __init__(self, options: FrozenOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class."""
         super().__init__(options, backbone, generator)
-        self.feature = options.feature
         self.width = backbone.feature_width(options.feature)
         """Length of the frozen feature."""
         self.rows = Rows(self.width, options.rows)
@@ -67,9 +66,9 @@ class FrozenFeatures(Method):
     def begin_sums(self) -> None:
         """Called once, when rows are no longer kept: make room for sums where there is none."""
 
-    def features(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Features [B, F] of the images of a batch; here of the frozen model."""
-        return batch.query_BD
+    def query(self, backbone: Backbone, images_BCHW: Tensor) -> Tensor:
+        """The feature [B, F] of the frozen model that `feature` names."""
+        return backbone.query(images_BCHW, self.options.feature)
 
     def grow(self, task: TaskView) -> None:
         """Make room for new classes, and for what is kept of the new images."""
@@ -92,12 +91,12 @@ class FrozenFeatures(Method):
         """Add images and solve."""
         if not self.rows.keeping:
             for batch in task.batches(images):
-                self.add(self.features(backbone, batch), batch.labels_B)
+                self.add(batch.query_BD, batch.labels_B)
             self.solve()
             return
 
         def labelled(batch: Batch) -> Tensor:
-            return torch.cat([batch.labels_B[:, None].float(), self.features(backbone, batch).float()], 1)
+            return torch.cat([batch.labels_B[:, None].float(), batch.query_BD.float()], 1)
 
         table = task.collect(labelled, images)
         self.rows.add(table[:, 1:], table[:, 0].long())

@@ -74,13 +74,19 @@ class Model(ridge.Model):
         """Project features, where a projection is asked for."""
         return F.relu(features_BF @ self.directions_FM) if self.options.width else features_BF
 
-    def features(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Features [B, F], of the adapted model once it was adapted."""
+    def query(self, backbone: Backbone, images_BCHW: Tensor) -> Tensor:
+        """The feature [B, F] that the classifier reads: of the adapted model, once it was adapted."""
         if self.adapted is None:
-            return batch.query_BD
+            return super().query(backbone, images_BCHW)
+        with torch.no_grad():
+            return self.adapted_feature(backbone, images_BCHW)
+
+    def adapted_feature(self, backbone: Backbone, images_BCHW: Tensor) -> Tensor:
+        """Feature [B, F] of the model with what is adapted, with gradient where that is trained."""
+        assert self.adapted is not None
         if self.options.feature == "deep":
-            return backbone.deep(batch.images_BCHW, self.adapted.inserts())
-        pooled_BD: Tensor = backbone(batch.images_BCHW, self.adapted.inserts()).pooled_BD
+            return backbone.deep(images_BCHW, self.adapted.inserts())
+        pooled_BD: Tensor = backbone(images_BCHW, self.adapted.inserts()).pooled_BD
         return pooled_BD
 
     def grow(self, task: TaskView) -> None:
@@ -104,7 +110,7 @@ class Model(ridge.Model):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy of the training head."""
-        return masked_cross_entropy(self.head(self.features(backbone, batch)), batch)
+        return masked_cross_entropy(self.head(self.adapted_feature(backbone, batch.images_BCHW)), batch)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The head at `lr`, what is adapted at `adapt_lr`."""

@@ -103,7 +103,7 @@ class Model(FrozenFeatures):
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Estimated one-hot labels [B, K], plus the weighted cosines."""
-        features_BF = self.features(backbone, batch)
+        features_BF = batch.query_BD
         logits_BK: Tensor = self.ridge(self.lift(features_BF))
         if self.means is not None:
             logits_BK = logits_BK + self.options.cosine * self.means(features_BF[:, self.token])
@@ -113,7 +113,7 @@ class Model(FrozenFeatures):
         """The largest logit [B], the cosine weighing FAMILIAR in it."""
         if self.means is None:
             return logits_BK.max(1).values
-        cosine_BK: Tensor = self.means(self.features(backbone, batch)[:, self.token])
+        cosine_BK: Tensor = self.means(batch.query_BD[:, self.token])
         return (logits_BK + (FAMILIAR - self.options.cosine) * cosine_BK).max(1).values
 
     def left_out(self, features_NF: Tensor, labels_N: Tensor) -> OutOfFold:

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from promptcl.backbone import Backbone, Feature
+from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.data.augment import eval_view, train_view
@@ -34,12 +34,16 @@ class Batches:
         backbone: Backbone,
         config: Config,
         device: torch.device,
-        feature: Feature = "class",
+        query: Callable[[Tensor], Tensor] | None = None,
         cache_bytes: int = 2**29,
     ) -> None:
-        """Queries are of the kind `feature`; at most `cache_bytes` are cached, beside those of the set used last."""
-        self.backbone, self.config, self.device, self.feature = backbone, config, device, feature
-        self.queries = QueryCache(backbone, feature, config.eval.batch_size, self.eval_images, device, cache_bytes)
+        """Cache at most `cache_bytes` of queries, beside those of the set used last.
+
+        query: gives the queries [B, F] of normalised pixels [B, C, H, W]; None for the class token of `backbone`.
+        """
+        self.backbone, self.config, self.device = backbone, config, device
+        self.query = query or backbone.query
+        self.queries = QueryCache(self.query, config.eval.batch_size, self.eval_images, device, cache_bytes)
 
     @property
     def clean(self) -> bool:
@@ -206,14 +210,14 @@ class TrainBatch:
     def query_BD(self) -> Tensor:
         """Queries [B, D] of the same view, or of the evaluation view (`train.query_view`)."""
         if not self.batches.clean:
-            return self.batches.backbone.query(self.images_BCHW, self.batches.feature)
+            return self.batches.query(self.images_BCHW)
         found = []
         for images, index, *_ in self._parts:
             if self.replay is not None and images is self.replay.images:
                 # The memory changes with every (micro-)task, so cached queries of all of it would rarely be used.
                 if index:
                     pixels_BCHW = self.batches.eval_images(images, index)
-                    found.append(self.batches.backbone.query(pixels_BCHW, self.batches.feature))
+                    found.append(self.batches.query(pixels_BCHW))
             else:
                 found.append(self.batches.queries.rows_of(images, index))
         return found[0] if len(found) == 1 else torch.cat(found)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from promptcl.backbone import Backbone, Feature
 from promptcl.data import ImageSet
 from promptcl.runtime import processes
 from promptcl.runtime.device import send
@@ -30,17 +29,16 @@ class QueryCache:
 
     def __init__(
         self,
-        backbone: Backbone,
-        feature: Feature,
+        query: Callable[[Tensor], Tensor],
         size: int,
         view: Callable[[ImageSet, Sequence[int]], Tensor],
         device: torch.device,
         cache_bytes: int,
     ) -> None:
-        """Compute `size` images at a time, seen through `view`; keep at most `cache_bytes` beside the set used last."""
-        self.backbone, self.feature, self.size, self.view = backbone, feature, size, view
-        self.device, self.cache_bytes = device, cache_bytes
-        self.width = backbone.feature_width(feature)
+        """Compute `query` of `size` images at a time, seen through `view`; keep at most `cache_bytes`, beside those of
+        the set used last.
+        """
+        self.query, self.size, self.view, self.device, self.cache_bytes = query, size, view, device, cache_bytes
         self._sets: OrderedDict[int, _Queries] = OrderedDict()
 
     def rows_of(self, images: ImageSet, index: Sequence[int]) -> Tensor:
@@ -52,7 +50,7 @@ class QueryCache:
         for run in sorted({i // size for i in index}):
             if not known.known[run]:
                 span = range(run * size, min((run + 1) * size, len(images)))
-                self._fill(known, run, self.backbone.query(self.view(images, span), self.feature))
+                self._fill(known, run, self.query(self.view(images, span)))
         if isinstance(index, range):
             return known.values_ND[index.start : index.stop].clone()  # nobody may write to the cache
         return known.values_ND[send(torch.tensor(index, dtype=torch.long), self.device)]
@@ -68,13 +66,15 @@ class QueryCache:
         part = self.rows_of(images, range(mine.start, mine.stop))
         if processes.size() == 1:
             return part
-        whole_ND = processes.gather([part], mine, (len(images), self.width), self.device)
+        width = max(processes.everyones(part.shape[1]))  # a process without images knows none
+        part = part if len(part) else part.new_empty(0, width)
+        whole_ND = processes.gather([part], mine, (len(images), width), self.device)
         known = self._of(images)
         known.values_ND, known.known = whole_ND, [True] * len(known.known)
         return whole_ND.clone()
 
     def _of(self, images: ImageSet) -> _Queries:
-        """The entry of `images` in the cache, made if need be; the least recently used sets are dropped."""
+        """The entry of `images` in the cache, made if need be."""
         key = id(images)
         if key in self._sets:
             self._sets.move_to_end(key)
@@ -82,14 +82,16 @@ class QueryCache:
         # When nobody else holds a set, it is freed and its queries are dropped here, before its id() is used again.
         reference = weakref.ref(images, lambda _: self._sets.pop(key, None))
         runs = -(-len(images) // self.size)
-        empty_ND = torch.empty((len(images), self.width), device=self.device)
+        empty_ND = torch.empty((len(images), 0), device=self.device)  # widened by the first query
         self._sets[key] = _Queries(reference, empty_ND, [False] * runs)
-        while len(self._sets) > 1 and sum(one.values_ND.nbytes for one in self._sets.values()) > self.cache_bytes:
-            self._sets.popitem(last=False)
         return self._sets[key]
 
     def _fill(self, known: _Queries, run: int, query_BD: Tensor) -> None:
         start = run * self.size
+        if not known.values_ND.shape[1]:
+            known.values_ND = query_BD.new_empty(len(known.values_ND), query_BD.shape[1])
+            while len(self._sets) > 1 and sum(one.values_ND.nbytes for one in self._sets.values()) > self.cache_bytes:
+                self._sets.popitem(last=False)
         known.values_ND[start : start + len(query_BD)] = query_BD
         known.known[run] = True
 
@@ -98,6 +100,6 @@ class QueryCache:
         size, known = self.size, self._of(images)
         if span.start % size == 0 and len(span) == min(size, len(images) - span.start):
             if not known.known[span.start // size]:
-                self._fill(known, span.start // size, self.backbone.query(pixels_BCHW, self.feature))
+                self._fill(known, span.start // size, self.query(pixels_BCHW))
             return known.values_ND[span.start : span.stop].clone()
         return self.rows_of(images, span)
