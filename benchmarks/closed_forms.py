@@ -5,7 +5,8 @@ The order of classes does not count, and is another one for each seed.
 Command: python benchmarks/closed_forms.py with the arguments of grid.py
 Writes benchmarks/results/grid/closed_forms.json and the table in docs/results.md (`--table`: only that). The first 100
 training images of each class, the first 20 test images, whole images, ViT-Ti/16 at 160 px, the methods' own code on
-features computed once (the class token too is scaled to a mean square of 1). Settings were chosen on validation images (grid.py, penalty.py), never on these.
+features computed once (the class token too is scaled to a mean square of 1). Settings were chosen on validation
+images (grid.py, penalty.py), never on these.
 """
 
 from __future__ import annotations
