@@ -71,7 +71,8 @@ class Fit:
         agree_C = out_CR @ power_R + rest * (1 - pull_C)
         size_C = out_CR.square() @ power_R + rest * (1 - pull_C).square()
         score_C = agree_C / (size_C * total).sqrt().clamp_min(1e-30)
-        near = score_C >= score_C.max() - _NEAR * (1 - score_C.max().square()) / n.sqrt()
+        best = score_C.max()
+        near = score_C >= best - _NEAR * (1 - best.square()).clamp_min(0) / n.sqrt()
         return float(penalties_C[near.nonzero()[-1, 0]])
 
     def weights(self, penalty: float, balance: bool) -> tuple[Tensor, Tensor]:
