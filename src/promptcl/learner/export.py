@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone
+from promptcl.backbone import Backbone, Feature
 from promptcl.backbone.weights import first_line
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
@@ -33,12 +33,12 @@ class _Batch:
     allowed_BK = None
     kept: Mapping[str, Tensor] = {}
 
-    def __init__(self, backbone: Backbone, images_BCHW: Tensor) -> None:
-        self.backbone, self.images_BCHW = backbone, images_BCHW
+    def __init__(self, backbone: Backbone, images_BCHW: Tensor, feature: Feature) -> None:
+        self.backbone, self.images_BCHW, self.feature = backbone, images_BCHW, feature
 
     @cached_property
     def query_BD(self) -> Tensor:
-        return self.backbone(self.images_BCHW).pooled_BD  # type: ignore[no-any-return]
+        return self.backbone.query(self.images_BCHW, self.feature)
 
     @property
     def labels_B(self) -> Tensor:
@@ -68,7 +68,7 @@ class Program(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities and familiarity as Learner.predict gives them for the same view of an image."""
-        batch = _Batch(self.backbone, self.backbone.normalise(images_BCHW))
+        batch = _Batch(self.backbone, self.backbone.normalise(images_BCHW), self.method.feature)
         logits_BK = self.method.logits(self.backbone, batch).float()
         probabilities_BK = (logits_BK / self.temperature).softmax(1)
         familiarity_B = self.method.familiarity(self.backbone, batch, logits_BK)
