@@ -1,4 +1,4 @@
-"""Draw docs/guide.png: what two tasks of digits leave behind, and how sure the answers are.
+"""Draw docs/guide.png: what two tasks of digits leave behind, and how familiar the images are.
 
 Command: python scripts/guide_figure.py     (needs matplotlib and `pip install "promptcl[demo]"`)
 """
@@ -30,10 +30,11 @@ def main() -> None:
     learner = Learner(load_config("grow-demo"))
     learner.learn(split.train.of_classes(FIRST), name="monday")
     limit = learner.calibration.threshold
-    sure = {
-        name: np.array([answer.probability for answer in learner.predict(part)])
-        for name, part in (("learned", old), ("never seen", new))
-    }
+    assert limit is not None
+    answers = {"learned": learner.predict(old), "never seen": learner.predict(new)}
+    familiar = {name: np.array([one.familiarity for one in found]) for name, found in answers.items()}
+    right = np.array([one.top[0][0] for one in answers["learned"]]) == np.array(old.classes)[old.labels]
+    unknown = {name: values < limit for name, values in familiar.items()}
     before = learner.evaluate(old)
     learner.learn(split.train.of_classes(SECOND), name="tuesday")
     after = learner.evaluate(split.test)
@@ -52,9 +53,9 @@ def main() -> None:
     bars.bar(classes + np.where(classes < 5, 0.2, 0), share["after"], 0.4, label="after tuesday, among ten")
     bars.set(title="right answers, % of 40 test digits", xticks=classes, ylim=(0, 118))
     bars.legend(loc="upper center", ncols=2, fontsize=8)
-    histogram.hist(list(sure.values()), bins=np.linspace(0, 1, 21), label=list(sure))
+    histogram.hist(list(familiar.values()), bins=20, label=list(familiar))
     histogram.axvline(limit, color="black", ls="--", label=f"threshold {limit:.2f}")
-    histogram.set(title="after monday: probability of the answer", xlabel="calibrated probability")
+    histogram.set(title="after monday: familiarity of the image", xlabel="ridge logit + 2 cosine")
     histogram.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(DOCS / "guide.png", dpi=90)
@@ -64,7 +65,8 @@ def main() -> None:
         "accuracy_first_five_after": 100 * kept,
         "accuracy_all_ten": after.accuracy,
         "threshold": limit,
-        **{f"unknown_share_{name.replace(' ', '_')}": float((values < limit).mean()) for name, values in sure.items()},
+        **{f"unknown_share_{name.replace(' ', '_')}": float(values.mean()) for name, values in unknown.items()},
+        "unknown_share_right_answers": float(unknown["learned"][right].mean()),
     }
     (DOCS / "guide.json").write_text(json.dumps(numbers, indent=1) + "\n")
     print(json.dumps(numbers, indent=1))

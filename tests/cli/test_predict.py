@@ -21,7 +21,7 @@ from promptcl.data.augment import eval_view
 from promptcl.data.inputs import labelled
 from promptcl.data.splits import load_split
 from promptcl.errors import UserError
-from promptcl.learner.export import export
+from promptcl.learner.export import Program, description, export
 from promptcl.learner.learner import Learner
 
 
@@ -90,7 +90,7 @@ def test_predict_names_every_image(store: Path, folders: Path) -> None:
     image = folders / "test" / "0" / "0000.png"
     rows = json.loads(good("predict", store, folders / "test", "--json", "--top", 3))
     assert len(rows) == 50
-    assert set(rows[0]) == {"image", "label", "probability", "top"}
+    assert set(rows[0]) == {"image", "label", "probability", "familiarity", "top"}
     assert len(rows[0]["top"]) == 3
     alone = json.loads(good("predict", store, image, "--json", "--top", 3))
     assert alone[0]["image"] == rows[0]["image"] == str(image)
@@ -157,14 +157,24 @@ def test_exported_program_gives_the_same_probabilities(store: Path, folders: Pat
     images = labelled(folders / "test")
     pixels = eval_view(images.images(range(len(images))), about["image_size"], about["eval_crop"])
     learner = Learner.load(store)
-    wanted = torch.tensor(
-        [[dict(row.top)[name] for name in about["classes"]] for row in learner.predict(images, top=99)]
-    )
+    answers = learner.predict(images, top=99)
+    wanted = torch.tensor([[dict(row.top)[name] for name in about["classes"]] for row in answers])
+    familiar = torch.tensor([row.familiarity for row in answers])
     program = torch.export.load(tmp_path / "model.pt2").module()
     for batch in (1, 50):
-        found = program(pixels[:batch])
+        found, familiarity = program(pixels[:batch])
         assert (found - wanted[:batch]).abs().max() < 1e-5
+        torch.testing.assert_close(familiarity, familiar[:batch], rtol=1e-4, atol=1e-4)
     assert about["threshold"] == learner.calibration.threshold
+    assert about["outputs"]["probabilities"] == "float32 (B, 5), in the order of `classes`"
+
+
+def test_a_program_without_familiarity_gives_the_largest_probability(folders: Path) -> None:
+    learner = Learner(_config({"name": "linear"}))
+    learner.learn(folders / "second")
+    probabilities, familiarity = Program(learner)(torch.rand(3, 3, 32, 32))
+    assert torch.equal(familiarity, probabilities.max(1).values)
+    assert description(learner)["threshold"] is None
 
 
 @pytest.mark.slow
@@ -173,11 +183,14 @@ def test_exported_onnx_gives_the_same_probabilities(store: Path, folders: Path, 
     import onnxruntime as runtime
 
     pixels = eval_view(labelled(folders / "test").images(range(5)), 32, 1.0)
-    found = runtime.InferenceSession(tmp_path / "model.onnx").run(None, {"images": pixels.numpy()})[0]
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    assert [one.name for one in session.get_outputs()] == ["probabilities", "familiarity"]
+    found, familiarity = session.run(None, {"images": pixels.numpy()})
     learner = Learner.load(store)
     answers = learner.predict(labelled(folders / "test").select(range(5)), top=99)
     wanted = np.array([[dict(row.top)[name] for name in learner.classes] for row in answers])
     assert np.abs(found - wanted).max() < 1e-5
+    np.testing.assert_allclose(familiarity, [row.familiarity for row in answers], rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_be_exported(folders: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def test_temperature_makes_probabilities_true() -> None:
     labels = torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
     found = measure(5 * logits, labels)
     assert found.temperature == pytest.approx(5, rel=0.1)
+    assert found.threshold is not None
     best = (5 * logits / found.temperature).softmax(1).max(1)
     right = best.indices == labels
     assert right.float().mean().item() == pytest.approx(best.values.mean().item(), abs=0.02)
@@ -29,12 +30,30 @@ def test_few_images_do_not_make_it_certain() -> None:
     found = measure(torch.eye(3), torch.arange(3))
     assert (torch.eye(3) / found.temperature).softmax(1).max() == pytest.approx(0.8, abs=0.01)
     assert measure(torch.zeros(4, 1), torch.zeros(4, dtype=torch.long)) == Calibration()
+    assert measure(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)) == Calibration()
     joined = Calibration(temperature=4, threshold=0.2, images=10).joined(
         Calibration(temperature=1, threshold=0.5, images=10)
     )
     assert [joined.temperature, joined.threshold] == pytest.approx([2, 0.35])
     assert joined.images == 20
     assert Calibration().joined(Calibration()) == Calibration()
+
+
+def test_the_threshold_is_one_of_familiarity_and_needs_twenty_right_answers() -> None:
+    """Answers that are all equally sure: only familiarity tells them apart."""
+    labels = torch.arange(40) % 2
+    familiarity = torch.arange(40) / 10
+    found = measure(torch.eye(2)[labels], labels, familiarity)
+    assert found.threshold == pytest.approx(0.1)  # one of the forty right answers, 0.0, is less familiar
+    for right, threshold in ((19, None), (20, 0.0)):
+        wrong = torch.where(torch.arange(40) < right, labels, 1 - labels)
+        assert measure(torch.eye(2)[labels], wrong, familiarity).threshold == threshold
+
+
+def test_one_threshold_stands_where_the_other_part_was_too_small() -> None:
+    small, large = Calibration(images=10), Calibration(threshold=1.5, images=30)
+    assert small.joined(large).threshold == large.joined(small).threshold == 1.5
+    assert small.joined(small).threshold is None
 
 
 def test_hold_out_takes_of_every_class_that_can_spare_one() -> None:

@@ -16,10 +16,13 @@ from helpers import encoded, good, make_config, refused
 from pages import Elements, look, ticks
 from PIL import Image
 
+from promptcl.backbone import Backbone
+from promptcl.backbone.weights import EMBEDDED
+from promptcl.data import labelled
 from promptcl.data.images import ImageSet
 from promptcl.learner import Calibration, Learner
 from promptcl.reports.answers import Answers
-from promptcl.reports.learner import About, measured, write_about
+from promptcl.reports.learner import LEFT_OUT, About, left_out, measured, write_about
 from promptcl.store import TaskRecord
 
 HOSTILE = '<script>alert("x")</script> & a name that does not end'
@@ -50,14 +53,13 @@ def facts(text: str) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_without_images_it_tells_the_history(store: Path, tmp_path: Path) -> None:
-    """And needs no weights: the ones it was learned with are gone."""
+def test_without_images_it_asks_about_those_it_learned(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "shop")
     before = {path.name for path in (tmp_path / "shop").iterdir()}
     size = json.loads(good("info", tmp_path / "shop", "--json"))["bytes"]
     said = good("report", tmp_path / "shop")
     page = tmp_path / "shop" / "report.html"
-    assert said == f"{page}: 2 figures, also as PNG in {tmp_path / 'shop' / 'report-figures'}\n"
+    assert said == f"{page}: 6 figures, also as PNG in {tmp_path / 'shop' / 'report-figures'}\n"
     assert {path.name for path in (tmp_path / "shop").iterdir()} == before | {"report.html", "report-figures"}
     assert Learner.load(tmp_path / "shop").classes == ["0", "1", "2", "3", "4"]
     assert json.loads(good("info", tmp_path / "shop", "--json"))["bytes"] == size
@@ -70,9 +72,61 @@ def test_without_images_it_tells_the_history(store: Path, tmp_path: Path) -> Non
     assert rows["images"][1:] == [[str(digit), "20"] for digit in range(5)]
     assert facts(text)["images learned"] == "100"
     assert f"promptcl report {tmp_path / 'shop'} --images FOLDER" in text
-    held = Learner.load(store).calibration
-    assert f"calibrated on {held.images} images" in text
-    assert f"answers below {held.threshold:.2f}" in text
+    learner = Learner.load(store)
+    held, found = learner.calibration, learner.left_out()
+    assert found is not None
+    assert held.threshold is not None
+    assert held.images == len(found.labels_N) == 100
+    assert "calibrated on 100 images" in text
+    assert f"less familiar than {held.threshold:.2f}" in text
+    right = (found.logits_NK.argmax(1) == found.labels_N).sum().item()
+    assert facts(text)["accuracy"] == f"{right:.1f} %"
+    assert sum(int(row[1]) for row in rows["classes"][1:]) == right
+    assert sum(int(row[1]) for row in rows["unknown"][1:]) == int((found.familiarity_N < held.threshold).sum())
+    assert f"Measured on {LEFT_OUT}" in text
+    assert "from these same answers" in text
+    assert "<img" not in text
+
+
+@pytest.mark.slow
+def test_without_images_and_weights_it_tells_the_history(folders: Path, tmp_path: Path) -> None:
+    """And says why not more."""
+    shop, weights = tmp_path / "shop", tmp_path / "vit.safetensors"
+    shutil.copy(EMBEDDED, weights)
+    good("learn", shop, folders / "second", "--quiet", "--recipe", "grow-demo", f"backbone.weights={weights}")
+    weights.unlink()
+    assert ": 2 figures" in good("report", shop)
+    text = (shop / "report.html").read_text(encoding="utf-8")
+    assert f"there is no file {weights}" in text
+    assert f"promptcl report {shop} --images FOLDER" in text
+    assert refused("report", shop, "--images", folders / "test", cwd=tmp_path)
+
+
+def test_the_only_image_of_a_class_is_not_asked_about(backbone: Backbone, folders: Path, tmp_path: Path) -> None:
+    config = make_config(method={"name": "ridge", "rows": 100})
+    learner = Learner(config, backbone)
+    images = labelled(folders / "first").select([0, 1, 2, 20, 40, 41])
+    learner.learn(images)
+    answers, remark = left_out(learner)
+    assert answers is not None
+    assert answers.labels.tolist() == [0, 0, 0, 2, 2]
+    assert answers.threshold is None
+    assert remark.startswith("Not counted: 1, each the only image of its class.")
+    about = About(tmp_path, learner.classes, learner.history, learner.calibration, config, {})
+    assert write_about(about, tmp_path / "r.html", answers, remark) == 5
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert remark in text
+    assert "too few of them were answered right" in text
+    single = Learner(config, backbone)
+    single.learn(images.select([0, 3, 4]))
+    assert single.calibration == Calibration()
+    assert left_out(single) == (None, "Each image it learned is the only one of its class.")
+
+
+def test_a_method_that_cannot_leave_out_images_is_not_asked(backbone: Backbone, folders: Path) -> None:
+    learner = Learner(make_config(method={"name": "ncm"}), backbone)
+    learner.learn(folders / "second")
+    assert left_out(learner) == (None, "")
 
 
 @pytest.mark.slow
@@ -143,7 +197,8 @@ def many(count: int = 2000) -> tuple[About, Answers]:
         for t, part in enumerate(np.reshape(classes, (10, 10)).tolist())
     ]
     about = About(Path("shop"), classes, tasks, Calibration(threshold=0.3, images=9), make_config(), {"name": "<u>"})
-    return about, Answers("images in <x>", [*classes, "漢字", "z"], labels, probabilities, 0.3, images)
+    names, familiarity = [*classes, "漢字", "z"], probabilities.max(1)
+    return about, Answers("images in <x>", names, labels, probabilities, familiarity, 0.3, images)
 
 
 @pytest.mark.slow
@@ -165,8 +220,10 @@ def test_many_classes_are_grouped(tmp_path: Path) -> None:
         assert not seen.faults(seen.figures)
         assert not seen.wide
     untold = About(about.folder, about.classes, about.tasks[:1], Calibration(), about.config, {})
-    assert write_about(untold, tmp_path / "r.html", None) == 2
-    assert "Probabilities were never calibrated" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert write_about(untold, tmp_path / "r.html", None, "It is <shy>.") == 2
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Probabilities were never calibrated" in text
+    assert "It is &lt;shy&gt;." in text
 
 
 @pytest.mark.slow

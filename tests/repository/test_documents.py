@@ -162,7 +162,7 @@ def test_the_python_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With digits for the images of the shop, and the small ViT; the exported programs answer as the learner does."""
-    split = load_split(DataConfig(name="mnist5k", train_per_class=8, test_per_class=4))
+    split = load_split(DataConfig(name="mnist5k", train_per_class=12, test_per_class=4))
     for folder, images in (("monday", split.train), ("test", split.test)):
         write_folders(images.of_classes(["0", "1"]), tmp_path / folder)
     with Image.open(tmp_path / "test" / "0" / "0000.png") as digit:  # wide, and turned by its EXIF tag
@@ -185,4 +185,6 @@ def test_the_python_of_the_guide(
         assert dict(zip(names["about"]["classes"], names["probabilities"], strict=True)) == pytest.approx(
             dict(wanted.top), abs=1e-4
         )
-        assert names["answer"](names["probabilities"]) == wanted.label
+        assert names["familiarity"] == pytest.approx(wanted.familiarity, abs=1e-3)
+        assert names["answer"](names["probabilities"], names["familiarity"]) == wanted.label
+    assert names["answer"]([1.0, 0.0], names["about"]["threshold"] - 0.01) == "unknown"

@@ -92,7 +92,8 @@ def _row(name: str, answer: Prediction | None, error: str | None) -> dict[str, A
     if answer is None:
         return {"image": name, "error": error}
     ranked = [{"label": label, "probability": p} for label, p in answer.top]
-    return {"image": name, "label": answer.label, "probability": answer.probability, "top": ranked}
+    said = {"label": answer.label, "probability": answer.probability, "familiarity": answer.familiarity}
+    return {"image": name, **said, "top": ranked}
 
 
 def _answer(answer: Prediction, top: int) -> str:

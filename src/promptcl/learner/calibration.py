@@ -78,7 +78,7 @@ def measure(logits_NK: Tensor, labels_N: Tensor, familiarity_N: Tensor | None = 
     the true class, as in Platt (1999), and the rest is spread over the others.
     """
     count, classes = logits_NK.shape
-    if classes < 2:
+    if classes < 2 or not count:
         return Calibration()
     logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # not every device has float64
     known_NK = logits_NK.isfinite()  # a method may rule classes out with -inf, which no temperature moves

@@ -1,4 +1,7 @@
-"""Export a learner as a program that runs without promptcl: images in, probabilities out. B images, S pixels a side."""
+"""Export a learner as a program that runs without promptcl: images in, probabilities and familiarity out.
+
+B images, K classes, S pixels a side.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone
+from promptcl.backbone import Backbone, Feature
 from promptcl.backbone.weights import first_line
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
@@ -30,12 +33,12 @@ class _Batch:
     allowed_BK = None
     kept: Mapping[str, Tensor] = {}
 
-    def __init__(self, backbone: Backbone, images_BCHW: Tensor) -> None:
-        self.backbone, self.images_BCHW = backbone, images_BCHW
+    def __init__(self, backbone: Backbone, images_BCHW: Tensor, feature: Feature) -> None:
+        self.backbone, self.images_BCHW, self.feature = backbone, images_BCHW, feature
 
     @cached_property
     def query_BD(self) -> Tensor:
-        return self.backbone(self.images_BCHW).pooled_BD  # type: ignore[no-any-return]
+        return self.backbone.query(self.images_BCHW, self.feature)
 
     @property
     def labels_B(self) -> Tensor:
@@ -54,7 +57,7 @@ class _Batch:
 
 
 class Program(nn.Module):
-    """Backbone and method in one: float images (B, 3, S, S) in [0, 1] -> probabilities (B, K)."""
+    """Backbone and method in one: float images (B, 3, S, S) in [0, 1] -> probabilities (B, K), familiarity (B)."""
 
     def __init__(self, learner: Learner) -> None:
         """Copy backbone, method and temperature of `learner` to the CPU."""
@@ -63,10 +66,13 @@ class Program(nn.Module):
         self.method = copy.deepcopy(learner.method).cpu().eval().requires_grad_(False)
         self.temperature = learner.calibration.temperature
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Probabilities as Learner.predict gives them for the same view of an image."""
-        batch = _Batch(self.backbone, self.backbone.normalise(images_BCHW))
-        return (self.method.logits(self.backbone, batch).float() / self.temperature).softmax(1)
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities and familiarity as Learner.predict gives them for the same view of an image."""
+        batch = _Batch(self.backbone, self.backbone.normalise(images_BCHW), self.method.feature)
+        logits_BK = self.method.logits(self.backbone, batch).float()
+        probabilities_BK = (logits_BK / self.temperature).softmax(1)
+        familiarity_B = self.method.familiarity(self.backbone, batch, logits_BK)
+        return probabilities_BK, probabilities_BK.max(1).values if familiarity_B is None else familiarity_B.float()
 
 
 def export(learner: Learner, file: Path) -> Path:
@@ -133,7 +139,7 @@ def _write_onnx(exported: torch.export.ExportedProgram, file: Path) -> None:
         (),
         file,
         input_names=["images"],
-        output_names=["probabilities"],
+        output_names=["probabilities", "familiarity"],
         external_data=False,
         verbose=False,
         custom_translation_table={torch.ops.aten.sort.stable: sort},
@@ -148,9 +154,14 @@ def description(learner: Learner) -> dict[str, object]:
         "input": f"float32 (B, 3, {size}, {size}), RGB in [0, 1]; B is free",
         "view": f"resize to {round(size / crop)} x {round(size / crop)} (bilinear, antialiased, aspect not kept), "
         f"then the central {size} x {size}",
-        "output": f"float32 (B, {len(learner.classes)}), probabilities in the order of `classes`",
+        "outputs": {
+            "probabilities": f"float32 (B, {len(learner.classes)}), in the order of `classes`",
+            "familiarity": "float32 (B), how much an image looks like one of the classes; in units of the method, "
+            "no probability where the method has units of its own",
+        },
         "image_size": size,
         "eval_crop": crop,
         "threshold": learner.calibration.threshold,
+        "unknown": "the answer to an image whose familiarity is below `threshold`; threshold null: to none",
         "backbone": learner.backbone.describe(),
     }

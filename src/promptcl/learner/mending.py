@@ -18,7 +18,7 @@ from promptcl.learner.ledger import digests_of
 from promptcl.learner.records import Correction, check_names
 from promptcl.learner.sifting import Sifted, sift
 from promptcl.learner.story import Story
-from promptcl.methods._base import Method, load_method
+from promptcl.methods._base import Method, OutOfFold, load_method
 from promptcl.store import ChangeRecord, TaskRecord
 from promptcl.training.memory import key
 
@@ -183,20 +183,30 @@ class Mending(Story):
 
         Where the method cannot leave out images nothing is measured, and the calibration stays as it is.
         """
-        found = None
-        if self.classes:
-            with torch.no_grad():
-                found = self.method.out_of_fold()
+        found = self.left_out()
         if found is None:
             return {}
-        count_K = torch.bincount(found.labels_N, minlength=len(self.classes))
-        told_N = count_K[found.labels_N] > 1  # without its only image a class is not known
-        right_N = (found.logits_NK.argmax(1) == found.labels_N) & told_N
-        measured = measure(found.logits_NK[told_N], found.labels_N[told_N], found.familiarity_N[told_N])
-        self.notes["calibration"] = measured.model_dump()
+        self.notes["calibration"] = measure(*found).model_dump()
+        right_N = found.logits_NK.argmax(1) == found.labels_N
+        count_K = torch.bincount(found.labels_N, minlength=len(self.classes)).tolist()
         right_K = torch.bincount(found.labels_N[right_N], minlength=len(self.classes)).tolist()
-        counts = zip(self.classes, right_K, count_K.tolist(), strict=True)
-        return {name: (right, count) for name, right, count in counts if count > 1}
+        counts = zip(self.classes, right_K, count_K, strict=True)
+        return {name: (right, count) for name, right, count in counts if count}
+
+    def left_out(self) -> OutOfFold | None:
+        """What is said of each image learned so far as if it had not been learned, in the order of learning.
+
+        Without the only image of its class, which would not be known then. None where the method cannot leave out
+        images.
+        """
+        if not self.classes:
+            return None
+        with torch.no_grad():
+            found = self.method.out_of_fold()
+        if found is None:
+            return None
+        told_N = torch.bincount(found.labels_N, minlength=len(self.classes))[found.labels_N] > 1
+        return OutOfFold(*(values[told_N] for values in found))
 
     def _changed(self, record: ChangeRecord) -> ChangeRecord:
         self.changes.append(record)

@@ -62,16 +62,19 @@ class Answers:
     """Class of each image [N], a place in `names`."""
     probabilities: Floats
     """Calibrated probability of each class the learner knows [N, K]."""
-    threshold: float
-    """Answers less probable than this are `unknown`; 0: none is."""
+    familiarity: Floats
+    """How much each image looks like one of the learned classes [N], in the learner's own units."""
+    threshold: float | None
+    """Images less familiar than this are `unknown`; None: none is."""
     images: Images | None = None
     """The N images, where they are at hand."""
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit. Raises ValueError."""
         count, classes = self.probabilities.shape
-        if not count or len(self.labels) != count or not 0 < classes <= len(self.names):
-            raise ValueError(f"{len(self.labels)} labels, {self.probabilities.shape} probabilities")
+        rows = (len(self.labels), len(self.familiarity))
+        if not count or rows != (count, count) or not 0 < classes <= len(self.names):
+            raise ValueError(f"labels and familiarity of {rows} images, {self.probabilities.shape} probabilities")
         if self.labels.min() < 0 or self.labels.max() >= len(self.names):
             raise ValueError("a label is no place among the names")
 
@@ -102,7 +105,7 @@ class Answers:
     @cached_property
     def unknown(self) -> Bools:
         """Whether the answer is `unknown` [N]."""
-        found: Bools = self.probability < self.threshold
+        found: Bools = self.familiarity < (-np.inf if self.threshold is None else self.threshold)
         return found
 
     @property
@@ -148,21 +151,25 @@ class Answers:
                 found.append(Bin(int(chosen.sum()), *values))
         return found
 
+    def kinds(self) -> dict[str, Bools]:
+        """Which images were answered right, answered wrong, and are of classes never learned; empty kinds left out."""
+        found = {
+            "right answers": self.known & self.right,
+            "wrong answers": self.known & ~self.right,
+            "never learned": ~self.known,
+        }
+        return {name: kind for name, kind in found.items() if kind.any()}
+
     def shares_unknown(self) -> list[tuple[str, int, int]]:
-        """Of right answers, wrong ones, and classes never learned: how many are `unknown`, and of how many."""
-        kinds = (
-            ("right answers", self.known & self.right),
-            ("wrong answers", self.known & ~self.right),
-            ("never learned", ~self.known),
-        )
-        return [(name, int(self.unknown[kind].sum()), int(kind.sum())) for name, kind in kinds if kind.any()]
+        """Of each of the `kinds`: how many are `unknown`, and of how many."""
+        return [(name, int(self.unknown[kind].sum()), int(kind.sum())) for name, kind in self.kinds().items()]
 
     def shown(self, most: int) -> dict[str, list[int]]:
         """Numbers of at most `most` images worth a look, each once: surely wrong, called unknown, least sure."""
-        order = np.argsort(self.probability, kind="stable")
+        order, familiar = (np.argsort(values, kind="stable") for values in (self.probability, self.familiarity))
         wrong = [i for i in order[::-1].tolist() if self.known[i] and not self.right[i] and not self.unknown[i]]
-        passed = [i for i in order[::-1].tolist() if not self.known[i] and not self.unknown[i]]
-        unknown = [i for i in order.tolist() if self.unknown[i]]
+        passed = [i for i in familiar[::-1].tolist() if not self.known[i] and not self.unknown[i]]
+        unknown = [i for i in familiar.tolist() if self.unknown[i]]
         unsure = [i for i in order.tolist() if self.known[i] and self.right[i] and not self.unknown[i]]
         found = {"wrong": wrong, "passed": passed, "unknown": unknown, "unsure": unsure}
         room = {name: min(len(rows), most // 4) for name, rows in found.items()}

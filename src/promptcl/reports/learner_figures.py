@@ -15,7 +15,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from promptcl.reports.answers import Answers, Ints, expected_error
-from promptcl.reports.drawing import COLOURS, MOST_CELLS, MOST_NAMES, Bar, bars, drawing, heat, heat_height, short, tilt
+from promptcl.reports.drawing import (
+    COLOURS,
+    INK,
+    MOST_CELLS,
+    MOST_NAMES,
+    Bar,
+    bars,
+    drawing,
+    heat,
+    heat_height,
+    short,
+    tilt,
+)
 from promptcl.reports.page import Numbers, Shown
 
 PERCENT = (0.0, 100.0)
@@ -223,32 +235,43 @@ def reliability(answers: Answers) -> Shown:
         for at, height in zip(edges, heights, strict=True):
             if height:
                 lower.annotate(str(height), (at, height), (0, 1), textcoords="offset points", ha="center", fontsize=8)
-        if answers.threshold:
-            for axes in (upper, lower):
-                axes.axvline(100 * answers.threshold, color=COLOURS[3], lw=1)
         lower.set(xlabel="probability of the answer (%)", ylabel="images", ylim=(0, 1.3 * max(heights)))
 
     error = f"{expected_error(bins):.1f} points"
     text = f"Above the dotted line answers are right more often than their probability says. Mean distance: {error}."
-    text += f" Red line: below {100 * answers.threshold:.0f} % the answer is unknown." if answers.threshold else ""
     alt = f"Share of right answers by probability, in {len(bins)} steps. {text}"
     rows = [[f"{one.probability:.1f}", f"{one.right:.1f}", str(one.images)] for one in bins]
     numbers = Numbers(["mean probability %", "right %", "images"], rows)
     return Shown(drawing("reliability", "Is it as sure as it is right?", alt, 3.8, draw), text, numbers)
 
 
-def unknown(answers: Answers) -> Shown:
-    """What is called unknown of what was answered right, answered wrong, and never learned."""
-    kinds = answers.shares_unknown()
+def unknown(answers: Answers, threshold: float) -> Shown:
+    """How familiar the images are that were answered right, answered wrong, and never learned; a line at `threshold`,
+    below which they are called unknown.
+    """
+    kinds, shares = answers.kinds(), answers.shares_unknown()
     colours = {"right answers": 2, "wrong answers": 3, STRANGERS: 4}
-    rows = [_share(name, part, whole, colours[name]) for name, part, whole in kinds]
-    text = f"Answers less probable than {100 * answers.threshold:.0f} % are called unknown; "
+    edges = np.histogram_bin_edges(np.append(answers.familiarity, threshold), 40)
+
+    def draw(figure: Figure) -> None:
+        stack = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (name, part, whole) in zip(stack, shares, strict=True):
+            axes.hist(answers.familiarity[kinds[name]], edges, color=COLOURS[colours[name]])
+            axes.axvline(threshold, color=INK, ls="--", lw=1)
+            axes.set_title(
+                f"{name}: {100 * part / whole:.0f} % unknown ({part:,} of {whole:,})", fontsize=10, loc="left"
+            )
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=2))
+        stack[-1].set_xlabel("familiarity")
+        figure.supylabel("images", fontsize=10)
+
+    text = f"Left of the line, less familiar than {threshold:.2f}, the answer is unknown; "
     text += "few of the right ones should be, and most of the others."
-    alt = "Share of answers called unknown: " + "; ".join(f"{n}: {p} of {w}" for n, p, w in kinds) + "."
+    alt = "Familiarity of the images. Called unknown: " + "; ".join(f"{n}: {p} of {w}" for n, p, w in shares) + "."
     learned = set(answers.names[: answers.probabilities.shape[1]])
     table = [
         [short(name) + ("" if name in learned else f" ({STRANGERS})"), str(count), str(n)]
         for name, _, count, n in answers.by_class()
     ]
     numbers = Numbers(["class", "called unknown", "images"], table)
-    return Shown(bars("unknown", "Called unknown (%)", alt, rows, PERCENT, "%"), text, numbers)
+    return Shown(drawing("unknown", "Called unknown", alt, 0.7 + 0.9 * len(kinds), draw), text, numbers)
