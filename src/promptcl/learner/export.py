@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Feature
+from promptcl.backbone import Backbone
 from promptcl.backbone.weights import first_line
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
+from promptcl.methods._base import Method
 from promptcl.store import files
 
 SUFFIXES = (".pt2", ".onnx")
@@ -33,12 +34,12 @@ class _Batch:
     allowed_BK = None
     kept: Mapping[str, Tensor] = {}
 
-    def __init__(self, backbone: Backbone, images_BCHW: Tensor, feature: Feature) -> None:
-        self.backbone, self.images_BCHW, self.feature = backbone, images_BCHW, feature
+    def __init__(self, method: Method, backbone: Backbone, images_BCHW: Tensor) -> None:
+        self.method, self.backbone, self.images_BCHW = method, backbone, images_BCHW
 
     @cached_property
     def query_BD(self) -> Tensor:
-        return self.backbone.query(self.images_BCHW, self.feature)
+        return self.method.query(self.backbone, self.images_BCHW)
 
     @property
     def labels_B(self) -> Tensor:
@@ -68,7 +69,7 @@ class Program(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities and familiarity as Learner.predict gives them for the same view of an image."""
-        batch = _Batch(self.backbone, self.backbone.normalise(images_BCHW), self.method.feature)
+        batch = _Batch(self.method, self.backbone, self.backbone.normalise(images_BCHW))
         logits_BK = self.method.logits(self.backbone, batch).float()
         probabilities_BK = (logits_BK / self.temperature).softmax(1)
         familiarity_B = self.method.familiarity(self.backbone, batch, logits_BK)
