@@ -52,13 +52,13 @@ def load(name: str, root: Path, vit: Backbone, kept: Path) -> tuple[Part, Part, 
     if not all(file.exists() for file in files):
         kept.mkdir(parents=True, exist_ok=True)
         split = load_split(data)
-        place = [_nth(split.train, range(train)), _nth(split.train, range(train, train + held))]
+        place = [nth(split.train, range(train)), nth(split.train, range(train, train + held))]
         for file, images in zip(files, [*map(split.train.select, place), split.test], strict=True):
             np.savez(file, x=_features(images, vit), y=images.labels)
     return tuple(_read(file) for file in files)  # type: ignore[return-value]
 
 
-def _nth(images: ImageSet, wanted: range) -> list[int]:
+def nth(images: ImageSet, wanted: range) -> list[int]:
     """The images that are the `wanted` ones of their class, in file order."""
     seen: dict[int, int] = {}
     found = []
