@@ -1,8 +1,8 @@
 """When training adapters in the first task pays: `grow-adapted` beside `grow`, by images a class and by classes.
 
 Command: python benchmarks/adapted.py with the arguments of grid.py
-Writes benchmarks/results/grid/adapted.json and the table in docs/results.md (`--table`: only that). CIFAR-100, ViT-Ti/16
-at 160 px; the first task has ten classes (or two), the second brings ten more; accuracy on validation images after each.
+Writes benchmarks/results/grid/adapted.json and the table in docs/results.md (`--table`: only that). CIFAR-100,
+ViT-Ti/16 at 160 px; the first task has ten classes (or two), the second brings ten more; accuracy on validation images.
 """
 
 from __future__ import annotations
