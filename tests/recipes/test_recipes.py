@@ -120,7 +120,7 @@ def test_code_outside_the_package_is_refused_unless_it_is_trusted(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"method\.name=outside\.mine is code outside promptcl.*--trust"):
         load_config("demo", ["method.name=outside.mine"])
-    assert load_config("demo", ["method.name=outside.mine"], trust=True).method == {"name": "outside.mine"}
+    assert load_config("demo", ["method.name=outside.mine"], trust=True).method["name"] == "outside.mine"
     for name in ("os", "../os", "_base", "__init__"):
         with pytest.raises(UserError, match=r"method\.name="):
             load_config("demo", [f"method.name={name}"])
@@ -132,7 +132,8 @@ def test_the_default_of_learn_trains_nothing_and_its_other_form_adapts() -> None
     """The recipes of `promptcl learn`: for photos, and the same on the small ViT inside the package."""
     for end in ("", "-demo"):
         plain, adapted = load_config(f"grow{end}"), load_config(f"grow-adapted{end}")
-        assert plain.method == {"name": "ridge", "feature": "deep", "cosine": 0.5, "balance": True, "rows": 20000}
+        default = {"name": "ridge", "feature": "deep", "cosine": 0.5, "balance": True, "rows": 20000}
+        assert plain.method.items() >= default.items()
         assert plain.train.holdout == 0  # calibrated on every image, left out in turn
         assert (adapted.method["name"], adapted.method["adapt"], adapted.method["width"]) == ("ranpac", "adapter", 0)
         assert adapted.train.holdout > 0
