@@ -155,7 +155,7 @@ def test_the_chosen_penalty_is_as_good_on_other_images_as_the_best() -> None:
 
     def right(head: RidgeHead) -> float:
         logits_NK = head(x_ND[~first_N])
-        return (logits_NK.argmax(1) == labels_N[~first_N]).double().mean().item()
+        return float((logits_NK.argmax(1) == labels_N[~first_N]).double().mean())
 
     fixed = [right(from_rows(x_ND[first_N], labels_N[first_N], strength=10.0**e)) for e in range(-6, 5)]
     chosen = right(from_rows(x_ND[first_N], labels_N[first_N]))
