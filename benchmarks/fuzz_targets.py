@@ -204,10 +204,9 @@ def _read_weights(suffix: str) -> Reader:
 @functools.cache
 def _stored() -> tuple[bytes, bytes]:
     """learner.json and the tensors of a learner that knows two classes."""
-    settings = ["method.pool_size=2", "method.top_k=1", "method.prompt_length=1", "train.min_steps=null"]
     frozen = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32"]
     shape = [f"backbone.kwargs.{key}={value}" for key, value in _SMALL.items()]
-    learner = Learner(load_config("grow", [*settings, *frozen, *shape]), backbone())
+    learner = Learner(load_config("grow", [*frozen, *shape]), backbone())
     greys = [np.full((8, 8, 3), 60 * i, np.uint8) for i in range(4)]
     learner.learn(labelled(greys, ["a", "b", "a", "b"]))
     with tempfile.TemporaryDirectory() as folder:

@@ -37,12 +37,16 @@ from promptcl.learner.learner import Learner
 from promptcl.runtime.provenance import git_commit, versions
 
 TASKS = 3
+DEFAULT = {"name": "ridge", "feature": "deep", "cosine": 0.5, "rows": 1000}
+"""What `promptcl learn` does by default: nothing is trained, so there is no checkpoint."""
 
 
 def main() -> int:
     """Kill, compare, write the counts; exit code 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="of `learn` and of `train --resume`, each half")
+    parser.add_argument(
+        "--kills", type=int, default=200, help="half of `train --resume`, half of `learn`, of two methods"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kill.json")
     arguments = parser.parse_args()
@@ -51,14 +55,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         config = settings(Path(folder))
         half = arguments.kills // 2
-        learn = Learn(Path(folder) / "learn", config).kill(arguments.kills - half, rng)
-        train = Train(Path(folder) / "train", config).kill(half, rng)
-    lost = sum(sum(part[key] for key in ("mixtures", "unreadable", "different_ends")) for part in (learn, train))
+        default = config.model_copy(update={"method": DEFAULT})
+        victims = {
+            "learn": Learn(Path(folder) / "learn", config).kill(arguments.kills - half - half // 2, rng),
+            "learn_default": Learn(Path(folder) / "default", default).kill(half // 2, rng),
+            "train": Train(Path(folder) / "train", config).kill(half, rng),
+        }
+    parts = list(victims.values())
+    lost = sum(part[key] for part in parts for key in ("mixtures", "unreadable", "different_ends"))
     report = {
-        "kills": learn["kills"] + train["kills"],
+        "kills": sum(part["kills"] for part in parts),
         "lost": lost,
-        "learn": learn,
-        "train": train,
+        **victims,
         "seed": arguments.seed,
         "seconds": round(time.time() - start, 1),
         "versions": versions(),

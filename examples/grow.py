@@ -1,6 +1,6 @@
 """A classifier learns five digits, then five more in a new process; see what it remembers.
 
-Command: python examples/grow.py [FOLDER]     (needs `pip install "promptcl[demo]"`; about half a minute on two cores)
+Command: python examples/grow.py [FOLDER]     (needs `pip install "promptcl[demo]"`; about a minute on two cores)
 The digits are 5,000 real ones from MNIST, written as PNG files, as your own images would lie in folders. Every step
 is one call of the command `promptcl` in its own process; the second one has no image of the first five digits.
 """

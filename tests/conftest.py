@@ -77,3 +77,11 @@ def store(folders: Path) -> Path:
     good("learn", folders / "store", folders / "first", *SMALL, "--recipe", "grow-demo", "--quiet")
     good("learn", folders / "store", folders / "second", "--quiet")
     return folders / "store"
+
+
+@pytest.fixture(scope="session")
+def trained_store(folders: Path) -> Path:
+    """As `store`, of a learner whose first task trained adapters, for a fifth of its images held out."""
+    good("learn", folders / "trained", folders / "first", *SMALL, "--recipe", "grow-adapted-demo", "--quiet")
+    good("learn", folders / "trained", folders / "second", "--quiet")
+    return folders / "trained"

@@ -122,7 +122,7 @@ def test_forget_undo_and_correct(shop: Path, digits: list[ImageSet]) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["forget", "S", "0"], "method.name=l2p_ridge has not kept what each image added, so this learner cannot"),
+        (["forget", "S", "0"], "method.name=ranpac has not kept what each image added, so this learner cannot"),
         (["undo", "S"], "cannot undo a task; methods that can, chosen when a learner is made: "),
         (["rename", "S", "0", "1"], "cannot join two classes"),
         (["correct", "S", "F/0", "--class", "1"], "cannot move images to another class"),
@@ -136,7 +136,9 @@ def test_forget_undo_and_correct(shop: Path, digits: list[ImageSet]) -> None:
         (["correct", "S", "-", "--class", "0"], "reads no image from stdin"),
     ],
 )
-def test_refusals(store: Path, folders: Path, words: list[str], message: str) -> None:
+def test_refusals(trained_store: Path, folders: Path, words: list[str], message: str) -> None:
+    """Of a learner that trains, which is all that most of them are about."""
+    store = trained_store
     before = (store / "learner.json").read_bytes()
     places = {"S": str(store), "F/0": str(folders / "first" / "0")}
     result = call(*[places.get(word, word) for word in words])
@@ -145,8 +147,8 @@ def test_refusals(store: Path, folders: Path, words: list[str], message: str) ->
     assert (store / "learner.json").read_bytes() == before
 
 
-def test_a_pure_rename_needs_nothing_of_the_method(store: Path, tmp_path: Path) -> None:
-    shutil.copytree(store, tmp_path / "s")
+def test_a_pure_rename_needs_nothing_of_the_method(trained_store: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained_store, tmp_path / "s")
     assert good("rename", tmp_path / "s", "0", "zero").startswith("renamed 0 to zero (20 images)\n")
     assert Learner.load(tmp_path / "s").classes == ["zero", "1", "2", "3", "4"]
 

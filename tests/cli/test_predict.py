@@ -23,23 +23,29 @@ from promptcl.data.splits import load_split
 from promptcl.errors import UserError
 from promptcl.learner.export import Program, description, export
 from promptcl.learner.learner import Learner
+from promptcl.learner.records import Prediction
 
 
-def test_learning_in_two_calls_is_learning_twice_in_python(store: Path, folders: Path) -> None:
+@pytest.mark.parametrize("recipe", ["grow-demo", "grow-adapted-demo"])
+def test_learning_in_two_calls_is_learning_twice_in_python(
+    recipe: str, folders: Path, request: pytest.FixtureRequest
+) -> None:
     from promptcl.recipes.load import load_config
 
-    learner = Learner(load_config("grow-demo", SMALL))
+    learner = Learner(load_config(recipe, SMALL))
     learner.learn(folders / "first")
     learner.learn(folders / "second")
-    loaded = Learner.load(store)
+    loaded = Learner.load(request.getfixturevalue("store" if recipe == "grow-demo" else "trained_store"))
     assert loaded.classes == learner.classes == ["0", "1", "2", "3", "4"]
     ours, theirs = learner.method.state_dict(), loaded.method.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert loaded.calibration == learner.calibration
-    assert loaded.calibration.images == 5 * 4
-    assert (
-        ours["ridge.count_K.value"].tolist() == [20] * 5
-    )  # images held out for the calibration are learned in the end
+    if recipe == "grow-demo":  # each image is left out once, and learned
+        assert loaded.calibration.images == 5 * 20
+        assert ours["rows.labels_N"].bincount().tolist() == [20] * 5
+    else:  # a fifth is held out for the calibration, and learned in the end
+        assert loaded.calibration.images == 5 * 4
+        assert ours["ridge.count_K.value"].tolist() == [20] * 5
 
 
 @pytest.mark.slow
@@ -107,15 +113,46 @@ def test_predict_names_every_image(store: Path, folders: Path) -> None:
 
 def test_unknown_below_the_threshold(store: Path, folders: Path) -> None:
     learner = Learner.load(store)
-    assert 0 < learner.calibration.threshold < 1
-    everything = learner.predict(folders / "test", threshold=0)
-    assert all(answer.label != "unknown" for answer in everything)
-    assert all(answer.label == "unknown" for answer in learner.predict(folders / "test", threshold=1))
     limit = learner.calibration.threshold
-    for answer, plain in zip(learner.predict(folders / "test"), everything, strict=True):
-        assert answer.label == ("unknown" if plain.probability < limit else plain.label)
+    assert limit is not None
+    _, familiarity_N = learner.answers(labelled(folders / "test"), torch.zeros(50, dtype=torch.long))
+    assert familiarity_N is not None
+    unknown = [answer.label == "unknown" for answer in _check_thresholds(learner, folders)]
+    assert unknown == (familiarity_N.double() < limit).tolist()
+    assert 0 < sum(unknown) < 50
+    said = good("predict", store, folders / "test" / "0", "--threshold", 1)
+    assert "unknown" in said
+
+
+def test_unknown_is_a_small_probability_where_the_method_knows_no_better(folders: Path) -> None:
+    learner = Learner(_config({"name": "l2p_ridge"}, holdout=0.8))
+    learner.learn(folders / "first")
+    limit = learner.calibration.threshold
+    assert limit is not None
+    assert 0 < limit < 1
+    learner.learn(folders / "second")
+    limit = learner.calibration.threshold
+    assert limit is not None
+    for answer in _check_thresholds(learner, folders):
+        assert (answer.label == "unknown") == (answer.probability < limit)
+
+
+def test_without_enough_right_answers_nothing_is_unknown(trained_store: Path, folders: Path) -> None:
+    """Four images of each class were held out."""
+    learner = Learner.load(trained_store)
+    assert learner.calibration.threshold is None
+    assert all(answer.label != "unknown" for answer in _check_thresholds(learner, folders))
+
+
+def _check_thresholds(learner: Learner, folders: Path) -> list[Prediction]:
+    """What the learner says without a threshold of one's own, compared with what it says with 0 and with 1."""
+    everything, found = learner.predict(folders / "test", threshold=0), learner.predict(folders / "test")
+    assert all(answer.label == "unknown" for answer in learner.predict(folders / "test", threshold=1))
+    for answer, plain in zip(found, everything, strict=True):
+        assert plain.label == plain.top[0][0]
+        assert answer.label in ("unknown", plain.label)
         assert answer.probability == plain.probability
-    assert "unknown" in good("predict", store, folders / "test" / "0", "--threshold", 1)
+    return found
 
 
 def test_info(store: Path) -> None:

@@ -19,6 +19,8 @@ OPTIONS = [
     ("l2p", {"diversify": "frequency"}),
     ("l2p", {"diversify": "slots", "top_k": 2}),
     ("oneprompt", {"outliers": "boundary", "outlier_epochs": 1}),
+    ("ranpac", {"feature": "deep", "width": 0, "adapt": "adapter", "size": 4, "cosine": 0.5}),
+    ("ranpac", {"width": 60, "adapt": "prompts", "size": 2}),
 ]
 
 
@@ -37,8 +39,18 @@ def test_methods_with_other_options(name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_method_that_can_take_images_away() -> None:
-    assert check_method("tests.rows_method")["mended"] == "passed"
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tests.rows_method", {}),
+        ("ridge", {"feature": "deep", "cosine": 0.5, "rows": 1000}),
+        ("ranpac", {"width": 60, "rows": 1000}),
+        ("ncm", {"rows": 1000}),
+    ],
+    ids=str,
+)
+def test_methods_that_can_take_images_away(name: str, options: dict[str, Any]) -> None:
+    assert check_method(name, options)["mended"] == "passed"
 
 
 @pytest.mark.slow

@@ -49,7 +49,10 @@ def test_expected_names_exist() -> None:
     assert {"demo", "l2p", "l2p-jax", "l2p-pytorch", "l2p-vit-cifar100-b10-10-10", "dualprompt", "oneprompt"} <= set(
         available("recipes")
     )
-    assert {"l2p", "ncm", "linear", "dualprompt", "oneprompt"} <= set(available("methods"))
+    assert {"grow", "grow-demo", "grow-adapted", "grow-adapted-demo"} <= set(available("recipes"))
+    assert {"l2p", "ncm", "linear", "dualprompt", "oneprompt", "ridge", "ranpac", "l2p_ridge"} <= set(
+        available("methods")
+    )
     assert {"cifar100", "folder", "npz"} <= set(available("datasets"))
     with pytest.raises(UserError, match=r"did you mean methods\?"):
         available("metods")
@@ -117,9 +120,23 @@ def test_code_outside_the_package_is_refused_unless_it_is_trusted(
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"method\.name=outside\.mine is code outside promptcl.*--trust"):
         load_config("demo", ["method.name=outside.mine"])
-    assert load_config("demo", ["method.name=outside.mine"], trust=True).method == {"name": "outside.mine"}
+    assert load_config("demo", ["method.name=outside.mine"], trust=True).method["name"] == "outside.mine"
     for name in ("os", "../os", "_base", "__init__"):
         with pytest.raises(UserError, match=r"method\.name="):
             load_config("demo", [f"method.name={name}"])
     with pytest.raises(UserError, match=r"outside\.none"):
         load_config("demo", ["method.name=outside.none"], trust=True)
+
+
+def test_the_default_of_learn_trains_nothing_and_its_other_form_adapts() -> None:
+    """The recipes of `promptcl learn`: for photos, and the same on the small ViT inside the package."""
+    for end in ("", "-demo"):
+        plain, adapted = load_config(f"grow{end}"), load_config(f"grow-adapted{end}")
+        default = {"name": "ridge", "feature": "deep", "cosine": 0.5, "balance": True, "rows": 20000}
+        assert plain.method.items() >= default.items()
+        assert plain.train.holdout == 0  # calibrated on every image, left out in turn
+        assert (adapted.method["name"], adapted.method["adapt"], adapted.method["width"]) == ("ranpac", "adapter", 0)
+        assert adapted.train.holdout > 0
+        assert adapted.backbone == plain.backbone
+        for key in ("feature", "cosine", "balance"):
+            assert adapted.method[key] == plain.method[key]

@@ -21,4 +21,5 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert report["kills"] >= 12
     assert report["lost"] == 0
     assert report["learn"]["runs"] > 0
+    assert report["learn_default"]["runs"] > 0
     assert report["train"]["kills_with_checkpoint"] > 0

@@ -169,7 +169,7 @@ class Backbone(nn.Module):
             x_BND, inside, prompts = self._enter_last(images_BCHW, inserts, seen)
             block = self.vit.blocks[-1]
             x_BND = walk(block, x_BND, inside) if inside else block(x_BND)
-            classes = [*seen, x_BND[:, prompts]][-DEEP:]
+            classes = [*seen[1:], x_BND[:, prompts]][-DEEP:]  # what enters the first block is the same for all images
             tokens_BND = self.vit.norm(x_BND).float()
             patches_BD = tokens_BND[:, prompts + self.vit.num_prefix_tokens :].mean(1)
             parts = [*(self.vit.norm(part_BD).float() for part_BD in classes), patches_BD]
