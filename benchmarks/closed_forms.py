@@ -62,14 +62,20 @@ def one(name: str, settings: dict[str, Any], vit: Backbone, seed: int, train: Pa
         rows = torch.isin(train.y_N, order[10 * task : 10 * task + 10])
         method.grow_head(10)
         method.add(train.x_NF[rows][:, columns], place[train.y_N[rows]])
-        method.solve()
         seconds.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    method.solve()  # which `learn` does after every task
+    solving = time.perf_counter() - start
     logits_NK = method.logits(vit, cast(Batch, SimpleNamespace(query_BD=test.x_NF[:, columns])))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "state.safetensors"
         safetensors.torch.save_file({k: v.contiguous() for k, v in method.state_dict().items()}, file)
         size = file.stat().st_size
-    return {"accuracy": accuracy(logits_NK, place[test.y_N]), "seconds": statistics.fmean(seconds), "bytes": size}
+    return {
+        "accuracy": accuracy(logits_NK, place[test.y_N]),
+        "seconds": statistics.fmean(seconds) + solving,
+        "bytes": size,
+    }
 
 
 def logistic(train: Part, test: Part, columns: slice) -> dict[str, float]:

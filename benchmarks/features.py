@@ -45,17 +45,21 @@ def load(name: str, root: Path, vit: Backbone, kept: Path) -> tuple[Part, Part, 
     root: cifar100.tar.gz for `cifar100`, else a folder of MedMNIST-like .npz files; kept: a folder for features.
     """
     train, held = TRAIN.get(name, 120), VALIDATION.get(name, 50)
-    data = DataConfig(name="folder" if name == "cifar100" else "npz", root=str(root), test_per_class=20)
-    if name != "cifar100":
-        data = data.model_copy(update={"root": str(root / f"{name}.npz")})
     files = [kept / f"{name}-{part}.npz" for part in ("train", "validation", "test")]
     if not all(file.exists() for file in files):
         kept.mkdir(parents=True, exist_ok=True)
-        split = load_split(data)
+        split = load_split(data(name, root))
         place = [nth(split.train, range(train)), nth(split.train, range(train, train + held))]
         for file, images in zip(files, [*map(split.train.select, place), split.test], strict=True):
             np.savez(file, x=_features(images, vit), y=images.labels)
     return tuple(_read(file) for file in files)  # type: ignore[return-value]
+
+
+def data(name: str, root: Path) -> DataConfig:
+    """Where the images of a data set are, with its first 20 test images of each class; `root` as in `load`."""
+    if name == "cifar100":
+        return DataConfig(name="folder", root=str(root), test_per_class=20)
+    return DataConfig(name="npz", root=str(root / f"{name}.npz"), test_per_class=20)
 
 
 def nth(images: ImageSet, wanted: range) -> list[int]:
