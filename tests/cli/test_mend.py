@@ -123,7 +123,7 @@ def test_forget_undo_and_correct(shop: Path, digits: list[ImageSet]) -> None:
     ("words", "message"),
     [
         (["forget", "S", "0"], "method.name=ranpac has not kept what each image added, so this learner cannot"),
-        (["undo", "S"], "cannot undo a task; methods that can, chosen when a learner is made: "),
+        (["undo", "S"], "cannot undo a task; methods that can, chosen when a learner is made, with method.rows"),
         (["rename", "S", "0", "1"], "cannot join two classes"),
         (["correct", "S", "F/0", "--class", "1"], "cannot move images to another class"),
         (["forget", "S", "9"], "class '9' was never learned"),

@@ -23,6 +23,7 @@ def test_temperature_makes_probabilities_true() -> None:
     best = (5 * logits / found.temperature).softmax(1).max(1)
     right = best.indices == labels
     assert right.float().mean().item() == pytest.approx(best.values.mean().item(), abs=0.02)
+    assert found.threshold is not None
     assert (best.values[right] < found.threshold).float().mean().item() == pytest.approx(0.05, abs=0.002)
 
 

@@ -226,7 +226,7 @@ class Mending(Story):
             can = ", ".join(mendable_methods()) or "none so far"
             raise UserError(
                 f"method.name={name} has not kept what each image added, so this learner cannot {what}; methods that "
-                f"can, chosen when a learner is made: {can}"
+                f"can, chosen when a learner is made, with method.rows for all images: {can}"
             )
         if not self.ledger.whole:
             raise UserError(
