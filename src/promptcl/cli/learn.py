@@ -96,7 +96,10 @@ def _learn_and_keep(
         with _Bar(quiet) as bar:
             record = learner.learn(images, name=name, checkpoint=store, progress=bar)
     except KeyboardInterrupt:
-        print("repeat the same line to go on from here", file=sys.stderr)
+        from promptcl.store.checkpoint import interrupted
+
+        how = "go on from here" if interrupted(store) else "learn this folder; nothing was kept of it"
+        print(f"repeat the same line to {how}", file=sys.stderr)
         raise
     if check is not None:
         check.end(learner, store)

@@ -10,7 +10,7 @@ import typer
 from promptcl.cli.errors import one_sentence, printable
 from promptcl.cli.images import check_store, gather, images_and_settings, split_words, warn_of_twins
 from promptcl.cli.options import Settings, Store, Trust, cache_mb_of
-from promptcl.cli.terminal import count, some
+from promptcl.cli.terminal import count, note, some
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,6 +127,8 @@ def _report_correction(done: Correction) -> None:
         print(f"moved {count(done.moved, 'image')} to {name} ({printable(were)})")
     if done.learned:
         print(f"learned {count(done.learned, 'image')} as {name}")
+    for sentence in done.record.warnings if done.record is not None else []:
+        note(sentence, kind="warning")
     if done.known:
         print(f"{count(done.known, 'image')} had been learned as {name} before: nothing to change")
     if done.gone:

@@ -81,5 +81,6 @@ def some(names: Collection[str], most: int = 5) -> str:
 def unknown_below(threshold: float | None, images: int) -> str:
     """What is called `unknown`, as part of a sentence, by a calibration on so many images."""
     if threshold is None:
-        return f"never said: {count(images, 'image')} are too few to tell what is familiar"
+        few = "fewer than 20 images left out of a task's learning were answered right"
+        return f"never said: {few} (of {count(images, 'image')} in all)"
     return f"said of images less familiar than {threshold:.2f}, as 5 % of right answers are"

@@ -42,6 +42,12 @@ class Fit:
         target_KD = (self.sum_KD - torch.outer(self.count_K, self.mean_D)) / self.scale_D
         return self.vectors_DR.T @ target_KD.T
 
+    @property
+    def middle_D(self) -> Tensor:
+        """Mean of the class means; a class without images has none."""
+        have_K = self.count_K > 0
+        return (self.sum_KD[have_K] / self.count_K[have_K, None]).mean(0)
+
     def penalty(self, strength: float | None, meaning: Penalty) -> float:
         """The number that is added to each principal value; None chooses it (`automatic`)."""
         if strength is None:
@@ -81,11 +87,12 @@ class Fit:
         prior_K = self.count_K / n
         target_KD = self.sum_KD - torch.outer(self.count_K, centre_D)
         if balance:
-            means_KD = self.sum_KD / self.count_K.clamp_min(1)[:, None]
             if self.centred:
-                centre_D = means_KD.mean(0)
+                centre_D = self.middle_D
             prior_K = torch.full_like(prior_K, 1 / classes)
-            target_KD = n / classes * (means_KD - centre_D)
+            means_KD = self.sum_KD / self.count_K.clamp_min(1)[:, None]
+            empty_K1 = (self.count_K == 0)[:, None]
+            target_KD = n / classes * (means_KD - centre_D).masked_fill(empty_K1, 0)
         along_KR = (target_KD / self.scale_D) @ self.vectors_DR / (self.values_R + penalty)
         weight_KD = along_KR @ self.vectors_DR.T / self.scale_D
         return weight_KD, prior_K - weight_KD @ centre_D if self.centred else torch.zeros_like(prior_K)
@@ -118,6 +125,7 @@ class RidgeHead(nn.Module):
         self.width, self.strength, self.penalty, self.centred = width, strength, penalty, centred
         self.scatter_DD = SymmetricSum(width if sums else 0)
         self.sum_KD, self.count_K = Sum(0, width if sums else 0), Sum(0)
+        self._last: Fit | None = None  # of the last `fit`, which `out_of_fold` asks for right after it
         self.register_buffer("weight_KD", torch.zeros(0, width, dtype=torch.float64))
         self.register_buffer("bias_K", torch.zeros(0, dtype=torch.float64))
 
@@ -153,16 +161,17 @@ class RidgeHead(nn.Module):
 
     def fit(self, features_ND: Tensor, labels_N: Tensor, balance: bool = False) -> None:
         """Set weights and bias from all features [N, D] and class ids [N] at once; no sums are kept."""
-        self._take(self._fit_of(features_ND.double(), labels_N), balance)
+        self._last = self._fit_of(features_ND.double(), labels_N)
+        self._take(self._last, balance)
 
     def out_of_fold(self, features_ND: Tensor, labels_N: Tensor, balance: bool = False) -> Tensor:
         """Logits [N, K] of each image by a solution that has not seen it, for the penalty that all of them choose.
 
-        From one solution, as the residual of a left-out image is its own over 1 minus its leverage (Allen 1974).
-        What they say of the only image of a class means nothing.
+        From one solution, as the residual of a left-out image is its own over 1 minus its leverage (Allen 1974). The
+        features are those of the last `fit`. What they say of the only image of a class means nothing.
         """
         x_ND = features_ND.double()
-        fit = self._fit_of(x_ND, labels_N)
+        fit, self._last = self._last or self._fit_of(x_ND, labels_N), None
         penalty, n, classes = fit.penalty(self.strength, self.penalty), len(x_ND), len(fit.count_K)
         along_NR = (x_ND - fit.mean_D) / fit.scale_D @ fit.vectors_DR
         leverage_N = (along_NR.square() / (fit.values_R + penalty)).sum(1) + self.centred / n
@@ -175,10 +184,13 @@ class RidgeHead(nn.Module):
         # As `weights` with balance: each class divided by its images, without the one that is left out.
         others_NK = (fit.count_K - label_NK).clamp_min(1)
         if not self.centred:
-            return n / classes * out_NK / others_NK
-        shift_D = fit.mean_D - (fit.sum_KD / fit.count_K.clamp_min(1)[:, None]).mean(0)
-        shift_K = (shift_D / fit.scale_D @ fit.vectors_DR) @ raw_RK
-        return ((n - 1) / others_NK * (out_NK + shift_K) - 1) / classes + 1 / classes
+            return (n - 1) / classes * out_NK / others_NK
+        shift_R = (fit.mean_D - fit.middle_D) / fit.scale_D @ fit.vectors_DR
+        own_NK = (n - 1) / others_NK * (out_NK + shift_R @ raw_RK) / classes
+        # what is the same for all classes, as they are counted from the middle of their means
+        common_R = shift_R / (fit.values_R + penalty)
+        common_N = along_NR @ common_R / (1 - leverage_N) + shift_R @ common_R
+        return own_NK + (n - 1) / classes * common_N[:, None]
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Logits [B, K]: estimated one-hot labels."""

@@ -37,7 +37,10 @@ class Sum(nn.Module):
 
 
 class SymmetricSum(Sum):
-    """The sum of x x^T over rows x: a symmetric matrix [D, D], of which one triangle [D (D + 1) / 2] is saved."""
+    """The sum of x x^T over rows x: a matrix [D, D], of which the lower triangle [D (D + 1) / 2] is saved.
+
+    Read only that triangle: the other one may differ from it in the last bits until it was saved.
+    """
 
     def __init__(self, width: int) -> None:
         """Start with zeros."""
@@ -45,8 +48,7 @@ class SymmetricSum(Sum):
 
     def add_products(self, rows_ND: Tensor) -> None:
         """Add x x^T of each row x of `rows_ND` [N, D]."""
-        lower_DD = (rows_ND.T @ rows_ND).tril()
-        self.add(lower_DD + lower_DD.tril(-1).T)  # exactly symmetric, as it is again once it was saved
+        self.value.addmm_(rows_ND.T, rows_ND)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}value"] = packed(self.value)

@@ -21,6 +21,8 @@ MISSED = 0.05
 FEW = 20
 """Right answers below which no threshold is drawn: a twentieth of them would be less than one."""
 
+_MOST = 4000  # images
+
 
 class Calibration(Section):
     """Temperature of a learner's probabilities, and the familiarity from which on it names a class."""
@@ -81,14 +83,16 @@ def measure(logits_NK: Tensor, labels_N: Tensor, familiarity_N: Tensor | None = 
     if classes < 2 or not count:
         return Calibration()
     logits_NK, labels_N = logits_NK.cpu().double(), labels_N.cpu()  # not every device has float64
-    known_NK = logits_NK.isfinite()  # a method may rule classes out with -inf, which no temperature moves
-    floored_NK = torch.where(known_NK, logits_NK, logits_NK[known_NK].min() if known_NK.any() else 0.0)
+    some = slice(None, None, -(-count // _MOST))  # a temperature is one number: some thousand images tell it
+    some_SK = logits_NK[some]
+    known_SK = some_SK.isfinite()  # a method may rule classes out with -inf, which no temperature moves
+    floored_SK = torch.where(known_SK, some_SK, some_SK[known_SK].min() if known_SK.any() else 0.0)
     rest = 1 / (count + 2)
-    target_NK = torch.full_like(logits_NK, rest / (classes - 1))
-    target_NK.scatter_(1, labels_N[:, None], 1 - rest)
+    target_SK = torch.full_like(some_SK, rest / (classes - 1))
+    target_SK.scatter_(1, labels_N[some, None], 1 - rest)
 
     def loss(log_temperature: float) -> float:
-        return F.cross_entropy(floored_NK / math.exp(log_temperature), target_NK).item()
+        return F.cross_entropy(floored_SK / math.exp(log_temperature), target_SK).item()
 
     low, high = math.log(1e-4), math.log(1e4)
     for _ in range(60):  # one minimum: the loss is convex in 1 / temperature

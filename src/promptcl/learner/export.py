@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone
 from promptcl.backbone.weights import first_line
 from promptcl.errors import UserError
+from promptcl.layers import Rows, SymmetricSum
 from promptcl.learner.learner import Learner
 from promptcl.methods._base import Method
 from promptcl.store import files
@@ -65,6 +66,11 @@ class Program(nn.Module):
         super().__init__()
         self.backbone = copy.deepcopy(learner.backbone).cpu()
         self.method = copy.deepcopy(learner.method).cpu().eval().requires_grad_(False)
+        for part in self.method.modules():  # what only learning reads, among it what is known of single images
+            if isinstance(part, Rows):
+                part.drop()
+            elif isinstance(part, SymmetricSum):
+                part.value = part.value[:0, :0]
         self.temperature = learner.calibration.temperature
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ from promptcl.learner.records import (
     predictions,
 )
 from promptcl.learner.sifting import distinct
-from promptcl.methods._base import TaskView, load_method
+from promptcl.methods._base import Method, TaskView, load_method
 from promptcl.runtime import processes
 from promptcl.runtime.device import pick_device, with_precision
 from promptcl.runtime.seeding import task_generator
@@ -129,6 +129,8 @@ class Learner(Mending):
                 _, stage, own = name.split(".", 2)
                 self.moments.setdefault(int(stage), {})[own] = value
         self.notes, self.changes, self.ancestors = saved.notes, saved.changes, [saved.checksum]
+        if saved.format == 1 and type(self.method).familiarity is not Method.familiarity:
+            self.notes.pop("calibration", None)  # it was a probability then
 
     def _query(self, images_BCHW: Tensor) -> Tensor:
         return self.method.query(self.backbone, images_BCHW)

@@ -172,6 +172,7 @@ class Mending(Story):
         """Become a learner that has learned nothing, whatever the method."""
         self._whole = False
         self.method = self._new_method()
+        self.batches.forget_queries()  # the old method's
         self.memory.clear()
         self.ledger.tasks.clear()
         self.classes, self.history, self.moments = [], [], {}

@@ -6,7 +6,7 @@ Not a method itself. B images of a batch, F length of a feature, K classes so fa
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from pydantic import Field
@@ -18,6 +18,8 @@ from promptcl.data import ImageSet
 from promptcl.errors import UserError
 from promptcl.layers import Rows
 from promptcl.methods._base import Batch, Method, OutOfFold, Stage, TaskView
+
+_AT_ONCE = 1024  # images whose products are added to the sums together
 
 
 class FrozenOptions(Section):
@@ -42,6 +44,8 @@ class FrozenFeatures(Method):
         self.width = backbone.feature_width(options.feature)
         """Length of the frozen feature."""
         self.rows = Rows(self.width, options.rows)
+        self.over = False
+        """Whether it was said that there are more images than rows are kept for."""
 
     @abstractmethod
     def grow_head(self, classes: int) -> None:
@@ -72,6 +76,7 @@ class FrozenFeatures(Method):
 
     def grow(self, task: TaskView) -> None:
         """Make room for new classes, and for what is kept of the new images."""
+        self.over = bool(self.options.rows) and not self.rows.keeping  # an earlier task has said so
         if self.rows.keeping and not self.rows.fits(task.count):
             features_NF, labels_N = self.rows.filled
             self.begin_sums()
@@ -84,19 +89,25 @@ class FrozenFeatures(Method):
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Add the images and solve; nothing is trained by steps."""
+        if self.options.rows and not self.rows.keeping and not self.over:
+            self.over = True
+            task.warn(
+                f"this learner has more images than method.rows={self.options.rows}: it keeps only sums from now on, "
+                "so nothing can be forgotten, undone or moved any more, and `unknown` is as it was measured last"
+            )
         self.absorb(backbone, task, task.new)
         yield from ()
 
     def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
         """Add images and solve."""
         if not self.rows.keeping:
-            for batch in task.batches(images):
-                self.add(batch.query_BD, batch.labels_B)
+            for features_NF, labels_N in _joined(task.batches(images)):
+                self.add(features_NF, labels_N)
             self.solve()
             return
 
         def labelled(batch: Batch) -> Tensor:
-            return torch.cat([batch.labels_B[:, None].float(), batch.query_BD.float()], 1)
+            return torch.cat([batch.labels_B[:, None].float(), _finite(batch.query_BD).float()], 1)
 
         table = task.collect(labelled, images)
         self.rows.add(table[:, 1:], table[:, 0].long())
@@ -129,3 +140,27 @@ class FrozenFeatures(Method):
     @abstractmethod
     def left_out(self, features_NF: Tensor, labels_N: Tensor) -> OutOfFold:
         """What is said of each image by the classifier of all others."""
+
+
+def _finite(features_BF: Tensor) -> Tensor:
+    """The features as they are. Raises UserError where one is no number."""
+    if not features_BF.isfinite().all():
+        raise UserError(
+            "the ViT gives a feature that is not finite: the weights are damaged, or backbone.precision=bf16 is too "
+            "coarse for them; take other weights, or backbone.precision=fp32"
+        )
+    return features_BF
+
+
+def _joined(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features and class ids of several batches at a time: summing wide matrices costs as much for one row."""
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in batches:
+        features.append(_finite(batch.query_BD))
+        labels.append(batch.labels_B)
+        if sum(map(len, labels)) >= _AT_ONCE:
+            yield torch.cat(features), torch.cat(labels)
+            features, labels = [], []
+    if labels:
+        yield torch.cat(features), torch.cat(labels)

@@ -173,7 +173,7 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
     method = settings.get("method")
     if document.format == 1 and isinstance(method, dict) and method.get("name") == "joint":  # a setting since
         settings = {**settings, "joint": True, "method": {**method, "name": "linear"}}
-    elif document.format == 1 and isinstance(method, dict) and "strength" in method:  # it had one meaning
+    elif isinstance(method, dict) and "strength" in method and "penalty" not in method:  # it had one meaning
         settings = {**settings, "method": {"penalty": "each", "balance": False, **method}}
     config = _find_weights(folder, resolve(settings, overrides, trust))
     state = pair.tensors
@@ -203,11 +203,11 @@ def fill(method: nn.Module, saved: Saved) -> None:
     here = {name: tensor.dtype for name, tensor in method.state_dict().items()}
     if saved.format == 1:  # format 1 called a sum by its plain name
         state = {f"{name}.value" if f"{name}.value" in here else name: tensor for name, tensor in state.items()}
-        # it saved whole symmetric matrices, and knew no rows of images
-        state = {
-            name: packed(tensor) if name.endswith("scatter_DD.value") else tensor for name, tensor in state.items()
-        }
-        state = {**{name: t for name, t in method.state_dict().items() if not t.numel()}, **state}
+    # Until 2026-11-30 symmetric matrices were saved whole, and methods knew no rows of images.
+    for name, tensor in list(state.items()):
+        if name.endswith("scatter_DD.value") and tensor.ndim == 2 and tensor.shape[0] == tensor.shape[1]:
+            state[name] = packed(tensor)
+    state = {**{name: t for name, t in method.state_dict().items() if not t.numel()}, **state}
     unfit = UserError("its tensors are not those of its method and classes; take a copy of it that is whole")
     if here != {name: tensor.dtype for name, tensor in state.items()}:
         raise unfit

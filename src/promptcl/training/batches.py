@@ -45,6 +45,10 @@ class Batches:
         self.query = query or backbone.query
         self.queries = QueryCache(self.query, config.eval.batch_size, self.eval_images, device, cache_bytes)
 
+    def forget_queries(self) -> None:
+        """Compute all queries anew from now on."""
+        self.queries.clear()
+
     @property
     def clean(self) -> bool:
         """Whether queries in training are of the evaluation view, and not of the augmented view."""

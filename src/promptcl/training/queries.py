@@ -41,6 +41,10 @@ class QueryCache:
         self.query, self.size, self.view, self.device, self.cache_bytes = query, size, view, device, cache_bytes
         self._sets: OrderedDict[int, _Queries] = OrderedDict()
 
+    def clear(self) -> None:
+        """Drop all queries."""
+        self._sets.clear()
+
     def rows_of(self, images: ImageSet, index: Sequence[int]) -> Tensor:
         """Queries [B, D] of the evaluation view of `images` at `index`, from the cache, which computes those it lacks.
 
