@@ -63,7 +63,7 @@ def test_one_bad_image_does_not_cost_the_other_answers(store: Path, folders: Pat
     assert "c\\x1b[31m.png: " in second
     assert first.split(": ")[1] == second.split(": ")[1]
     rows = json.loads(call("predict", store, tmp_path, "--json").stdout)
-    answer = ["image", "label", "probability", "top"]
+    answer = ["familiarity", "image", "label", "probability", "top"]
     assert [sorted(row) for row in rows] == [answer, ["error", "image"], answer]
     for wrong in (["--top", 0], ["--threshold", 2]):
         refused = call("predict", store, tmp_path, *wrong)

@@ -82,7 +82,7 @@ def test_method_options_are_checked_typed_and_filled_in() -> None:
 
 
 def test_naming_another_method_drops_the_options_of_the_old_one() -> None:
-    assert load_config("l2p", ["method.name=ncm"]).method == {"name": "ncm"}
+    assert load_config("l2p", ["method.name=ncm"]).method == {"name": "ncm", "feature": "class", "rows": 0}
     assert load_config("l2p", ["method=linear"]).method["name"] == "linear"
     assert load_config("l2p-jax", ["method.name=l2p"]).method["prompt_length"] == 10
 
@@ -196,7 +196,7 @@ def test_an_empty_section_is_the_default(tmp_path: Path) -> None:
     path.write_text("train:\nmethod: ncm\n")
     config = load_config(str(path), ["train.epochs=2"])
     assert config.train == TrainConfig(epochs=2)
-    assert config.method == {"name": "ncm"}
+    assert config.method["name"] == "ncm"
 
 
 @pytest.mark.parametrize("recipe", sorted(available("recipes")))
