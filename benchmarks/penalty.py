@@ -130,7 +130,7 @@ def _head(width: int, classes: int) -> RidgeHead:
 
 def main() -> None:
     """Measure and write."""
-    given: argparse.Namespace = arguments(__doc__ or "", draws=5)
+    given: argparse.Namespace = arguments(__doc__ or "", draws=3)
     if not given.table:
         vit, found = backbone(given.weights), {}
         for name, classes, images in CELLS:
