@@ -66,11 +66,10 @@ class Program(nn.Module):
         super().__init__()
         self.backbone = copy.deepcopy(learner.backbone).cpu()
         self.method = copy.deepcopy(learner.method).cpu().eval().requires_grad_(False)
-        for part in self.method.modules():  # what only learning reads, among it what is known of single images
-            if isinstance(part, Rows):
-                part.drop()
-            elif isinstance(part, SymmetricSum):
-                part.value = part.value[:0, :0]
+        for part in list(self.method.modules()):  # what only learning reads, among it what is known of single images
+            for name, child in part.named_children():
+                if isinstance(child, Rows | SymmetricSum):
+                    setattr(part, name, nn.Identity())
         self.temperature = learner.calibration.temperature
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor]:
