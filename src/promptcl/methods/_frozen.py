@@ -6,7 +6,7 @@ Not a method itself. B images of a batch, F length of a feature, K classes so fa
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from pydantic import Field
@@ -18,8 +18,6 @@ from promptcl.data import ImageSet
 from promptcl.errors import UserError
 from promptcl.layers import Rows
 from promptcl.methods._base import Batch, Method, OutOfFold, Stage, TaskView
-
-_AT_ONCE = 1024  # images whose products are added to the sums together
 
 
 class FrozenOptions(Section):
@@ -101,8 +99,8 @@ class FrozenFeatures(Method):
     def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
         """Add images and solve."""
         if not self.rows.keeping:
-            for features_NF, labels_N in _joined(task.batches(images)):
-                self.add(features_NF, labels_N)
+            for batch in task.batches(images):
+                self.add(_finite(batch.query_BD), batch.labels_B)
             self.solve()
             return
 
@@ -150,17 +148,3 @@ def _finite(features_BF: Tensor) -> Tensor:
             "coarse for them; take other weights, or backbone.precision=fp32"
         )
     return features_BF
-
-
-def _joined(batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features and class ids of several batches at a time: summing wide matrices costs as much for one row."""
-    features: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in batches:
-        features.append(_finite(batch.query_BD))
-        labels.append(batch.labels_B)
-        if sum(map(len, labels)) >= _AT_ONCE:
-            yield torch.cat(features), torch.cat(labels)
-            features, labels = [], []
-    if labels:
-        yield torch.cat(features), torch.cat(labels)
