@@ -114,9 +114,11 @@ class Model(ridge.Model):
         return masked_cross_entropy(self.head(self.adapted_feature(backbone, batch.images_BCHW)), batch)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The head at `lr`, what is adapted at `adapt_lr`."""
-        adapted: list[nn.Parameter] = [] if self.adapted is None else list(self.adapted.parameters())
-        trained = [p for p in adapted if p.requires_grad]
-        head = [p for p in self.head.parameters() if p.requires_grad] if trained else []
-        groups = [{"params": head, "lr": lr}, {"params": trained, "lr": self.options.adapt_lr or lr}]
-        return [group for group in groups if group["params"]]
+        """What the first task trains: the head at `lr`, what is adapted at `adapt_lr`."""
+        if self.adapted is None:
+            return []
+        head: list[nn.Parameter] = list(self.head.parameters())
+        return [
+            {"params": head, "lr": lr},
+            {"params": list(self.adapted.parameters()), "lr": self.options.adapt_lr or lr},
+        ]
