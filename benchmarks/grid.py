@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import time
 import warnings
@@ -163,19 +162,27 @@ def one(parts: tuple[Part, Part, Part], vit: Backbone, classes: int, images: int
 
 def measure_all(given: argparse.Namespace) -> None:
     """All cells; the file is written after each."""
-    vit, cells, commit = backbone(given.weights), [], git_commit()
+    vit, commit = backbone(given.weights), git_commit()
+    old = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"] if given.only else []
+    cells: list[Cell] = []
     for name, numbers in CLASSES.items():
         parts = load(name, given.cifar100 if name == "cifar100" else given.five, vit, given.features)
         for classes in numbers:
             for images in (*IMAGES, UNBALANCED):
+                if given.only and str(images) != given.only:
+                    same = {"data": name, "classes": classes, "images": images}
+                    cells += [cell for cell in old if cell.items() >= same.items()]
+                    continue
                 draws = [one(parts, vit, classes, images, seed) for seed in range(given.draws)]
                 keys = sorted({key for found in draws for key in found})
                 values = {key: [found[key] for found in draws if key in found] for key in keys}
-                cells.append({"data": name, "classes": classes, "images": images, "values": values})
+                cells.append(
+                    {"data": name, "classes": classes, "images": images, "values": values, "git_commit": commit}
+                )
                 print(
                     name, classes, images, {key: round(statistics.fmean(v), 1) for key, v in values.items()}, flush=True
                 )
-                results = {"cells": cells, "draws": given.draws, "git_commit": commit, "versions": versions()}
+                results = {"cells": cells, "draws": given.draws, "versions": versions()}
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -238,6 +245,7 @@ def arguments(text: str, draws: int) -> argparse.Namespace:
         parser.add_argument(name, type=Path)
     parser.add_argument("--features", type=Path, default=ROOT / "runs" / "features", help="where features are kept")
     parser.add_argument("--draws", type=int, default=draws)
+    parser.add_argument("--only", help="measure anew the cells of so many images a class, such as 14 or '40 to 3'")
     parser.add_argument("--table", action="store_true", help="only write the tables")
     return parser.parse_args()
 
@@ -246,8 +254,9 @@ def fill(page: Path, found: dict[str, str]) -> None:
     """Write each table between its marks in the page."""
     text = page.read_text(encoding="utf-8")
     for name, table in found.items():
-        block = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end -->)", re.DOTALL)
-        text = block.sub((table + "\n").replace("\\", "\\\\"), text)
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        head, _, rest = text.partition(begin)
+        text = f"{head}{begin}{table}\n{end}{rest.partition(end)[2]}"
     page.write_text(text, encoding="utf-8")
 
 
