@@ -18,6 +18,7 @@ Penalty = Literal["mean", "each", "absolute"]
 _SMALLEST = 1e-10  # share of the largest principal value below which a direction is rounding
 _CANDIDATES = tuple(10.0 ** (0.25 * step) for step in range(-20, 13))
 _NEAR = 0.2  # standard errors
+_UNEQUAL = 4
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,17 @@ class Fit:
         have_K = self.count_K > 0
         return (self.sum_KD[have_K] / self.count_K[have_K, None]).mean(0)
 
-    def penalty(self, strength: float | None, meaning: Penalty) -> float:
-        """The number that is added to each principal value; None chooses it (`automatic`)."""
+    def penalty(self, strength: float | None, meaning: Penalty, balance: bool) -> float:
+        """The number that is added to each principal value; None chooses it (`automatic`).
+
+        Where classes shall count alike though they have unequal numbers of images, the choice is multiplied by (mean
+        number / harmonic mean)^4: a class of few images among many is fitted by chance, which the score, an average
+        over images, hardly sees. The power was chosen on validation images (docs/log.md, 2026-11-30).
+        """
         if strength is None:
-            return self.automatic()
+            have_K = self.count_K[self.count_K > 0]
+            unequal = float((have_K.mean() * (1 / have_K).mean()) ** _UNEQUAL) if balance else 1.0
+            return self.automatic() * unequal
         share = 1.0 if meaning == "absolute" else self.values_R.sum().item() / len(self.scale_D)
         return strength * share
 
@@ -172,7 +180,7 @@ class RidgeHead(nn.Module):
         """
         x_ND = features_ND.double()
         fit, self._last = self._last or self._fit_of(x_ND, labels_N), None
-        penalty, n, classes = fit.penalty(self.strength, self.penalty), len(x_ND), len(fit.count_K)
+        penalty, n, classes = fit.penalty(self.strength, self.penalty, balance), len(x_ND), len(fit.count_K)
         along_NR = (x_ND - fit.mean_D) / fit.scale_D @ fit.vectors_DR
         leverage_N = (along_NR.square() / (fit.values_R + penalty)).sum(1) + self.centred / n
         label_NK = torch.nn.functional.one_hot(labels_N, classes).double()
@@ -197,7 +205,7 @@ class RidgeHead(nn.Module):
         return (features_BD.double() @ self.weight_KD.T + self.bias_K).float()
 
     def _take(self, fit: Fit, balance: bool) -> None:
-        self.weight_KD, self.bias_K = fit.weights(fit.penalty(self.strength, self.penalty), balance)
+        self.weight_KD, self.bias_K = fit.weights(fit.penalty(self.strength, self.penalty, balance), balance)
 
     def _fit_of(self, x_ND: Tensor, labels_N: Tensor) -> Fit:
         """The Fit of all features; with fewer images than features, from products of images."""
