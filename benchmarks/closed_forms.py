@@ -35,14 +35,14 @@ OUT = RESULTS.with_name("closed_forms.json")
 SEEDS = (42, 1, 2)
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "nearest class mean": ("ncm", {}),
-    "nearest class mean, deep": ("ncm", {"feature": "deep"}),
+    "nearest class mean, deep": ("ncm", {"features": "deep"}),
     "ridge": ("ridge", {}),
-    "ridge, deep": ("ridge", {"feature": "deep"}),
-    "ridge, deep, cosine 0.5 (`grow` without rows)": ("ridge", {"feature": "deep", "cosine": 0.5}),
+    "ridge, deep": ("ridge", {"features": "deep"}),
+    "ridge, deep, cosine 0.5 (`grow` without rows)": ("ridge", {"features": "deep", "cosine": 0.5}),
     "RanPAC": ("ranpac", {}),
     "RanPAC, width 3,000": ("ranpac", {"width": 3000}),
-    "RanPAC, deep": ("ranpac", {"feature": "deep"}),
-    "RanPAC, deep, width 3,000": ("ranpac", {"feature": "deep", "width": 3000}),
+    "RanPAC, deep": ("ranpac", {"features": "deep"}),
+    "RanPAC, deep, width 3,000": ("ranpac", {"features": "deep", "width": 3000}),
 }
 
 
@@ -55,7 +55,7 @@ def one(name: str, settings: dict[str, Any], vit: Backbone, seed: int, train: Pa
     place = torch.empty(100, dtype=torch.long)
     place[order] = torch.arange(100)
     token = slice(train.x_NF.shape[1] - 2 * vit.width, train.x_NF.shape[1] - vit.width)
-    columns = slice(None) if settings.get("feature") == "deep" else token
+    columns = slice(None) if settings.get("features") == "deep" else token
     seconds = []
     for task in range(10):
         start = time.perf_counter()

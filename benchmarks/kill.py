@@ -37,7 +37,7 @@ from promptcl.learner.learner import Learner
 from promptcl.runtime.provenance import git_commit, versions
 
 TASKS = 3
-DEFAULT = {"name": "ridge", "feature": "deep", "cosine": 0.5, "rows": 1000}
+DEFAULT = {"name": "ridge", "features": "deep", "cosine": 0.5, "rows": 1000}
 """What `promptcl learn` does by default: nothing is trained, so there is no checkpoint."""
 
 

@@ -82,7 +82,7 @@ def test_method_options_are_checked_typed_and_filled_in() -> None:
 
 
 def test_naming_another_method_drops_the_options_of_the_old_one() -> None:
-    assert load_config("l2p", ["method.name=ncm"]).method == {"name": "ncm", "feature": "class", "rows": 0}
+    assert load_config("l2p", ["method.name=ncm"]).method == {"name": "ncm", "features": "class", "rows": 0}
     assert load_config("l2p", ["method=linear"]).method["name"] == "linear"
     assert load_config("l2p-jax", ["method.name=l2p"]).method["prompt_length"] == 10
 

@@ -19,7 +19,7 @@ OPTIONS = [
     ("l2p", {"diversify": "frequency"}),
     ("l2p", {"diversify": "slots", "top_k": 2}),
     ("oneprompt", {"outliers": "boundary", "outlier_epochs": 1}),
-    ("ranpac", {"feature": "deep", "width": 0, "adapt": "adapter", "size": 4, "cosine": 0.5}),
+    ("ranpac", {"features": "deep", "width": 0, "adapt": "adapter", "size": 4, "cosine": 0.5}),
     ("ranpac", {"width": 60, "adapt": "prompts", "size": 2}),
 ]
 
@@ -43,7 +43,7 @@ def test_methods_with_other_options(name: str, options: dict[str, Any]) -> None:
     ("name", "options"),
     [
         ("tests.rows_method", {}),
-        ("ridge", {"feature": "deep", "cosine": 0.5, "rows": 1000}),
+        ("ridge", {"features": "deep", "cosine": 0.5, "rows": 1000}),
         ("ranpac", {"width": 60, "rows": 1000}),
         ("ncm", {"rows": 1000}),
     ],

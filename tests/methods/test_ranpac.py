@@ -36,7 +36,7 @@ def adapted_of(learner: Learner) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "method", [{}, {"feature": "deep", "cosine": 0.5}, {"rows": 100}, {"width": 0, "rows": 100}], ids=str
+    "method", [{}, {"features": "deep", "cosine": 0.5}, {"rows": 100}, {"width": 0, "rows": 100}], ids=str
 )
 def test_any_order_of_tasks_and_any_split(method: dict[str, Any], backbone: Backbone, digits: list[ImageSet]) -> None:
     """Same weights of each class to 1e-6, in sums and in rows, with the strength that is chosen of all."""
@@ -58,7 +58,9 @@ def test_new_classes_do_not_change_what_is_known_of_old_ones(backbone: Backbone,
     assert torch.equal(learner.method.state_dict()["ridge.sum_KD.value"][:2], before)
 
 
-@pytest.mark.parametrize("settings", [{}, {"feature": "deep", "cosine": 0.5}, {"rows": 100, "balance": False}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"features": "deep", "cosine": 0.5}, {"rows": 100, "balance": False}], ids=str
+)
 def test_without_a_projection_it_is_ridge(settings: dict[str, Any], backbone: Backbone, digits: list[ImageSet]) -> None:
     """Bit for bit, its answers and all that ridge keeps."""
     ranpac = make(backbone, *digits[:2], method={"name": "ranpac", "width": 0, **settings})

@@ -132,11 +132,11 @@ def test_the_default_of_learn_trains_nothing_and_its_other_form_adapts() -> None
     """The recipes of `promptcl learn`: for photos, and the same on the small ViT inside the package."""
     for end in ("", "-demo"):
         plain, adapted = load_config(f"grow{end}"), load_config(f"grow-adapted{end}")
-        default = {"name": "ridge", "feature": "deep", "cosine": 0.5, "balance": True, "rows": 20000}
+        default = {"name": "ridge", "features": "deep", "cosine": 0.5, "balance": True, "rows": 20000}
         assert plain.method.items() >= default.items()
         assert plain.train.holdout == 0  # calibrated on every image, left out in turn
         assert (adapted.method["name"], adapted.method["adapt"], adapted.method["width"]) == ("ranpac", "adapter", 0)
         assert adapted.train.holdout > 0
         assert adapted.backbone == plain.backbone
-        for key in ("feature", "cosine", "balance"):
+        for key in ("features", "cosine", "balance"):
             assert adapted.method[key] == plain.method[key]

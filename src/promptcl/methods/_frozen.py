@@ -23,7 +23,7 @@ from promptcl.methods._base import Batch, Method, OutOfFold, Stage, TaskView
 class FrozenOptions(Section):
     """Settings of all classifiers on frozen features."""
 
-    feature: Feature = "class"
+    features: Feature = "class"
     """What of an image is read: `class`, the class token after the last block, or `deep`, the class tokens after each
     of the last blocks and the mean of the patches (`Backbone.deep`)."""
     rows: int = Field(default=0, ge=0)
@@ -39,7 +39,7 @@ class FrozenFeatures(Method):
     def __init__(self, options: FrozenOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class."""
         super().__init__(options, backbone, generator)
-        self.width = backbone.feature_width(options.feature)
+        self.width = backbone.feature_width(options.features)
         """Length of the frozen feature."""
         self.rows = Rows(self.width, options.rows)
         self.over = False
@@ -69,8 +69,8 @@ class FrozenFeatures(Method):
         """Called once, when rows are no longer kept: make room for sums where there is none."""
 
     def query(self, backbone: Backbone, images_BCHW: Tensor) -> Tensor:
-        """The feature [B, F] of the frozen model that `feature` names."""
-        return backbone.query(images_BCHW, self.options.feature)
+        """The feature [B, F] of the frozen model that `features` names."""
+        return backbone.query(images_BCHW, self.options.features)
 
     def grow(self, task: TaskView) -> None:
         """Make room for new classes, and for what is kept of the new images."""

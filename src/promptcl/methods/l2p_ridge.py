@@ -31,7 +31,7 @@ class L2PRidgeOptions(l2p.L2POptions):
     (`absolute`)."""
     balance: bool = True
     """Classes count alike, however many images each has (no difference where all have the same number)."""
-    feature: Feature = "class"
+    features: Feature = "class"
     """What of an image, seen through the prompts, the classifier reads: `class`, as `pooling` says, or `deep`, tokens
     of several blocks (`Backbone.deep`)."""
 
@@ -45,7 +45,7 @@ class Model(l2p.Model):
     def __init__(self, options: L2PRidgeOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw prompts and keys; start the sums at zero."""
         super().__init__(options, backbone, generator)
-        self.ridge = RidgeHead(backbone.feature_width(options.feature), options.strength, options.penalty)
+        self.ridge = RidgeHead(backbone.feature_width(options.features), options.strength, options.penalty)
 
     def grow(self, task: TaskView) -> None:
         """Append rows to both heads."""
@@ -68,7 +68,7 @@ class Model(l2p.Model):
     def read(self, backbone: Backbone, batch: Batch) -> Tensor:
         """The feature [B, F] that the classifier reads."""
         chosen_BN = self.select(batch.query_BD)[0]
-        if self.options.feature == "deep":
+        if self.options.features == "deep":
             return backbone.deep(batch.images_BCHW, self.inserts(backbone, chosen_BN))
         return self.features(backbone, batch, chosen_BN)
 

@@ -1,6 +1,6 @@
 """NCM: nearest class mean (cosine) of the frozen features, nothing trained (Janson et al., arXiv 2210.04428).
 
-With `feature=class` also called SimpleCIL (Zhou et al., arXiv 2303.07338).
+With `features=class` also called SimpleCIL (Zhou et al., arXiv 2303.07338).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Model(ridge.Model):
     def adapted_feature(self, backbone: Backbone, images_BCHW: Tensor) -> Tensor:
         """Feature [B, F] of the model with what is adapted, with gradient where that is trained."""
         assert self.adapted is not None
-        if self.options.feature == "deep":
+        if self.options.features == "deep":
             return backbone.deep(images_BCHW, self.adapted.inserts())
         pooled_BD: Tensor = backbone(images_BCHW, self.adapted.inserts()).pooled_BD
         return pooled_BD

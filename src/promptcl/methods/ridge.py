@@ -47,7 +47,7 @@ class Model(FrozenFeatures):
         """Start with no class."""
         super().__init__(options, backbone, generator)
         self.token = slice(0, backbone.width)  # of the feature: the class token after the last block
-        if options.feature == "deep":
+        if options.features == "deep":
             self.token = slice(self.width - 2 * backbone.width, self.width - backbone.width)
         self.means = ClassMeans(backbone.width) if options.cosine else None
         self.ridge = self.new_head()
