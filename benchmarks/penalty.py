@@ -21,8 +21,8 @@ from promptcl.layers import RidgeHead
 from promptcl.layers.ridge import Fit
 
 OUT = RESULTS.with_name("penalty.json")
-CELLS = [("cifar100", k, n) for k in (5, 20, 100) for n in (1, 3, 8, 14, 50)]
-CELLS += [(name, 10, n) for name in FIVE for n in (1, 3, 8, 14, 50)]
+SIZES = (1, 3, 8, 14)
+CELLS = [*(("cifar100", k, n) for k in (5, 20) for n in SIZES), *((name, 10, n) for name in FIVE for n in SIZES)]
 FACTORS = [10.0 ** (0.25 * step) for step in range(-20, 13)]
 
 
@@ -139,12 +139,11 @@ def main() -> None:
             print(name, classes, images, {key: round(v, 1) for key, v in found[f"{name} {classes} {images}"].items()})
         OUT.write_text(json.dumps({"cells": found, "draws": given.draws}, indent=1) + "\n", encoding="utf-8")
     cells = json.loads(OUT.read_text(encoding="utf-8"))["cells"]
-    sizes = (1, 3, 8, 14, 50)
     rows: list[list[object]] = []
     for name in [*RULES, *FIXED]:
-        means = [statistics.fmean(v[name] for key, v in cells.items() if key.endswith(f" {n}")) for n in sizes]
+        means = [statistics.fmean(v[name] for key, v in cells.items() if key.endswith(f" {n}")) for n in SIZES]
         rows.append([name, *(f"{m:.1f}" for m in means), f"{statistics.fmean(v[name] for v in cells.values()):.2f}"])
-    fill(PAGE, {"penalty": lines(["", *(f"{n} a class" for n in sizes), "all"], rows)})
+    fill(PAGE, {"penalty": lines(["", *(f"{n} a class" for n in SIZES), "all"], rows)})
 
 
 if __name__ == "__main__":

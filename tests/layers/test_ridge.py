@@ -188,3 +188,14 @@ def test_odd_images_give_finite_weights(what: str, penalty: Penalty, strength: f
         torch.testing.assert_close(heads[0].weight_KD, heads[1].weight_KD, rtol=1e-6, atol=1e-9)
         if len(x_ND) > 1:
             assert heads[1].out_of_fold(x_ND, labels_N, balance).isfinite().all()
+
+
+def test_unequal_classes_that_count_alike_get_a_larger_penalty() -> None:
+    """(Mean number / harmonic mean)^4 times the choice; the same where numbers are equal, or classes count by images."""
+    x_ND, labels_N = points(2, 40, 6)
+    few_N = (torch.arange(80) % 40 < 4) | (labels_N == 0)
+    for kept_N, times in ((torch.ones(80, dtype=torch.bool), 1.0), (few_N, (22 * (1 / 40 + 1 / 4) / 2) ** 4)):
+        head = from_rows(x_ND[kept_N], labels_N[kept_N], True, strength=None)
+        fit = head._fit_of(x_ND[kept_N].double(), labels_N[kept_N])
+        assert fit.penalty(None, "mean", balance=False) == fit.automatic()
+        assert fit.penalty(None, "mean", balance=True) == pytest.approx(times * fit.automatic())

@@ -148,3 +148,24 @@ def test_one_class_adapts_nothing_worth_having(backbone: Backbone, digits: list[
 def test_rows_of_an_adapted_model_are_refused() -> None:
     with pytest.raises(ValueError, match="rows=5 with adapt=ssf: what was trained cannot be taken away; rows=0"):
         RanPACOptions(adapt="ssf", rows=5)
+
+
+def test_features_of_adapters_that_are_gone_are_gone_too(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """Undone and learned anew, the same images pass the new adapters, whatever was kept of the old ones."""
+    changes: dict[str, Any] = {"method": {**ADAPTED, "adapt_lr": 0.5}}
+    learner, never = make(backbone, digits[0], **changes), make(backbone, digits[1], **changes)
+    learner.evaluate(digits[0])
+    learner.undo()
+    learner.learn(digits[1])
+    learner.learn(digits[0])
+    never.learn(digits[0])
+    labels_N = never.labels(digits[0])
+    torch.testing.assert_close(learner.logits(digits[0], labels_N), never.logits(digits[0], labels_N))
+
+
+def test_more_images_than_rows_are_said_once(backbone: Backbone, digits: list[ImageSet]) -> None:
+    learner = Learner(make_config(method={"name": "ridge", "rows": len(digits[0]) + 1}), backbone)
+    said = [learner.learn(images).warnings for images in digits[:3]]
+    assert [len(one) for one in said] == [0, 1, 0]
+    assert f"method.rows={len(digits[0]) + 1}" in said[1][0]
+    assert not learner.method.mendable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +81,10 @@ def test_wrong_results_are_refused(results: Path, path: str, seed: int, changes:
 def test_a_table_nobody_shows_is_refused(results: Path) -> None:
     with pytest.raises(table.TableError, match="tables marked in the text: \\[\\]"):
         table.fill("no markers\n", results)
+
+
+def test_no_table_is_empty() -> None:
+    """What the pages promise to show is there."""
+    for page in (table.ROOT / "README.md", *(table.ROOT / "docs").glob("*.md")):
+        for empty in re.findall(r"<!-- ([\w: .-]+) -->\n<!-- end -->", page.read_text(encoding="utf-8")):
+            raise AssertionError(f"{page.name}: nothing between <!-- {empty} --> and its end")
