@@ -191,7 +191,7 @@ def test_odd_images_give_finite_weights(what: str, penalty: Penalty, strength: f
 
 
 def test_unequal_classes_that_count_alike_get_a_larger_penalty() -> None:
-    """(Mean number / harmonic mean)^4 times the choice; the same where numbers are equal, or classes count by images."""
+    """(Mean number / harmonic mean)^4 times the choice; the same where numbers are equal."""
     x_ND, labels_N = points(2, 40, 6)
     few_N = (torch.arange(80) % 40 < 4) | (labels_N == 0)
     for kept_N, times in ((torch.ones(80, dtype=torch.bool), 1.0), (few_N, (22 * (1 / 40 + 1 / 4) / 2) ** 4)):
