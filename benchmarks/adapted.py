@@ -1,7 +1,8 @@
 """When training adapters in the first task pays: `grow-adapted` beside `grow`, by images a class and by classes.
 
 Command: python benchmarks/adapted.py with the arguments of grid.py
-Writes benchmarks/results/grid/adapted.json and the table in docs/results.md (`--table`: only that). ViT-Ti/16
+Writes benchmarks/results/grid/adapted.json, and the table between `<!-- adapted -->` and `<!-- end -->` in
+docs/results.md (`--table`: only that). ViT-Ti/16
 at 160 px; a first task and a second one with more classes; accuracy on validation images.
 """
 

@@ -255,6 +255,9 @@ def fill(page: Path, found: dict[str, str]) -> None:
     text = page.read_text(encoding="utf-8")
     for name, table in found.items():
         begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        if begin not in text:
+            print(f"{page.name} has no line {begin.strip()}; the table is\n{table}")
+            continue
         head, _, rest = text.partition(begin)
         text = f"{head}{begin}{table}\n{end}{rest.partition(end)[2]}"
     page.write_text(text, encoding="utf-8")
