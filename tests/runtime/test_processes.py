@@ -137,7 +137,7 @@ def together(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [*TORCHRUN, *map(str, (script, out / "jobs.json", out, killed))]
     tests = str(Path(__file__).parents[1])  # where helpers.py lies
     environment = {**ENVIRONMENT, "PYTHONPATH": os.pathsep.join((ENVIRONMENT["PYTHONPATH"], tests))}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr
     (out / "printed").write_text(result.stdout)
     return out

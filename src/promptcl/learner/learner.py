@@ -163,15 +163,15 @@ class Learner(Mending):
         """
         images = labelled(images, labels, self.config.data.cache_mb)
         if again:
-            return self._learn(images, name, checkpoint, progress)
+            return self._take_in(images, name, checkpoint, progress)
         self._check(images)
         sifted = self.sift(distinct(images)[0])
         record = LearnRecord(0, 0.0, {}, [], {})
         if len(sifted.images):
-            record = self._learn(sifted.images, name, checkpoint, progress)
+            record = self._take_in(sifted.images, name, checkpoint, progress)
         return replace(record, warnings=[*sifted.sentences(), *record.warnings], before=sifted.before)
 
-    def _learn(
+    def _take_in(
         self,
         images: ImageSet,
         name: str | None,

@@ -119,7 +119,7 @@ class Mending(Story):
         if not fresh:
             return Correction(name, dict(before), len(wrong), known, None, 0, gone)
         left = images.select(fresh).labelled([name], np.zeros(len(fresh), dtype=np.int64))
-        return Correction(name, dict(before), len(wrong), known, self._learn(left, "correction"), len(fresh), gone)
+        return Correction(name, dict(before), len(wrong), known, self._take_in(left, "correction"), len(fresh), gone)
 
     def sift(self, images: ImageSet) -> Sifted:
         """Leave out the images that were learned before."""

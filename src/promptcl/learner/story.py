@@ -59,7 +59,7 @@ class Story:
         check_dtypes(method, self.device)
         return method.to(self.device).eval()
 
-    def _learn(self, images: ImageSet, name: str | None) -> LearnRecord:
+    def _take_in(self, images: ImageSet, name: str | None) -> LearnRecord:
         raise NotImplementedError
 
     def labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
