@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,7 +25,7 @@ from promptcl.training import Batches, Memory, PresentTask, Progress, Replay, Si
 from promptcl.training.optim import Moments
 
 
-class Story:
+class Story(ABC):
     """Base class of Learner that learns one task: with a method, a backbone, the classes so far, a memory of images."""
 
     config: Config
@@ -59,8 +60,9 @@ class Story:
         check_dtypes(method, self.device)
         return method.to(self.device).eval()
 
+    @abstractmethod
     def _take_in(self, images: ImageSet, name: str | None) -> LearnRecord:
-        raise NotImplementedError
+        """Learn all of `images` as a task called `name`."""
 
     def labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
         """Class ids [N] on the device; with `unseen`, -1 for classes never learned, which else raise UserError."""
