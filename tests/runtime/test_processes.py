@@ -51,7 +51,7 @@ JOBS = {
         method={**L2P, "vote": "batch", "vote_size": 4},
         memory={"per_class": 2, "batch_size": 5},
     ),
-    # A strength that is given: one chosen for so few images may be tiny, and then shows the last bits of trained prompts.
+    # A given strength: one chosen for so few images may be tiny, and then shows the last bits of trained prompts.
     "ridge": settings(
         tasks=3, train={"holdout": 0.3}, method={**L2P, "name": "l2p_ridge", "strength": 0.1, "penalty": "each"}
     ),
