@@ -70,24 +70,23 @@ def mutated(rng: random.Random, seeds: list[bytes]) -> bytes:
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Raise Hang in a reader that is too slow, MemoryError in one that asks for too much."""
-
-    def late(number: int, frame: object) -> None:
-        raise Hang
-
+    """Raise MemoryError in a reader that asks for too much."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
-    signal.signal(signal.SIGALRM, late)
     try:
         yield
     finally:
-        signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def attempt(target: Target, data: bytes, folder: Path) -> str:
     """`read`, `refused`, or what went wrong."""
+
+    def late(number: int, frame: object) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, late)
     signal.alarm(SECONDS)
     try:
         target.read(data, folder)
@@ -100,6 +99,7 @@ def attempt(target: Target, data: bytes, folder: Path) -> str:
         return f"{type(error).__name__}: {error}"
     finally:
         signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def run(name: str, target: Target, inputs: int, seed: int, keep: Path) -> dict[str, Any]:

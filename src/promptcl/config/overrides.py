@@ -13,26 +13,38 @@ from promptcl.config.schema import Section
 from promptcl.errors import UserError
 
 _MAX_YAML = 100_000  # characters
+_MAX_DEPTH = 50  # brackets within brackets: the time of reading grows with the square of it
 
 
 def safe_yaml(text: str) -> Any:
     """Read plain data from YAML text.
 
-    Raises ValueError, which says at which line, for anything else, for text that is too long, and for aliases: a few
-    lines of them make a billion values.
+    Raises ValueError, which says at which line, for anything else, for text that is too long or nested too deep, and
+    for aliases: a few lines of them make a billion values.
     """
     if len(text) > _MAX_YAML:
         raise ValueError(f": {len(text)} characters, at most {_MAX_YAML} are read")
     try:
-        aliases = [event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent)]
-        value = None if aliases else yaml.safe_load(text)
-    except Exception as error:  # beside YAMLError: dates that are none, numbers too long, brackets without end
+        refused = _refused(text)
+        value = None if refused else yaml.safe_load(text)
+    except Exception as error:  # beside YAMLError: dates that are none, numbers too long
         mark = getattr(error, "problem_mark", None)
         raise ValueError(f" at line {mark.line + 1}" if mark else "") from None
-    if aliases:
-        mark = aliases[0].start_mark
-        raise ValueError(f"{f' at line {mark.line + 1}' if mark else ''}: an alias (*) is not allowed")
+    if refused:
+        raise ValueError(refused)
     return value
+
+
+def _refused(text: str) -> str:
+    """Where YAML text holds an alias or too many levels, and which of both; empty if neither."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        alias = isinstance(event, yaml.AliasEvent)
+        if alias or depth > _MAX_DEPTH:
+            what = "an alias (*) is not allowed" if alias else f"more than {_MAX_DEPTH} levels of nesting"
+            return f"{f' at line {event.start_mark.line + 1}' if event.start_mark else ''}: {what}"
+    return ""
 
 
 class UnknownKey(Exception):
