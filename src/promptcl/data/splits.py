@@ -11,8 +11,8 @@ import numpy.typing as npt
 from promptcl.config import DataConfig
 from promptcl.config.extensions import load_module
 from promptcl.data import datasets
-from promptcl.data.decode import KINDS
 from promptcl.data.images import ImageSet, concat
+from promptcl.data.kinds import KINDS
 from promptcl.errors import UserError
 
 
