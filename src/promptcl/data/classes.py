@@ -133,14 +133,15 @@ def left_out(tree: Tree, used: Iterable[str], everything: bool = False) -> list[
         some = ", ".join(rest[:3]) + (", ..." if len(rest) > 3 else "")
         notes.append(f"{_files(len(rest))} in {tree.where} left out, being no image in a folder of its class: {some}")
     if tree.skipped:
-        notes.append(f"{_some(tree.skipped)} in {tree.where} left out, being of a learner or a run")
+        notes.append(f"{_some(tree.skipped)} in {tree.where} left out, being a learner or a run")
     return notes
 
 
 def but(tree: Tree) -> str:
-    """What looks like images and was left out, in brackets at the end of an error."""
+    """What looks like images, or is a learner or a run, and was left out: in brackets at the end of an error."""
     kinds = Counter(other_kind(path) for path in tree.paths if other_kind(path)) + Counter(tree.lost.values())
-    return f" ({', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))} left out)" if kinds else ""
+    parts = [f"{n} {kind}" for kind, n in sorted(kinds.items())] + tree.skipped
+    return f" ({', '.join(parts)} left out)" if parts else ""
 
 
 def _files(number: int) -> str:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from promptcl.data.kinds import never, visible
 from promptcl.data.levels import splits_among
+from promptcl.errors import UserError
 
 Listed: TypeAlias = "tuple[list[str], Callable[[str], bytes], dict[str, str]]"
 """Paths, those of folders with `/` at their ends; what reads one; those that cannot be read, each with why."""
@@ -21,7 +22,8 @@ def tidied(listed: Listed) -> tuple[list[str], Callable[[str], bytes], dict[str,
     known = set(paths)
     stores = {path[: -len("learner.json")] for path in paths if path.endswith("/learner.json")}
     runs = {path[: -len("results.json")] for path in paths if path.endswith("/results.json")}
-    skipped = sorted(stores | {run for run in runs if f"{run}config.yaml" in known})
+    found = stores | {run for run in runs if f"{run}config.yaml" in known}
+    skipped = sorted(one for one in found if not any(one != other and one.startswith(other) for other in found))
     if skipped:
         inside = tuple(skipped)
         kept = [path for path in paths if not path.startswith(inside)]
@@ -33,15 +35,19 @@ def tidied(listed: Listed) -> tuple[list[str], Callable[[str], bytes], dict[str,
 
 
 def walked(root: Path, everything: bool) -> Listed:
-    """What is below a folder; below those of a split only, or `everything`. Links are followed."""
+    """What is below a folder; below those of a split only, or `everything`. Links are followed.
+
+    Raises UserError: a folder that cannot be opened.
+    """
     paths: list[str] = []
-    lost: dict[str, str] = {}
     started: list[str] = []
 
     def failed(error: OSError) -> None:
-        if error.filename == str(root):
-            raise error
-        lost[Path(error.filename).relative_to(root).as_posix()] = "in folders that cannot be opened"
+        folder = Path(error.filename)
+        if everything or folder == root or f"{folder.relative_to(root).as_posix()}/".startswith(tuple(started)):
+            raise UserError(
+                f"the folder {folder} cannot be opened ({error.strerror}); make it readable, or take it out"
+            )
 
     for folder, folders, files in os.walk(root, followlinks=True, onerror=failed):
         above = [path for path in Path(folder).parents if path.is_relative_to(root)]
@@ -54,7 +60,7 @@ def walked(root: Path, everything: bool) -> Listed:
         if not everything and not inside.startswith(tuple(started)):
             paths += [f"{inside}{name}/" for name in folders]
             folders[:] = _toward_splits(inside, folders, started)
-    return paths, lambda path: (root / path).read_bytes(), lost
+    return paths, lambda path: (root / path).read_bytes(), {}
 
 
 def _toward_splits(inside: str, names: list[str], started: list[str]) -> list[str]:

@@ -136,7 +136,7 @@ def _in_domain(level: Level, domain: str, where: str, notes: list[str]) -> list[
             f"domain '{domain}' is split into {chosen['train']} and {chosen['test']}: {', '.join(others)} left out"
         )
     elif chosen["test"] and splits[chosen["test"]] == "val":
-        notes.append(f"domain '{domain}' has no test folder: its folder {chosen['test']} takes the place")
+        notes.append(f"domain '{domain}' has no test folder: its folder {chosen['test']} takes the place of it")
     return rows
 
 
