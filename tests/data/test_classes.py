@@ -86,6 +86,15 @@ def test_every_ending_of_an_image_is_read_or_counted(tmp_path: Path) -> None:
     assert unlabelled(tmp_path).notes == found.notes[:1]
 
 
+def test_photos_of_phones_are_read_with_the_extra(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif", reason="pillow-heif is in the extra heif, which dev brings")
+    made(tmp_path, images("cup"))
+    (tmp_path / "cup" / "a.HEIC").write_bytes(encoded(Image.new("RGB", (64, 64), (200, 30, 30)), "heif"))
+    found = labelled(tmp_path)
+    assert (len(found), found.notes) == (3, ())
+    assert abs(int(found.image(2)[0, 9, 9]) - 200) < 4
+
+
 def test_what_was_left_out_is_said_where_nothing_is_left(tmp_path: Path) -> None:
     made(tmp_path, [*images("cup"), "plate/a.jp2", "plate/b.jp2"])
     with pytest.raises(UserError, match=r"class 'plate' .* has no images; .* \(2 \.jp2 left out\)"):

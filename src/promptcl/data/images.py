@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from promptcl.data.decode import decode
-from promptcl.data.kinds import KINDS
+from promptcl.data.kinds import advice
 from promptcl.data.names import LabelsLike, joined, numbered, one_spelling
 from promptcl.errors import UserError
 
@@ -108,7 +108,7 @@ class FileSource:
             image = decode(self._fetch(self._paths[row]), self._max_side)
         except Exception as error:  # Pillow's decoders raise about anything on damaged files, and bombs
             raise UserError(
-                f"{self.name(row)} does not decode as an image ({error}); replace it by a {KINDS}, or remove it"
+                f"{self.name(row)} does not decode as an image ({error}); {advice(self._paths[row])}"
             ) from error
         with self._lock:
             if image.nbytes <= self._room and row not in self._cache:
