@@ -22,7 +22,7 @@ def read_classes(tree: Tree, level: Level, notes: list[str]) -> dict[str, list[s
     is added to `notes`, a sentence each.
     Raises UserError: no class folders, those of a split in their place, a name with unprintable characters.
     """
-    start, level = level.folder, opened(level)
+    start, level = level.folder, opened(level, tree.where.resolve().name if tree.where.is_dir() else None)
     where = f"{tree.where}/{level.folder}".rstrip("/")
     classes = _annotated(tree, level)
     if classes is None:
