@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import split_model_name_tag
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -119,6 +120,8 @@ class Backbone(nn.Module):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         elif config.input_range == "symmetric":
             mean, std = _HALF, _HALF
+        elif config.input_range == "imagenet":
+            mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         backbone = cls(vit, identity, mean, std, pick_precision(config.precision, torch.device("cpu")))
         backbone.activation_checkpointing = config.activation_checkpointing
         return backbone

@@ -10,7 +10,7 @@ B images, L prefix rows, D width, S tasks so far, G and E prefixed layers, K cla
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
 from promptcl.layers import GrowingLinear, cosine
-from promptcl.layers.prompts import PromptOptions, check_layers, initialise, top_n, vote
+from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise, top_n, vote
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 
@@ -115,3 +115,7 @@ class Model(Method):
         """Cross-entropy through the task's own expert, minus lambda times the mean cosine of queries and its key."""
         loss = masked_cross_entropy(self.head(self.features(backbone, batch, self.expert_1E2LD)), batch)
         return loss - self.options.pull * cosine(batch.query_BD, self.key_1D).mean() if self.options.pull else loss
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The head at `lr`, the rest at `prompt_lr`."""
+        return groups(self, self.head, lr, self.options.prompt_lr)

@@ -11,7 +11,7 @@ B images, L prefix rows, D width, N images of the task, O outliers, K classes so
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
 from promptcl.layers import GrowingLinear
-from promptcl.layers.prompts import PromptOptions, check_layers, initialise
+from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 _POINTS, _DRAWS, _KEPT, _NOISE = 50, 600, 40, 0.1  # for each class: features, noise vectors each, outliers; noise scale
@@ -72,6 +72,10 @@ class Model(Method):
         """Logits [B, K]."""
         logits_BK: Tensor = self.head(self.features(backbone, batch))
         return logits_BK
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The head at `lr`, the rest at `prompt_lr`."""
+        return groups(self, self.head, lr, self.options.prompt_lr)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train prefixes and head; with outliers, then the head alone."""
