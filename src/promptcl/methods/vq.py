@@ -1,4 +1,4 @@
-"""VQ-Prompt: a soft mixture of prompts is snapped to the nearest prompt of the pool (NeurIPS 2024, Jiao et al.).
+"""VQ-Prompt: a soft mixture of prompts is snapped to the nearest prompt of the pool (NeurIPS 2024, arXiv 2410.20444).
 
 So the choice is discrete and yet trained by the loss: the gradient passes straight through to the mixture, and from it
 to prompts and keys. As in the code, queries keep their length, which makes the mixture sharp. Differs from it in: no
