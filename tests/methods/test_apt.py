@@ -14,6 +14,7 @@ from torch import Tensor
 
 from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
+from promptcl.errors import UserError
 from promptcl.learner import Learner
 from promptcl.methods._base import TaskView
 from promptcl.methods.apt import Model
@@ -21,7 +22,7 @@ from promptcl.training import Silent
 
 
 def test_number_of_parameters_at_the_width_of_vit_b() -> None:
-    model = make_method(Model, SimpleNamespace(width=768, depth=12), classes=0)
+    model = make_method(Model, SimpleNamespace(width=768, depth=12, reads_class_token=True), classes=0)
     assert model.vectors_L2D.numel() == 18_432
     model.grow(cast(TaskView, PlainTask(1, 100)))
     trained = sum(p.numel() for group in model.parameter_groups(0.1) for p in group["params"])
@@ -99,3 +100,9 @@ def test_answers_take_the_average_and_training_goes_on_from_the_present(
     with torch.no_grad():
         model.vectors_L2D.zero_()
     assert torch.equal(learner.logits(digits[0], learner.labels(digits[0])), before)
+
+
+def test_a_vit_without_class_token_is_refused() -> None:
+    without = SimpleNamespace(width=8, depth=12, name="vit_of_patches", reads_class_token=False)
+    with pytest.raises(UserError, match="works on the class token, which vit_of_patches does not read"):
+        make_method(Model, without)

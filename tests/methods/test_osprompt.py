@@ -14,6 +14,7 @@ from torch import Tensor
 
 from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
+from promptcl.errors import UserError
 from promptcl.learner import Learner
 from promptcl.methods import coda
 from promptcl.methods._base import TaskView
@@ -37,7 +38,7 @@ def queries_of(model: Model, backbone: Backbone, batch: Any) -> dict[int, Tensor
 
 
 def test_number_of_parameters_at_the_width_of_vit_b() -> None:
-    model = make_method(Model, SimpleNamespace(width=768, depth=12), classes=0)
+    model = make_method(Model, SimpleNamespace(width=768, depth=12, reads_class_token=True), classes=0)
     assert sum(p.numel() for p in model.parameters()) == 345_600
     model.grow(cast(TaskView, PlainTask(1, 100)))
     assert sum(p.numel() for p in model.parameters()) == 345_600 + 769 * 100
@@ -127,3 +128,9 @@ def test_neighbours_never_change_a_prediction(backbone: Backbone) -> None:
     whole = model.logits(backbone, batch)
     for rows in ([0], [5, 11], [11, 3, 7], list(reversed(range(12))), [2, 2, 2]):
         torch.testing.assert_close(model.logits(backbone, batch.rows(rows)), whole[rows], atol=1e-4, rtol=1e-4)
+
+
+def test_a_vit_without_class_token_is_refused() -> None:
+    without = SimpleNamespace(width=8, depth=12, name="vit_of_patches", reads_class_token=False)
+    with pytest.raises(UserError, match="works on the class token, which vit_of_patches does not read"):
+        make_method(Model, without)

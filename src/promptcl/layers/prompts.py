@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from promptcl.backbone import Backbone
 from promptcl.config import Section
 from promptcl.errors import UserError
 
@@ -115,4 +116,13 @@ def check_layers(layers: Sequence[int], depth: int) -> None:
     if odd := [layer for layer in layers if not 0 <= layer < depth]:
         raise UserError(
             f"the method's options name layer {odd[0]}, the ViT has layers 0 to {depth - 1}; write layers that it has"
+        )
+
+
+def check_class_token(backbone: Backbone) -> None:
+    """Raise UserError for a ViT that has no class token to put something into, before anything is written."""
+    if not backbone.reads_class_token:
+        raise UserError(
+            f"this method works on the class token, which {backbone.name} does not read; take a ViT that does, for "
+            "instance backbone.name=vit_base_patch16_224"
         )

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone, Change
 from promptcl.config import Section
 from promptcl.layers import GrowingCosine
-from promptcl.layers.prompts import groups, initialise
+from promptcl.layers.prompts import check_class_token, groups, initialise
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 
@@ -46,6 +46,7 @@ class Model(Method):
     def __init__(self, options: APTOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw the vectors."""
         super().__init__(options, backbone, generator)
+        check_class_token(backbone)
         shape = (backbone.depth, 2, backbone.width)
         self.vectors_L2D = nn.Parameter(initialise(shape, "normal", options.init_scale, generator))
         self.register_buffer("average_L2D", self.vectors_L2D.detach().clone())

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptcl.backbone import Backbone, Prefix
+from promptcl.layers.prompts import check_class_token
 from promptcl.methods import coda
 from promptcl.methods._base import Batch, masked_cross_entropy
 
@@ -37,6 +38,11 @@ class Model(coda.Model):
     Options: ClassVar[type[coda.ComponentOptions]] = OSPromptOptions
     options: OSPromptOptions
     attention = False
+
+    def __init__(self, options: OSPromptOptions, backbone: Backbone, generator: torch.Generator) -> None:
+        """Start without components. Raises UserError for a ViT without class token."""
+        check_class_token(backbone)
+        super().__init__(options, backbone, generator)
 
     def features(self, backbone: Backbone, batch: Batch, queries: dict[int, Tensor] | None = None) -> Tensor:
         """Class token [B, D] with the prefixes that the class tokens ask for; `queries` gets these by number."""
