@@ -1,6 +1,6 @@
 """Building blocks of methods: heads, prompts and sums; nothing here knows about tasks."""
 
-from promptcl.layers.heads import ClassMeans, GrowingLinear
+from promptcl.layers.heads import ClassMeans, GrowingCosine, GrowingLinear
 from promptcl.layers.prompts import PromptPool, cosine
 from promptcl.layers.ridge import Penalty, RidgeHead
 from promptcl.layers.rows import Rows
@@ -8,6 +8,7 @@ from promptcl.layers.sums import Statistics, Sum, SymmetricSum, sums_of
 
 __all__ = [
     "ClassMeans",
+    "GrowingCosine",
     "GrowingLinear",
     "Penalty",
     "PromptPool",

@@ -38,6 +38,28 @@ class GrowingLinear(nn.Module):
         return features_BD @ self.weight_KD.T + self.bias_K
 
 
+class GrowingCosine(nn.Module):
+    """As GrowingLinear, without bias and with rows scaled to length 1; new rows start as those of torch.nn.Linear."""
+
+    def __init__(self, width: int, temperature: float | None = None) -> None:
+        """Start without outputs. temperature: logits are cosines over it; None: features keep their length."""
+        super().__init__()
+        self.temperature = temperature
+        self.weight_KD = nn.Parameter(torch.zeros(0, width))
+
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Append rows for `classes` new classes."""
+        old_KD, bound = self.weight_KD.detach(), self.weight_KD.shape[1] ** -0.5
+        new_KD = torch.empty(classes, old_KD.shape[1]).uniform_(-bound, bound, generator=generator)
+        self.weight_KD = nn.Parameter(torch.cat([old_KD, new_KD.to(old_KD)]))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        if self.temperature is None:
+            return features_BD @ F.normalize(self.weight_KD).T
+        return cosine(features_BD, self.weight_KD) / self.temperature
+
+
 class ClassMeans(nn.Module):
     """Running mean of the features of each class; logits are cosines to the means."""
 
