@@ -24,7 +24,14 @@ OPTIONS = [
 ]
 # Shorter alignments: each step is interrupted once.
 ALIGNED = {"align_epochs": 1, "align_samples": 64}
-QUICK: dict[str, dict[str, Any]] = {"hide": {**ALIGNED, "head_share": 1.0, "finder_share": 0.2}}
+QUICK: dict[str, dict[str, Any]] = {
+    "hide": {**ALIGNED, "head_share": 1.0, "finder_share": 0.2},
+    "slca_lora": {**ALIGNED, "share": 1.0, "first_share": 1.0},
+    "fsa": ALIGNED,
+    "anacp": {"width": 60, "ridge": 0.1},
+    "e2lora": ALIGNED,
+    "tuna": ALIGNED,
+}
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Building blocks of methods: heads, prompts and sums; nothing here knows about tasks."""
 
 from promptcl.layers.gaussians import ClassGaussians, Covariance
-from promptcl.layers.heads import ClassMeans, CosineHead, GrowingLinear, ResidualHead, TaskLinear
+from promptcl.layers.heads import ClassMeans, CosineHead, GrowingLinear, ResidualHead, TaskCosine, TaskLinear
 from promptcl.layers.prompts import PromptPool, cosine
 from promptcl.layers.ridge import Penalty, RidgeHead
 from promptcl.layers.rows import Rows
@@ -21,6 +21,7 @@ __all__ = [
     "Statistics",
     "Sum",
     "SymmetricSum",
+    "TaskCosine",
     "TaskLinear",
     "cosine",
     "sums_of",

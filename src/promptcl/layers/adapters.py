@@ -5,15 +5,17 @@ B images, N tokens, D width, r inner width of an adapter or rank, L prompts a bl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Change, Insert, Place, Prefix
+from promptcl.layers.lora import LoRA
 
 Adaptation = Literal["none", "adapter", "ssf", "prompts", "lora"]
 """What may be trained: nothing, an adapter beside each MLP (AdaptFormer, Chen et al. 2022), a scale and a shift of
@@ -37,13 +39,27 @@ class Adapters(nn.Module):
         )
         self.scale = scale
 
-    def inserts(self) -> list[Insert]:
-        """The adapters of all blocks."""
-        return [Change(layer, "mlp", partial(self._add, layer)) for layer in range(len(self.down_LDr))]
+    def anew(self, generator: torch.Generator) -> Adapters:
+        """Make other adapters of the same sizes, with values as at first."""
+        twin = copy.deepcopy(self).requires_grad_(True)
+        with torch.no_grad():
+            bound = self.down_LDr.shape[1] ** -0.5
+            twin.down_LDr.copy_(torch.empty(self.down_LDr.shape).uniform_(-bound, bound, generator=generator))
+            for part in (twin.down_Lr, twin.up_LrD, twin.up_LD):
+                part.zero_()
+        return twin
 
-    def _add(self, layer: int, x_BND: Tensor, y_BND: Tensor) -> Tensor:
-        inner_BNr = F.relu(x_BND @ self.down_LDr[layer] + self.down_Lr[layer])
-        return y_BND + self.scale * (inner_BNr @ self.up_LrD[layer] + self.up_LD[layer])
+    def inserts(self, values: Mapping[str, Tensor] | None = None) -> list[Insert]:
+        """The adapters of all blocks; values: other numbers in the place of its own, by name."""
+        values = values or dict(self.named_parameters())
+        parts = [values[name] for name in ("down_LDr", "down_Lr", "up_LrD", "up_LD")]
+        layers = range(len(parts[0]))
+        return [Change(layer, "mlp", partial(self._add, *(part[layer] for part in parts))) for layer in layers]
+
+    def _add(
+        self, down_Dr: Tensor, down_r: Tensor, up_rD: Tensor, up_D: Tensor, x_BND: Tensor, y_BND: Tensor
+    ) -> Tensor:
+        return y_BND + self.scale * (F.relu(x_BND @ down_Dr + down_r) @ up_rD + up_D)
 
 
 class ScaleShift(nn.Module):
@@ -85,54 +101,6 @@ class DeepPrompts(nn.Module):
     def inserts(self) -> list[Insert]:
         """The prefixes of all blocks."""
         return [Prefix(layer, self.keys[layer][None], self.values[layer][None]) for layer in range(len(self.keys))]
-
-
-Matrix = Literal["qkv", "k", "v", "fc1", "fc2"]
-"""A linear layer of a block; `k` and `v` are parts of `qkv`."""
-
-
-def matrix(backbone: Backbone, layer: int, name: Matrix) -> Tensor:
-    """Its frozen weights [out, in] in block `layer`."""
-    block = backbone.vit.blocks[layer]
-    if name in ("fc1", "fc2"):
-        return getattr(block.mlp, name).weight  # type: ignore[no-any-return]
-    weight: Tensor = block.attn.qkv.weight
-    return weight if name == "qkv" else weight.chunk(3)[1 if name == "k" else 2]
-
-
-class LoRA(nn.Module):
-    """y + s B A x behind linear layers of each block: a change of rank r of their weights; at first just y."""
-
-    def __init__(
-        self, backbone: Backbone, rank: int, names: Sequence[Matrix], generator: torch.Generator, scale: float = 1.0
-    ) -> None:
-        """Draw A [r, in] of each matrix as nn.Linear does (Kaiming uniform); B [out, r] is zero."""
-        super().__init__()
-        self.scale, self.blocks = scale, backbone.depth
-        self.downs, self.ups = nn.ParameterDict(), nn.ParameterDict()
-        for name in names:
-            size_out, size_in = matrix(backbone, 0, name).shape
-            down_Lri = torch.empty(backbone.depth, rank, size_in)
-            self.downs[name] = nn.Parameter(down_Lri.uniform_(-(size_in**-0.5), size_in**-0.5, generator=generator))
-            self.ups[name] = nn.Parameter(torch.zeros(backbone.depth, size_out, rank))
-
-    def inserts(self) -> list[Insert]:
-        """The changes of all blocks."""
-        parts = [(name, place, part) for name in self.downs for part, place in enumerate(_places(name))]
-        return [
-            Change(layer, place, partial(self._add, name, layer, part))
-            for layer in range(self.blocks)
-            for name, place, part in parts
-        ]
-
-    def _add(self, name: str, layer: int, part: int, x: Tensor, y: Tensor) -> Tensor:
-        up_or = self.ups[name][layer].chunk(len(_places(name)))[part]
-        changed: Tensor = y + self.scale * (x @ self.downs[name][layer].T @ up_or.T)
-        return changed
-
-
-def _places(name: str) -> tuple[Place, ...]:
-    return ("q", "k", "v") if name == "qkv" else (cast(Place, name),)
 
 
 def make(

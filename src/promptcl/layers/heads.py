@@ -74,6 +74,29 @@ class TaskLinear(GrowingLinear):
         return torch.cat([past_BK, super().forward(features_BD)], 1)
 
 
+class TaskCosine(TaskLinear):
+    """TaskLinear whose logits are a constant times the cosine of the feature and the weights of each class."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        """Start without outputs; there are no biases."""
+        super().__init__(width, "uniform")
+        self.scale = scale
+
+    @property
+    def new(self) -> list[nn.Parameter]:
+        """What the newest task trains."""
+        return [self.weight_KD]
+
+    @property
+    def all(self) -> list[nn.Parameter]:
+        """The weights of all classes."""
+        return [self.past_weight_KD, self.weight_KD]
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        return self.scale * cosine(features_BD, torch.cat([self.past_weight_KD, self.weight_KD]))
+
+
 class ResidualHead(GrowingLinear):
     """A growing linear head on LayerNorm(x + W2 GELU(W1 x))."""
 

@@ -14,9 +14,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone
+from promptcl.errors import UserError
 from promptcl.layers import CosineHead, GrowingLinear
 from promptcl.layers.adapters import Adaptation, make
-from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._base import Batch, OutOfFold, Stage, TaskView, masked_cross_entropy
 from promptcl.methods._frozen import FrozenFeatures, FrozenOptions
 
 
@@ -97,3 +98,25 @@ class FirstSession(FrozenFeatures):
             {"params": head, "lr": lr},
             {"params": list(self.adapted.parameters()), "lr": self.options.adapt_lr or lr},
         ]
+
+
+class SumsOnly(FirstSession):
+    """A classifier that is made of sums alone, so no image can be taken away again."""
+
+    def __init__(self, options: FirstSessionOptions, backbone: Backbone, generator: torch.Generator) -> None:
+        """Start with no class. Raises UserError for `rows`, which it would not keep."""
+        if options.rows:
+            raise UserError(f"method.rows={options.rows}: this method keeps sums alone; write method.rows=0")
+        super().__init__(options, backbone, generator)
+
+    def fit(self, features_NF: Tensor, labels_N: Tensor) -> None:
+        """Never called: there are no rows."""
+        raise NotImplementedError
+
+    def restart(self) -> None:
+        """Never called: there are no rows."""
+        raise NotImplementedError
+
+    def left_out(self, features_NF: Tensor, labels_N: Tensor) -> OutOfFold:
+        """Never called: there are no rows."""
+        raise NotImplementedError

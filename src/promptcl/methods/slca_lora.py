@@ -1,0 +1,135 @@
+"""SLCA++: a slow backbone by LoRA, and a head aligned with class Gaussians (arXiv 2408.08295; SLCA is ICCV 2023).
+
+LoRA of queries, keys, values and both MLP layers, norms and biases are trained slowly, task by task, with a head a
+task; then a copy of all heads is aligned and answers. The next task goes on from the heads as they were before.
+Differs from the code in: the class token and the bias of the patch embedding (1,536 numbers) stay frozen; the final
+norm is changed by a factor of its weights.
+B images, N features, D width, K classes so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from promptcl.backbone import Backbone
+from promptcl.data import ImageSet
+from promptcl.layers import GrowingLinear, TaskLinear
+from promptcl.layers.lora import LoRA, NormsAndBiases
+from promptcl.methods._align import Alignment, AlignOptions, normalised
+from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
+
+
+class SLCAOptions(AlignOptions):
+    """Settings of SLCA++."""
+
+    rank: int = Field(default=4, ge=1)
+    """Rank of LoRA."""
+    first_share: float = Field(default=0.5, gt=0)
+    """Learning rate of LoRA in the first task, as a share of that of the head."""
+    share: float = Field(default=0.1, gt=0)
+    """Learning rate of LoRA in later tasks, and of norms and biases in all, as a share of that of the head."""
+    reverse: float = Field(default=0.1, ge=0)
+    """Weight of the reverse cross-entropy: 0.1 for CIFAR-100 and CUB; 0.5 for ImageNet-R, `cross` too."""
+    cross: float = Field(default=1.0, ge=0)
+    """Weight of the cross-entropy."""
+    age: float = Field(default=0.02, ge=0)
+    """What is added to the scale of the features that the head of an old task reads, for each task since then."""
+    temperature: float | None = Field(default=0.1, gt=0)
+    """The alignment divides logits by this times the mean norm of those of each task; null: by nothing."""
+
+
+class Model(Method):
+    """LoRA, norms, biases, the heads as trained, and the aligned head."""
+
+    Options = SLCAOptions
+    options: SLCAOptions
+    task_of_class_K: Tensor
+
+    def __init__(self, options: SLCAOptions, backbone: Backbone, generator: torch.Generator) -> None:
+        """Start LoRA's A from the singular vectors of the weights that it changes."""
+        super().__init__(options, backbone, generator)
+        self.lora = LoRA(backbone, options.rank, ("qkv", "fc1", "fc2"), generator, scale=0.8)
+        self.lora.start_from_weights(backbone)
+        self.rest = NormsAndBiases(backbone)
+        self.raw, self.head = TaskLinear(backbone.width), GrowingLinear(backbone.width)
+        self.alignment = Alignment(backbone.width, options)
+        self.register_buffer("task_of_class_K", torch.zeros(0, dtype=torch.long))
+
+    def grow(self, task: TaskView) -> None:
+        """Append rows to both heads."""
+        self.index = task.index
+        new_K = self.task_of_class_K.new_full((task.new_classes,), task.index)
+        self.task_of_class_K = torch.cat([self.task_of_class_K, new_K])
+        for part in (self.raw, self.head):
+            part.grow(task.new_classes, task.generator)
+        self.alignment.grow(task.new_classes)
+
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Train slowly, add the class Gaussians, and align a copy of the heads, but for the first task."""
+        yield Stage(task.new)
+        self.absorb(backbone, task, task.new)
+        self.head.weight_KD.copy_(self.raw.rows()[0])
+        self.head.bias_K.copy_(self.raw.rows()[1])
+        if task.index:
+            yield self.alignment.stage(task, self.head.parameters(), self.aligned_logits, self.shrink)
+
+    def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
+        """Add the features of images to the Gaussians."""
+        self.alignment.add(task, lambda batch: self.features(backbone, batch), images)
+
+    def features(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Class token [B, D] of the changed model."""
+        changes = [*self.lora.inserts(), *self.rest.inserts()]
+        return self.rest.last(backbone(batch.images_BCHW, changes).pooled_BD)
+
+    @property
+    def age_K(self) -> Tensor:
+        """Tasks since each class was new."""
+        return self.index - self.task_of_class_K
+
+    def head_logits(self, features_ND: Tensor) -> Tensor:
+        """Logits [N, K] of the aligned head, whose old rows read larger features."""
+        product_NK = features_ND @ self.head.weight_KD.T
+        return product_NK * (1 + self.options.age * self.age_K) + self.head.bias_K
+
+    def aligned_logits(self, features_ND: Tensor) -> Tensor:
+        """What the alignment takes the cross-entropy of [N, K]."""
+        logits_NK, temperature = self.head_logits(features_ND), self.options.temperature
+        return logits_NK if temperature is None else normalised(logits_NK, self.task_of_class_K) / temperature
+
+    def shrink(self, features_ND: Tensor, labels_N: Tensor, generator: torch.Generator) -> Tensor:
+        """Divide what was drawn of old classes by 1 + r times their age, r uniform in half to one and a half `age`."""
+        r_N1 = self.options.age * (0.5 + torch.rand(len(labels_N), 1, generator=generator)).to(features_ND)
+        return features_ND / (1 + r_N1 * self.age_K[labels_N, None])
+
+    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Logits [B, K]."""
+        return self.head_logits(self.features(backbone, batch))
+
+    def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Symmetric cross-entropy of the heads as trained."""
+        logits_BK = self.raw(self.features(backbone, batch))
+        loss = self.options.cross * masked_cross_entropy(logits_BK, batch)
+        return loss + self.options.reverse * reverse_cross_entropy(logits_BK, batch)
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The newest head at `lr`; LoRA, norms and biases at their shares of it."""
+        o, first = self.options, not len(self.raw.past_bias_K)
+        return [
+            {"params": self.raw.new, "lr": lr},
+            {"params": list(self.lora.parameters()), "lr": lr * (o.first_share if first else o.share)},
+            {"params": list(self.rest.parameters()), "lr": lr * o.share},
+        ]
+
+
+def reverse_cross_entropy(logits_BK: Tensor, batch: Batch) -> Tensor:
+    """Mean of -log(10^-4) (1 - p) over the probabilities p of the right classes, among those that the batch allows."""
+    if batch.allowed_BK is not None:
+        logits_BK = logits_BK.masked_fill(~batch.allowed_BK, float("-inf"))
+    right_B = logits_BK.softmax(1).gather(1, batch.labels_B[:, None])
+    return 9.210340371976182 * (1 - right_B).mean()
