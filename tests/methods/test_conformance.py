@@ -27,7 +27,7 @@ ALIGNED = {"align_epochs": 1, "align_samples": 64}
 QUICK: dict[str, dict[str, Any]] = {
     "hide": {**ALIGNED, "head_share": 1.0, "finder_share": 0.2},
     "slca_lora": {**ALIGNED, "share": 1.0, "first_share": 1.0},
-    "fsa": ALIGNED,
+    "fsa": {**ALIGNED, "align_batch": 32},
     "anacp": {"width": 60, "ridge": 0.1},
     "e2lora": ALIGNED,
     "tuna": ALIGNED,
