@@ -37,6 +37,7 @@ class UpdatePool(nn.Module):
             rows_Ri = rows_Ri + self.down_LRi[layer] * (self.owner_LR[layer] == task)[:, None]
         return self.up_LoR[layer] @ rows_Ri
 
+    @torch.no_grad()
     def begin(self, task: int) -> None:
         """Hand the columns that earlier tasks give up to a task, and start its rows of A from zero; not for the first.
 
@@ -55,6 +56,7 @@ class UpdatePool(nn.Module):
                     owner_R[gone], self.kept_LRi[layer, gone], energy_R[gone] = task, 0.0, 0.0
         self.down_LRi.zero_()
 
+    @torch.no_grad()
     def end(self, task: int, covariance_Lii: Tensor) -> None:
         """Rotate the task's update so that what it does to inputs of this covariance sits in few columns; keep it."""
         for layer, covariance_ii in enumerate(covariance_Lii):
