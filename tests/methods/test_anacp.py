@@ -12,8 +12,9 @@ from helpers import make_config
 from promptcl.backbone import Backbone
 from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
+from promptcl.layers.spread import prototypes, solved
 from promptcl.learner.learner import Learner
-from promptcl.methods.anacp import Model, prototypes, solved
+from promptcl.methods.anacp import Model
 
 
 def make(backbone: Backbone, *tasks: ImageSet, **method: Any) -> Learner:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from promptcl.backbone import Backbone
 from promptcl.data.images import ImageSet
+from promptcl.layers.losses import contrast
 from promptcl.learner.learner import Learner
-from promptcl.methods.hide import Model, contrast
+from promptcl.methods.hide import Model
 
 HIDE = {"name": "hide", "align_epochs": 1, "align_samples": 16, "layers": [0, 1], "length": 2}
 
@@ -33,11 +34,11 @@ def test_contrast_of_equal_and_of_far_rows() -> None:
 
 def test_the_mixture_of_slots(backbone: Backbone, digits: list[ImageSet]) -> None:
     """With m = 1 a slot becomes the mean of the earlier ones; earlier slots never change."""
-    slots = make(backbone, *digits[:3], momentum=1.0).slots
+    slots = make(backbone, *digits[:3], momentum=1.0).slots.all
     torch.testing.assert_close(slots[1], slots[0])
     torch.testing.assert_close(slots[2], slots[:2].mean(0))
-    two = make(backbone, *digits[:2]).slots
-    assert torch.equal(make(backbone, *digits[:3]).slots[:2], two)
+    two = make(backbone, *digits[:2]).slots.all
+    assert torch.equal(make(backbone, *digits[:3]).slots.all[:2], two)
 
 
 def test_alignment_moves_heads_alone(backbone: Backbone, digits: list[ImageSet]) -> None:
@@ -62,7 +63,7 @@ def test_a_finder_that_is_always_right(backbone: Backbone, digits: list[ImageSet
         return torch.nn.functional.one_hot(labels_N, 4).float()
 
     method.finder.forward = right  # type: ignore[method-assign]
-    forced = method.head(method.features(backbone, batch, method.slots[1:2]))
+    forced = method.head(method.features(backbone, batch, method.slots.all[1:2]))
     torch.testing.assert_close(method.logits(backbone, batch), forced)
 
 
@@ -71,7 +72,7 @@ def test_numbers_of_a_slot_at_full_size() -> None:
     learner = Learner(make_config(backbone=large, method={"name": "hide", "align_epochs": 0, "covariance": "diagonal"}))
     method = learner.method
     assert isinstance(method, Model)
-    assert 10 * method.slot_1G2LD[0:1].new_zeros(method.slot_1G2LD.shape[1:]).numel() == 384_000
+    assert 10 * method.slots.newest.shape[1:].numel() == 384_000
     parts = {name: p.numel() for name, p in method.finder.named_parameters()}
     assert sum(n for name, n in parts.items() if name.startswith(("up", "down"))) == 2_361_600
     assert sum(n for name, n in parts.items() if name.startswith("norm")) == 1_536

@@ -5,8 +5,13 @@ L blocks, o outputs, i inputs, R rank, C columns of one task.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+
+from promptcl.backbone import Backbone, Change, Insert, Place
+from promptcl.layers.lora import TokenMoments, matrix
 
 _STEP = 1e-5  # by which the share of energy that tasks keep is lowered until they fit
 
@@ -66,6 +71,58 @@ class UpdatePool(nn.Module):
             self.up_LoR[layer, :, columns] = up_oC.float()
             self.kept_LRi[layer, columns], self.energy_LR[layer, columns] = down_Ci.float(), energy_C.float()
         self.down_LRi.zero_()
+
+
+_PARTS: tuple[tuple[Place, int, int, int], ...] = (("q", 0, 0, 3), ("k", 0, 1, 3), ("v", 0, 2, 3), ("fc1", 1, 0, 1))
+
+
+class FullUpdates(nn.Module):
+    """Pools for qkv and for the first layer of the MLP, and the moments of what enters these."""
+
+    def __init__(self, backbone: Backbone, rank: int | None, generator: torch.Generator) -> None:
+        """Draw A of both; rank None: as many columns as outputs."""
+        super().__init__()
+        sizes = [tuple(matrix(backbone, 0, name).shape) for name in ("qkv", "fc1")]
+        made = [UpdatePool(backbone.depth, o, i, rank or o, generator) for o, i in sizes]
+        self.qkv, self.fc1 = made
+        self.qkv_inputs, self.fc1_inputs = TokenMoments(backbone, "k"), TokenMoments(backbone, "fc1")
+
+    @property
+    def pools(self) -> tuple[UpdatePool, UpdatePool]:
+        """Both pools."""
+        return self.qkv, self.fc1
+
+    def inserts(self, task: int | None) -> list[Insert]:
+        """The updates of all tasks; `task`: the one whose rows are trained, None leaves them out."""
+        made: list[Insert] = []
+        for layer in range(len(self.qkv.owner_LR)):
+            updates = [pool.update(layer, task) for pool in self.pools]
+            for place, number, part, parts in _PARTS:
+                made.append(Change(layer, place, partial(_add, updates[number].chunk(parts)[part])))
+        return made
+
+    def probes(self) -> list[Insert]:
+        """Changes that change nothing and add what enters both layers to the moments."""
+        return [*self.qkv_inputs.inserts(), *self.fc1_inputs.inserts()]
+
+    def reset(self) -> None:
+        """Start the moments anew."""
+        self.qkv_inputs.reset()
+        self.fc1_inputs.reset()
+
+    def begin(self, task: int) -> None:
+        """Hand columns to a task, as `UpdatePool.begin`."""
+        for pool in self.pools:
+            pool.begin(task)
+
+    def end(self, task: int) -> None:
+        """Keep the task's updates, rotated by the moments."""
+        self.qkv.end(task, self.qkv_inputs.covariance_LDD)
+        self.fc1.end(task, self.fc1_inputs.covariance_LDD)
+
+
+def _add(update_oi: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return y + x @ update_oi.T
 
 
 def rotated(up_oC: Tensor, down_Ci: Tensor, covariance_ii: Tensor) -> tuple[Tensor, Tensor, Tensor]:

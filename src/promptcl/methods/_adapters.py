@@ -13,25 +13,22 @@ from torch import Tensor, nn
 
 from promptcl.backbone import Backbone
 from promptcl.layers.adapters import Adapters
-from promptcl.methods._base import Method, TaskView
+from promptcl.methods._base import TaskView
+from promptcl.methods._tasks import KnowsTasks
 
 
-class TaskAdapters(Method):
+class TaskAdapters(KnowsTasks):
     """Adapters beside the MLPs, drawn anew for each task; those of earlier tasks are frozen."""
-
-    task_of_class_K: Tensor
 
     def begin(self, backbone: Backbone, inner: int, generator: torch.Generator) -> None:
         """Make room for adapters of this inner width; to be called once, in the constructor."""
         adapters = Adapters(backbone, inner, generator)
         self._anew: Callable[[torch.Generator], Adapters] = adapters.anew
         self.adapters = nn.ModuleList()
-        self.register_buffer("task_of_class_K", torch.zeros(0, dtype=torch.long))
 
     def grow(self, task: TaskView) -> None:
         """Freeze the adapters so far and make those of this task."""
-        new_K = self.task_of_class_K.new_full((task.new_classes,), task.index)  # refuses a stream without boundaries
-        self.task_of_class_K = torch.cat([self.task_of_class_K, new_K])
+        super().grow(task)
         self.adapters.requires_grad_(False)
         self.adapters.append(self._anew(task.generator))
 

@@ -108,11 +108,16 @@ class Alignment(nn.Module):
         self.step += 1
 
 
-def normalised(logits_NK: Tensor, task_of_class_K: Tensor) -> Tensor:
-    """Divide the logits of each row by the mean, over tasks, of the norm of those of the task's classes (SLCA)."""
+def normalised(logits_NK: Tensor, task_of_class_K: Tensor, temperature: float | None) -> Tensor:
+    """Divide the logits of each row by a temperature times the mean, over tasks, of the norm of those of its classes.
+
+    As in SLCA; without a temperature they stay as they are.
+    """
+    if temperature is None:
+        return logits_NK
     tasks = torch.unique(task_of_class_K).tolist()
     norms = [logits_NK[:, task_of_class_K == number].norm(dim=1, keepdim=True) + 1e-7 for number in tasks]
-    return logits_NK / torch.cat(norms, 1).mean(1, keepdim=True)
+    return logits_NK / (temperature * torch.cat(norms, 1).mean(1, keepdim=True))
 
 
 def nearer(

@@ -19,15 +19,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from promptcl.backbone import Backbone, Change, Insert, Place
+from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
 from promptcl.layers import TaskLinear
-from promptcl.layers.lora import TokenMoments, matrix
-from promptcl.layers.pool import UpdatePool
+from promptcl.layers.pool import FullUpdates
 from promptcl.methods._align import Alignment, AlignOptions, nearer
-from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
-
-_PARTS: tuple[tuple[Place, int, int], ...] = (("q", 0, 3), ("k", 1, 3), ("v", 2, 3), ("fc1", 0, 1))
+from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._tasks import KnowsTasks
 
 
 class E2LoRAOptions(AlignOptions):
@@ -45,65 +43,42 @@ class E2LoRAOptions(AlignOptions):
     """Images on which the rotation is measured."""
 
 
-class Model(Method):
+class Model(KnowsTasks):
     """Pools of updates of qkv and fc1, and one head."""
 
     Options = E2LoRAOptions
     options: E2LoRAOptions
-    task_of_class_K: Tensor
 
     def __init__(self, options: E2LoRAOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw A of the first task."""
         super().__init__(options, backbone, generator)
-        pools = []
-        for size_out, size_in in (matrix(backbone, 0, "qkv").shape, matrix(backbone, 0, "fc1").shape):
-            pools.append(UpdatePool(backbone.depth, size_out, size_in, options.rank or size_out, generator))
-        self.qkv, self.fc1 = pools
-        self.qkv_inputs, self.fc1_inputs = TokenMoments(backbone, "k"), TokenMoments(backbone, "fc1")
+        self.updates = FullUpdates(backbone, options.rank, generator)
         self.head, self.alignment = TaskLinear(backbone.width), Alignment(backbone.width, options, jitter=2e-4)
-        self.register_buffer("task_of_class_K", torch.zeros(0, dtype=torch.long))
-        self.index = 0
 
     def grow(self, task: TaskView) -> None:
         """Append head rows; B is trained in the first task only."""
-        self.index = task.index
-        new_K = self.task_of_class_K.new_full((task.new_classes,), task.index)
-        self.task_of_class_K = torch.cat([self.task_of_class_K, new_K])
+        super().grow(task)
         self.head.grow(task.new_classes, task.generator)
         self.alignment.grow(task.new_classes)
-        for pool in (self.qkv, self.fc1):
+        for pool in self.updates.pools:
             pool.up_LoR.requires_grad_(task.index == 0)
-
-    def inserts(self, task: int | None) -> list[Insert]:
-        """The updates of all tasks; `task`: the one whose rows are trained."""
-        pools = {place: self.fc1 if place == "fc1" else self.qkv for place, _, _ in _PARTS}
-        made: list[Insert] = []
-        for layer in range(len(self.qkv.owner_LR)):
-            updates = {pool: pool.update(layer, task) for pool in (self.qkv, self.fc1)}
-            for place, part, parts in _PARTS:
-                made.append(Change(layer, place, partial(_add, updates[pools[place]].chunk(parts)[part])))
-        return made
 
     def features(self, backbone: Backbone, batch: Batch, task: int | None = None) -> Tensor:
         """Class token [B, D] of the model with the updates."""
-        pooled_BD: Tensor = backbone(batch.images_BCHW, self.inserts(task)).pooled_BD
+        pooled_BD: Tensor = backbone(batch.images_BCHW, self.updates.inserts(task)).pooled_BD
         norm = backbone.vit.norm
         return (pooled_BD - norm.bias) / norm.weight if self.options.reset_norm else pooled_BD
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Take over columns, train, rotate, add the class Gaussians, and align the head, but for the first task."""
-        pools = (self.qkv, self.qkv_inputs), (self.fc1, self.fc1_inputs)
-        for pool, moments in pools:
-            if task.index:
-                pool.begin(task.index)
-            moments.reset()
+        if task.index:
+            self.updates.begin(task.index)
         yield Stage(task.new)
         rows = torch.randperm(len(task.new), generator=task.generator)[: self.options.images]
-        seen = [*self.qkv_inputs.inserts(), *self.fc1_inputs.inserts()]
+        self.updates.reset()
         for batch in task.batches(task.new.select(rows.tolist())):
-            backbone(batch.images_BCHW, [*self.inserts(task.index), *seen])
-        for pool, moments in pools:
-            pool.end(task.index, moments.covariance_LDD)
+            backbone(batch.images_BCHW, [*self.updates.inserts(task.index), *self.updates.probes()])
+        self.updates.end(task.index)
         self.absorb(backbone, task, task.new)
         if task.index:
             means = partial(nearer, self.alignment.gaussians, self.task_of_class_K, task.index)
@@ -131,9 +106,5 @@ class Model(Method):
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The newest head rows at `lr`, A and in the first task B at a share of it."""
-        updates = [p for pool in (self.qkv, self.fc1) for p in pool.parameters() if p.requires_grad]
+        updates = [p for p in self.updates.parameters() if p.requires_grad]
         return [{"params": self.head.new, "lr": lr}, {"params": updates, "lr": lr * self.options.share}]
-
-
-def _add(update_oi: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return y + x @ update_oi.T

@@ -13,16 +13,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from promptcl.backbone import Backbone, Prefix
 from promptcl.data import ImageSet
 from promptcl.layers import GrowingLinear, ResidualHead
+from promptcl.layers.losses import contrast
 from promptcl.layers.prompts import check_layers
+from promptcl.layers.slots import Slots
 from promptcl.methods._align import Alignment, AlignOptions
-from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._tasks import KnowsTasks
 
 
 class HiDeOptions(AlignOptions):
@@ -44,43 +46,36 @@ class HiDeOptions(AlignOptions):
     """Its hidden width, in widths of a token."""
 
 
-class Model(Method):
+class Model(KnowsTasks):
     """Slots of prefixes, a head on the prompted class token, and the classifier that finds the slot."""
 
     Options = HiDeOptions
     options: HiDeOptions
-    past_SG2LD: Tensor
-    task_of_class_K: Tensor
 
     def __init__(self, options: HiDeOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw the layers of the classifier; slots come with the tasks."""
         super().__init__(options, backbone, generator)
         check_layers(options.layers, backbone.depth)
-        self.slot_1G2LD = nn.Parameter(torch.zeros(0, len(options.layers), 2, options.length, backbone.width))
-        self.register_buffer("past_SG2LD", self.slot_1G2LD.detach().clone())
-        self.register_buffer("task_of_class_K", torch.zeros(0, dtype=torch.long))
+        self.slots = Slots(len(options.layers), 2, options.length, backbone.width)
         self.head = GrowingLinear(backbone.width, "normal")
         self.finder = ResidualHead(backbone.width, options.finder_width * backbone.width, generator)
         self.prompted, self.plain = Alignment(backbone.width, options), Alignment(backbone.width, options)
 
     def grow(self, task: TaskView) -> None:
         """Add the last slot to the past ones, make a new one and rows of both heads."""
-        new_K = self.task_of_class_K.new_full((task.new_classes,), task.index)  # refuses a stream without boundaries
-        self.task_of_class_K = torch.cat([self.task_of_class_K, new_K])
-        self.past_SG2LD = torch.cat([self.past_SG2LD, self.slot_1G2LD.detach()])
-        slot = torch.empty(1, *self.slot_1G2LD.shape[1:]).uniform_(-1, 1, generator=task.generator)
-        self.slot_1G2LD = nn.Parameter(slot.to(self.slot_1G2LD.device))
+        super().grow(task)
+        self.slots.grow(task.generator)
         for head, alignment in ((self.head, self.prompted), (self.finder, self.plain)):
             head.grow(task.new_classes, task.generator)
             alignment.grow(task.new_classes)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train slot, head and classifier; then align both heads, but for the first task."""
-        if len(self.past_SG2LD):
-            self.slot_1G2LD.copy_(self.past_SG2LD[-1:])
+        if task.index:
+            self.slots.newest.copy_(self.slots.past[-1:])
         # The contrastive term compares the images of a batch, so one process computes it.
         yield Stage(task.new, together=0 if self.options.contrast else 1)
-        self.slot_1G2LD.copy_(self.mixed())
+        self.slots.newest.copy_(self.slots.mixed(self.options.momentum))
         self.absorb(backbone, task, task.new)
         if task.index:
             for head, alignment in ((self.head, self.prompted), (self.finder, self.plain)):
@@ -90,21 +85,10 @@ class Model(Method):
         """Add the features of images to the Gaussians, prompted ones as the slot of their class gives them."""
 
         def prompted(batch: Batch) -> Tensor:
-            return self.features(backbone, batch, self.slots[self.task_of_class_K[batch.labels_B]])
+            return self.features(backbone, batch, self.slots.all[self.task_of_class_K[batch.labels_B]])
 
         self.plain.add(task, lambda batch: batch.query_BD, images)
         self.prompted.add(task, prompted, images)
-
-    @property
-    def slots(self) -> Tensor:
-        """The slots [S, G, 2, L, D] of all tasks."""
-        return torch.cat([self.past_SG2LD, self.slot_1G2LD])
-
-    def mixed(self) -> Tensor:
-        """The newest slot [1, G, 2, L, D] with its share of the mean of the earlier ones."""
-        if not len(self.past_SG2LD):
-            return self.slot_1G2LD
-        return torch.lerp(self.slot_1G2LD, self.past_SG2LD.mean(0, keepdim=True), self.options.momentum)
 
     def features(self, backbone: Backbone, batch: Batch, slot_BG2LD: Tensor) -> Tensor:
         """Class token [B, D] seen through slots, one for each image or one for all."""
@@ -115,13 +99,13 @@ class Model(Method):
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K], each image through the slot of the task that is found."""
         slot_B = self.task_of_class_K[self.finder(batch.query_BD).argmax(1)]
-        self.stats.count("prompts", slot_B, len(self.slots))
-        logits_BK: Tensor = self.head(self.features(backbone, batch, self.slots[slot_B]))
+        self.stats.count("prompts", slot_B, self.index + 1)
+        logits_BK: Tensor = self.head(self.features(backbone, batch, self.slots.all[slot_B]))
         return logits_BK
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy of both models, and the contrastive term."""
-        features_BD = self.features(backbone, batch, self.mixed())
+        features_BD = self.features(backbone, batch, self.slots.mixed(self.options.momentum))
         gaussians = self.prompted.gaussians
         apart = contrast(gaussians.mean_KD[gaussians.known].float(), features_BD)
         loss = masked_cross_entropy(self.head(features_BD), batch) + self.options.contrast * apart
@@ -132,10 +116,4 @@ class Model(Method):
         o = self.options
         shares = ((self.head, o.head_share), (self.finder, o.finder_share))
         heads = [{"params": list(head.parameters()), "lr": lr * share} for head, share in shares]
-        return [{"params": [self.slot_1G2LD], "lr": lr}, *heads]
-
-
-def contrast(means_KD: Tensor, features_BD: Tensor) -> Tensor:
-    """How far features and class means are from being told apart: cross-entropy of the rows of Z Z^T / 0.8."""
-    z_ND = torch.cat([means_KD, features_BD])
-    return F.cross_entropy(z_ND @ z_ND.T / 0.8, torch.arange(len(z_ND), device=z_ND.device))
+        return [{"params": [self.slots.newest], "lr": lr}, *heads]

@@ -2,8 +2,7 @@
 
 LoRA of queries, keys, values and both MLP layers, norms and biases are trained slowly, task by task, with a head a
 task; then a copy of all heads is aligned and answers. The next task goes on from the heads as they were before.
-Differs from the code in: the class token and the bias of the patch embedding (1,536 numbers) stay frozen; the final
-norm is changed by a factor of its weights.
+Differs from the code in: class token and patch embedding stay frozen; the final norm is changed by a factor.
 B images, N features, D width, K classes so far.
 """
 
@@ -20,8 +19,10 @@ from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
 from promptcl.layers import GrowingLinear, TaskLinear
 from promptcl.layers.lora import LoRA, NormsAndBiases
+from promptcl.layers.losses import reverse_cross_entropy
 from promptcl.methods._align import Alignment, AlignOptions, normalised
-from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._tasks import KnowsTasks
 
 
 class SLCAOptions(AlignOptions):
@@ -43,12 +44,11 @@ class SLCAOptions(AlignOptions):
     """The alignment divides logits by this times the mean norm of those of each task; null: by nothing."""
 
 
-class Model(Method):
+class Model(KnowsTasks):
     """LoRA, norms, biases, the heads as trained, and the aligned head."""
 
     Options = SLCAOptions
     options: SLCAOptions
-    task_of_class_K: Tensor
 
     def __init__(self, options: SLCAOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start LoRA's A from the singular vectors of the weights that it changes."""
@@ -58,13 +58,10 @@ class Model(Method):
         self.rest = NormsAndBiases(backbone)
         self.raw, self.head = TaskLinear(backbone.width), GrowingLinear(backbone.width)
         self.alignment = Alignment(backbone.width, options)
-        self.register_buffer("task_of_class_K", torch.zeros(0, dtype=torch.long))
 
     def grow(self, task: TaskView) -> None:
         """Append rows to both heads."""
-        self.index = task.index
-        new_K = self.task_of_class_K.new_full((task.new_classes,), task.index)
-        self.task_of_class_K = torch.cat([self.task_of_class_K, new_K])
+        super().grow(task)
         for part in (self.raw, self.head):
             part.grow(task.new_classes, task.generator)
         self.alignment.grow(task.new_classes)
@@ -73,8 +70,8 @@ class Model(Method):
         """Train slowly, add the class Gaussians, and align a copy of the heads, but for the first task."""
         yield Stage(task.new)
         self.absorb(backbone, task, task.new)
-        self.head.weight_KD.copy_(self.raw.rows()[0])
-        self.head.bias_K.copy_(self.raw.rows()[1])
+        for own, raw in zip(self.head.parameters(), self.raw.rows(), strict=True):
+            own.copy_(raw)
         if task.index:
             yield self.alignment.stage(task, self.head.parameters(), self.aligned_logits, self.shrink)
 
@@ -94,13 +91,11 @@ class Model(Method):
 
     def head_logits(self, features_ND: Tensor) -> Tensor:
         """Logits [N, K] of the aligned head, whose old rows read larger features."""
-        product_NK = features_ND @ self.head.weight_KD.T
-        return product_NK * (1 + self.options.age * self.age_K) + self.head.bias_K
+        return features_ND @ self.head.weight_KD.T * (1 + self.options.age * self.age_K) + self.head.bias_K
 
     def aligned_logits(self, features_ND: Tensor) -> Tensor:
         """What the alignment takes the cross-entropy of [N, K]."""
-        logits_NK, temperature = self.head_logits(features_ND), self.options.temperature
-        return logits_NK if temperature is None else normalised(logits_NK, self.task_of_class_K) / temperature
+        return normalised(self.head_logits(features_ND), self.task_of_class_K, self.options.temperature)
 
     def shrink(self, features_ND: Tensor, labels_N: Tensor, generator: torch.Generator) -> Tensor:
         """Divide what was drawn of old classes by 1 + r times their age, r uniform in half to one and a half `age`."""
@@ -114,22 +109,12 @@ class Model(Method):
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Symmetric cross-entropy of the heads as trained."""
         logits_BK = self.raw(self.features(backbone, batch))
-        loss = self.options.cross * masked_cross_entropy(logits_BK, batch)
-        return loss + self.options.reverse * reverse_cross_entropy(logits_BK, batch)
+        reverse = reverse_cross_entropy(logits_BK, batch.labels_B, batch.allowed_BK)
+        return self.options.cross * masked_cross_entropy(logits_BK, batch) + self.options.reverse * reverse
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The newest head at `lr`; LoRA, norms and biases at their shares of it."""
-        o, first = self.options, not len(self.raw.past_bias_K)
-        return [
-            {"params": self.raw.new, "lr": lr},
-            {"params": list(self.lora.parameters()), "lr": lr * (o.first_share if first else o.share)},
-            {"params": list(self.rest.parameters()), "lr": lr * o.share},
-        ]
-
-
-def reverse_cross_entropy(logits_BK: Tensor, batch: Batch) -> Tensor:
-    """Mean of -log(10^-4) (1 - p) over the probabilities p of the right classes, among those that the batch allows."""
-    if batch.allowed_BK is not None:
-        logits_BK = logits_BK.masked_fill(~batch.allowed_BK, float("-inf"))
-    right_B = logits_BK.softmax(1).gather(1, batch.labels_B[:, None])
-    return 9.210340371976182 * (1 - right_B).mean()
+        o = self.options
+        shares = (self.lora, o.share if self.index else o.first_share), (self.rest, o.share)
+        slow = [{"params": list(part.parameters()), "lr": lr * share} for part, share in shares]
+        return [{"params": self.raw.new, "lr": lr}, *slow]
