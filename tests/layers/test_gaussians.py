@@ -70,3 +70,8 @@ def test_few_images_can_be_drawn_from(kind: Covariance) -> None:
     features, labels = one.draw(1000, 0)
     assert labels.unique().tolist() == [0]
     torch.testing.assert_close(features.double().mean(0), one.mean_KD[0], rtol=0, atol=0.01)
+
+
+def test_without_variance_the_means_are_drawn() -> None:
+    one = made("diagonal", [torch.tensor([0])], jitter=0)
+    assert torch.equal(one.draw(5, 0)[0], one.mean_KD[:1].float().expand(5, 4))

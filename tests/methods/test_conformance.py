@@ -29,7 +29,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "slca_lora": {**ALIGNED, "share": 1.0, "first_share": 1.0},
     "fsa": {**ALIGNED, "align_batch": 32},
     "anacp": {"width": 60, "ridge": 0.1},
-    "e2lora": ALIGNED,
+    "e2lora": {**ALIGNED, "rank": 16},
     "tuna": ALIGNED,
 }
 

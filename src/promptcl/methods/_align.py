@@ -90,7 +90,8 @@ class Alignment(nn.Module):
             return F.cross_entropy(logits(features_ND), labels_N)
 
         groups = [{"params": list(parameters), "lr": o.align_lr, "weight_decay": o.align_decay}]
-        return Stage(None, drawn_loss, groups, steps=o.align_epochs * per_epoch, lr=o.align_lr, after_step=self._count)
+        steps = o.align_epochs * per_epoch
+        return Stage(None, drawn_loss, groups, steps=steps, lr=o.align_lr, after_step=lambda: self._count(steps))
 
     @torch.no_grad()
     def _draw(
@@ -104,8 +105,10 @@ class Alignment(nn.Module):
         order_N = torch.randperm(len(labels_N), generator=generator).to(labels_N.device)
         return features_ND[order_N], labels_N[order_N]
 
-    def _count(self) -> None:
+    def _count(self, steps: int) -> None:
         self.step += 1
+        if int(self.step) == steps:  # what was drawn is large, and no longer needed
+            self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
 
 
 def normalised(logits_NK: Tensor, task_of_class_K: Tensor, temperature: float | None) -> Tensor:
