@@ -81,6 +81,7 @@ def test_tuna_merges_by_sign_and_chooses_by_entropy() -> None:
     assert torch.equal(surest(sure), torch.tensor([[0.9, 0.1], [0.0, 1.0]]))  # each image by itself
 
 
+@pytest.mark.slow
 def test_alignment_moves_the_head_alone(backbone: Backbone, digits: list[ImageSet]) -> None:
     """Of tuna and of fsa, and to the same bits each time."""
     for name, own in (("tuna", ("head.",)), ("fsa", ("aligned.",))):

@@ -67,6 +67,7 @@ def test_a_finder_that_is_always_right(backbone: Backbone, digits: list[ImageSet
     torch.testing.assert_close(method.logits(backbone, batch), forced)
 
 
+@pytest.mark.slow
 def test_numbers_of_a_slot_at_full_size() -> None:
     large = {"kwargs": {"depth": 12, "embed_dim": 768, "num_heads": 12, "mlp_ratio": 0.1}}
     learner = Learner(make_config(backbone=large, method={"name": "hide", "align_epochs": 0, "covariance": "diagonal"}))
