@@ -10,7 +10,8 @@ from helpers import make_config
 
 from promptcl.backbone import Backbone
 from promptcl.data.images import ImageSet
-from promptcl.layers.lora import LoRA, NormsAndBiases
+from promptcl.errors import UserError
+from promptcl.layers.lora import LoRA, NormsAndBiases, matrix
 from promptcl.layers.losses import reverse_cross_entropy
 from promptcl.layers.pool import UpdatePool, kept_ranks, rotated
 from promptcl.learner.learner import Learner
@@ -165,3 +166,18 @@ def test_e2lora_starts_a_task_as_the_model_that_guides_it(backbone: Backbone, di
     (batch,) = learner.batches.evaluation(digits[0], labels_N, 1)
     with torch.no_grad():
         torch.testing.assert_close(method.features(backbone, batch, 1), method.features(backbone, batch))
+
+
+def test_other_families_of_backbones() -> None:
+    """Three projections in the place of one are changed alike; an MLP that is not plain is refused in a sentence."""
+    small = {"depth": 2, "embed_dim": 48, "num_heads": 2}
+    eva = {"name": "eva02_tiny_patch14_224", "image_size": 28, "kwargs": {**small, "qkv_fused": False}}
+    backbone = Backbone.create(make_config(backbone=eva).backbone)
+    assert backbone.vit.blocks[0].attn.qkv is None
+    assert matrix(backbone, 0, "qkv").shape == (144, 48)
+    assert torch.equal(matrix(backbone, 0, "qkv")[48:96], matrix(backbone, 0, "k"))
+    learner = make(backbone, name="inflora")
+    assert learner.trained_parameters() == 2 * 2 * 48 * 10
+    for name in ("slca_lora", "e2lora"):
+        with pytest.raises(UserError, match=r"changes fc1 of a plain MLP, those of eva02\w+ are SwiGLU"):
+            make(backbone, name=name)

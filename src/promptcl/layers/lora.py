@@ -11,9 +11,11 @@ from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers.mlp import GluMlp, Mlp
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Change, Insert, Place
+from promptcl.errors import UserError
 from promptcl.layers.sums import Sum
 
 Matrix = Literal["qkv", "k", "v", "fc1", "fc2"]
@@ -21,12 +23,19 @@ Matrix = Literal["qkv", "k", "v", "fc1", "fc2"]
 
 
 def matrix(backbone: Backbone, layer: int, name: Matrix) -> Tensor:
-    """Its frozen weights [out, in] in block `layer`."""
+    """Its frozen weights [out, in] in block `layer`. Raises UserError for an MLP that has no such layer."""
     block = backbone.vit.blocks[layer]
     if name in ("fc1", "fc2"):
+        if type(block.mlp) not in (Mlp, GluMlp):
+            raise UserError(
+                f"this method changes {name} of a plain MLP, those of {backbone.name} are {type(block.mlp).__name__}: "
+                "choose a plain ViT such as vit_base_patch16_224"
+            )
         return getattr(block.mlp, name).weight  # type: ignore[no-any-return]
-    weight: Tensor = block.attn.qkv.weight
-    return weight if name == "qkv" else weight.chunk(3)[1 if name == "k" else 2]
+    attn = block.attn
+    three = (attn.q_proj, attn.k_proj, attn.v_proj) if attn.qkv is None else None
+    weights = [part.weight for part in three] if three else list(attn.qkv.weight.chunk(3))
+    return torch.cat(weights) if name == "qkv" else weights[1 if name == "k" else 2]
 
 
 class LoRA(nn.Module):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
@@ -67,7 +67,8 @@ class Model(KnowsTasks):
         """Class token [B, D] of the model with the updates."""
         pooled_BD: Tensor = backbone(batch.images_BCHW, self.updates.inserts(task)).pooled_BD
         norm = backbone.vit.norm
-        return (pooled_BD - norm.bias) / norm.weight if self.options.reset_norm else pooled_BD
+        reset = self.options.reset_norm and backbone.reads_class_token and isinstance(norm, nn.LayerNorm)
+        return (pooled_BD - norm.bias) / norm.weight if reset else pooled_BD
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Take over columns, train, rotate, add the class Gaussians, and align the head, but for the first task."""
