@@ -144,7 +144,7 @@ def _places(archive: Path, file: IO[bytes], size: int) -> tuple[dict[str, tuple[
         elif (info.isreg() and not info.issparse()) or info.isdir():
             places[name] = (info.offset_data, info.size)
         else:
-            lost[name] = "no plain files"
+            lost[name] = "of a special kind"
     return with_linked(archive, places, links, lost), lost
 
 
