@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone
 from promptcl.backbone.weights import first_line
 from promptcl.errors import UserError
-from promptcl.layers import Rows, SymmetricSum
+from promptcl.layers import ClassGaussians, Rows, SymmetricSum
+from promptcl.layers.lora import TokenMoments
 from promptcl.learner.learner import Learner
 from promptcl.methods._base import Method
 from promptcl.store import files
@@ -68,7 +69,7 @@ class Program(nn.Module):
         self.method = copy.deepcopy(learner.method).cpu().eval().requires_grad_(False)
         for part in list(self.method.modules()):  # what only learning reads, among it what is known of single images
             for name, child in part.named_children():
-                if isinstance(child, Rows | SymmetricSum):
+                if isinstance(child, ClassGaussians | Rows | SymmetricSum | TokenMoments):
                     setattr(part, name, nn.Identity())
         self.temperature = learner.calibration.temperature
 
