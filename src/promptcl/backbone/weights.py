@@ -19,6 +19,7 @@ from timm.models import clean_state_dict
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 EMBEDDED = Path(__file__).parents[1] / "assets" / "demo_vit.safetensors"
@@ -36,7 +37,7 @@ def locate(weights: str, name: str, hub: tuple[str, str] | None) -> Path:
     """
     if weights == "hub":
         return _download(name, hub)
-    path = EMBEDDED if weights == "embedded" else Path(weights).expanduser()
+    path = EMBEDDED if weights == "embedded" else disk.expanded(weights)
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"backbone.weights={weights} is unknown: "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from promptcl.cli.terminal import count, note
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 if TYPE_CHECKING:
     from promptcl.data import ImageSet
@@ -50,7 +51,7 @@ def check_images(words: Iterable[str]) -> None:
 def _exists(path: Path) -> bool:
     """Whether there is something; what cannot be looked at is left to whoever reads it."""
     try:
-        os.stat(path.expanduser())
+        os.stat(disk.expanded(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte
         return False
     except OSError:
@@ -84,7 +85,7 @@ def gather(words: Sequence[str], cache_mb: int) -> tuple[ImageSet, list[str]]:
     from promptcl.data import concat, unlabelled
 
     def alone(word: str) -> bool:
-        return word == "-" or Path(word).expanduser().is_dir() or word.lower().endswith(_ARCHIVES)
+        return word == "-" or disk.expanded(word).is_dir() or word.lower().endswith(_ARCHIVES)
 
     groups: list[list[str]] = []
     for word in words:

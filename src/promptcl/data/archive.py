@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 MAX_FILE = 2**28  # bytes of one unpacked file
@@ -46,6 +47,10 @@ def open_tree(root: Path, everything: bool = False) -> Tree:
     if not root.name.lower().endswith(ARCHIVES):
         raise UserError(f"{root} is neither a folder nor an archive ({' '.join(ARCHIVES)})")
     try:
+        disk.check(root)
+    except OSError as error:
+        raise UserError(f"{root} cannot be read as an archive ({error.strerror}); get it again") from error
+    try:
         if root.suffix.lower() == ".zip":
             return _zip(root)
         return _tar(root) if root.suffix.lower() == ".tar" else _tar_gz(root)
@@ -71,7 +76,7 @@ def _folder(root: Path, everything: bool) -> Tree:
                 continue
             inside = Path(folder).relative_to(root).as_posix() + "/"
             paths += [inside, *(f"{inside}{file}".removeprefix("./") for file in files)]
-    return Tree(root, paths, lambda path: (root / path).read_bytes())
+    return Tree(root, paths, lambda path: disk.read(root / path, MAX_FILE))
 
 
 def _member(archive: Path, name: str, folder: bool) -> str:

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from promptcl.data.archive import MAX_FILE
 from promptcl.data.decode import KINDS, decode
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 Indices = Sequence[int] | npt.NDArray[np.int64]
 
@@ -138,7 +140,7 @@ class ImageSet:
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], names: Sequence[str]) -> ImageSet:
         """Encoded images in the files `paths`, read when needed, and the class name of each; classes are sorted."""
-        source = FileSource([str(path) for path in paths], lambda path: Path(path).read_bytes())
+        source = FileSource([str(path) for path in paths], lambda path: disk.read(path, MAX_FILE))
         classes = sorted(set(names))
         return cls(source, classes, [classes.index(name) for name in names])
 

@@ -20,9 +20,8 @@ from promptcl.errors import UserError
 from promptcl.experiments import metrics
 from promptcl.experiments.progress import Ui
 from promptcl.learner.learner import Learner
-from promptcl.runtime import processes
+from promptcl.runtime import disk, processes
 from promptcl.runtime.provenance import git_commit, versions
-from promptcl.store import files
 
 Matrix = list[list[float | None]]
 
@@ -250,4 +249,4 @@ def _write(out: Path, results: dict[str, Any]) -> dict[str, Any]:
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to the file `path`, all of it or nothing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, text.encode())
+    disk.write(path, text.encode())

@@ -13,18 +13,19 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from torch import Tensor
 
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 from promptcl.store import tensor_file
 
-_LARGEST_JSON = 2**26
+LARGEST_JSON = 2**26
+"""Bytes of a document that are read, and so written."""
 
 
 class Kind(NamedTuple):
@@ -47,16 +48,6 @@ class Absent(UserError):
     """The document to read does not exist."""
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write `data` to the file `path`, all of it or nothing. Raises OSError."""
-
-    def fill(file: BinaryIO) -> Path:
-        file.write(data)
-        return path
-
-    _write_whole(path.with_name(f".{path.name}.{os.getpid()}.tmp"), fill)
-
-
 def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Replace the JSON file `path` and its tensors together, or leave both as they were; returns the new checksum.
 
@@ -71,28 +62,12 @@ def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
 
     with explained(path.parent):
         make_folder(path.parent)
-        _write_whole(path.with_name(f".state-{os.getpid()}.tmp"), fill)
+        disk.write_whole(path.parent, fill, ".state-")
         full = {**document, "state": state}
         checksum = _checksum(full)
-        write(path, _text({**full, "checksum": checksum}))
+        disk.write(path, _text({**full, "checksum": checksum}), f".{path.name}.")
     _clean(path)  # only now, when the new pair is in place
     return checksum
-
-
-def _write_whole(temporary: Path, fill: Callable[[BinaryIO], Path]) -> None:
-    """Write a file with `fill`, which returns its name; the file appears only when all of it is on the disk.
-
-    In this order: temporary file beside it, fsync, rename, fsync of the folder. Raises OSError.
-    """
-    try:
-        with temporary.open("wb") as file:
-            path = fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_pair(path: Path) -> None:
@@ -127,9 +102,9 @@ def _documents(folder: Path) -> list[bytes] | None:
     texts = []
     try:
         for file in folder.glob("*.json"):
-            if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
+            if not file.is_file() or file.stat().st_size > LARGEST_JSON:
                 continue  # not a document of ours
-            texts.append(file.read_bytes())
+            texts.append(disk.read(file, LARGEST_JSON))
             document = json.loads(texts[-1])
             ours = isinstance(document, dict) and "checksum" in document
             if ours and document.pop("checksum") != _checksum(document):
@@ -158,8 +133,7 @@ def read_pair(path: Path, kind: Kind) -> Pair:
 def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
     """Read and check a document; returns it (with `state` and `checksum`) and its bytes. Raises as `read_pair`."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_JSON + 1)
+        text = disk.read(path, LARGEST_JSON)
     except FileNotFoundError:
         what = f"is not a {kind.name}: there is no {path.name} in it" if path.parent.is_dir() else "does not exist"
         raise Absent(f"{path.parent} {what}; expected the folder of a {kind.name}") from None
@@ -196,7 +170,7 @@ def make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync_folder(path.parent)
+        disk.sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -223,7 +197,7 @@ def _read_state(path: Path, state: Mapping[str, Any], kind: Kind) -> dict[str, T
     """
     file = _state_file(path, state["sha256"])
     try:
-        size = file.stat().st_size
+        size = disk.check(file)
         whole = size == state["bytes"] and tensor_file.sha256_of(file) == state["sha256"]
         tensors = tensor_file.load(file) if whole else {}
     except FileNotFoundError:
@@ -252,13 +226,3 @@ def _checksum(document: Mapping[str, Any]) -> str:
 
 def _damaged(path: Path, kind: Kind, why: str) -> UserError:
     return UserError(f"{path.parent} is a damaged {kind.name}: {why}; {kind.remedy}")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power failure; Windows has no such call."""
-    if os.name != "nt":
-        file = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)

@@ -19,7 +19,7 @@ from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
 from promptcl.layers.sums import packed
 from promptcl.recipes.load import resolve
-from promptcl.runtime import processes
+from promptcl.runtime import disk, processes
 from promptcl.store import files
 from promptcl.store.checkpoint import Checkpoint, discard
 from promptcl.store.files import Absent
@@ -230,10 +230,10 @@ def checksum(folder: Path) -> str | None:
 def with_absolute_paths(config: Config) -> Config:
     """Return `config` with absolute paths of weights and data, as the next process may run in another folder."""
     if (root := config.data.root) is not None:
-        data = config.data.model_copy(update={"root": str(Path(root).expanduser().absolute())})
+        data = config.data.model_copy(update={"root": str(disk.expanded(root).absolute())})
         config = config.model_copy(update={"data": data})
     weights = config.backbone.weights
-    return config if weights in _NO_FILE else _with_weights(config, Path(weights).expanduser().absolute())
+    return config if weights in _NO_FILE else _with_weights(config, disk.expanded(weights).absolute())
 
 
 def _with_weights(config: Config, path: Path) -> Config:
@@ -244,7 +244,7 @@ def _find_weights(folder: Path, config: Config) -> Config:
     """Return `config`, with the weight file inside the store where the recorded path has none (a copied store)."""
     weights = config.backbone.weights
     inside = folder / Path(weights).name
-    if weights in _NO_FILE or Path(weights).expanduser().is_file() or not inside.is_file():
+    if weights in _NO_FILE or disk.expanded(weights).is_file() or not inside.is_file():
         return config
     return _with_weights(config, inside)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from promptcl.config import DataConfig
@@ -20,6 +19,7 @@ from promptcl.data.decode import ENDINGS
 from promptcl.data.images import FileSource, ImageSet
 from promptcl.data.splits import Domain, in_stored_order, ordered
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 HEADER = ("path", "split", "domain", "class")
 
@@ -40,7 +40,7 @@ def load_domains(config: DataConfig) -> list[Domain]:
     """
     if config.root is None:
         raise UserError("data.name=domains needs data.root=PATH, a folder or an archive with DOMAIN/CLASS/IMAGE.png")
-    root = Path(config.root).expanduser()
+    root = disk.expanded(config.root)
     files = {file.stem: file for file in sorted(root.glob("*.npz"))} if root.is_dir() else {}
     if files:
         domains = []

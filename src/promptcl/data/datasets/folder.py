@@ -6,8 +6,6 @@ One folder around `train` and `test` is allowed. Classes are sorted by name, ima
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from promptcl.config import DataConfig
@@ -16,6 +14,7 @@ from promptcl.data.decode import ENDINGS
 from promptcl.data.images import FileSource, ImageSet
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 
 def load(config: DataConfig) -> Split:
@@ -25,7 +24,7 @@ def load(config: DataConfig) -> Split:
     """
     if config.root is None:
         raise UserError("data.name=folder needs data.root=PATH, a folder or an archive with train/CLASS/... images")
-    tree = open_tree(Path(config.root).expanduser())
+    tree = open_tree(disk.expanded(config.root))
     prefix = _prefix(tree)
     train = _classes(tree, f"{prefix}train/")
     test = {} if config.validation_per_class is not None else _classes(tree, f"{prefix}test/")

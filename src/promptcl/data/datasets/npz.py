@@ -18,6 +18,7 @@ from promptcl.config import DataConfig
 from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 
 def load(config: DataConfig) -> Split:
@@ -27,7 +28,7 @@ def load(config: DataConfig) -> Split:
     """
     if config.root is None:
         raise UserError("data.name=npz needs data.root=FILE, an .npz with train_images, train_labels, test_images, ...")
-    file = Path(config.root).expanduser()
+    file = disk.expanded(config.root)
     if not file.is_file():
         raise UserError(f"data.root={file} does not exist or is not a file; expected an .npz file")
     train = _half(file, "train")
