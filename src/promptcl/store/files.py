@@ -60,6 +60,7 @@ def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
         state.update(tensor_file.write_to(file, tensors))
         return _state_file(path, state["sha256"])
 
+    _check_writable(path, document)
     with explained(path.parent):
         make_folder(path.parent)
         disk.write_whole(path.parent, fill, ".state-")
@@ -68,6 +69,19 @@ def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
         disk.write(path, _text({**full, "checksum": checksum}), f".{path.name}.")
     _clean(path)  # only now, when the new pair is in place
     return checksum
+
+
+def _check_writable(path: Path, document: Mapping[str, Any]) -> None:
+    """Refuse a document that could not be read again. Raises UserError, and ValueError for what is no JSON."""
+    longest = {"sha256": "0" * 64, "bytes": 2**63}
+    text = _text({**document, "state": longest, "checksum": "0" * 64})
+    if len(text) > LARGEST_JSON:
+        raise UserError(
+            f"{path} would have {len(text) >> 20:,} MiB and at most {LARGEST_JSON >> 20} are read, so it was not "
+            "written; keep fewer notes, or begin another learner"
+        )
+    if _text(json.loads(text)) != text:
+        raise ValueError(f"{path}: the document changes when it is read again, so it was not written")
 
 
 def remove_pair(path: Path) -> None:

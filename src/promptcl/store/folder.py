@@ -137,6 +137,8 @@ def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
         notes=saved.notes,
         changes=saved.changes,
     )
+    if not _agrees(document):
+        raise UserError(f"{folder} was not written: the classes of this learner are not those of its history")
     with lock(folder):
         if (found := checksum(folder)) is not None and found not in ancestors:
             raise UserError(
@@ -146,6 +148,12 @@ def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
         written = files.write_pair(folder / "learner.json", document.model_dump(mode="json"), saved.state)
         discard(folder)  # its task is finished, or was given up for what is saved now
     return written
+
+
+def _agrees(document: _Document) -> bool:
+    """Whether its classes are those of its tasks, in the order in which they were learned, and can be printed."""
+    learned = list(dict.fromkeys(name for task in document.tasks for name in task.images))
+    return document.classes == learned and all(name.isprintable() for name in learned)
 
 
 def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Saved:
@@ -161,8 +169,7 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
         document = _Document.model_validate(pair.document)
     except (ValidationError, RecursionError) as error:
         raise UserError(f"{folder} is a damaged {KIND.name}: learner.json has other fields than expected") from error
-    learned = list(dict.fromkeys(name for task in document.tasks for name in task.images))
-    if document.classes != learned or not all(name.isprintable() for name in learned):
+    if not _agrees(document):
         raise UserError(f"{folder} is a damaged {KIND.name}: its classes are not those of its tasks")
     for text in overrides:
         key = text.partition("=")[0].strip()
