@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import signal
 import sys
 from collections.abc import Callable
 
@@ -21,9 +22,10 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except UserError as error:
             fail(str(error))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print("interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
+            # 130 after Ctrl-C, 143 after SIGTERM, as a shell has it.
+            raise typer.Exit(128 + getattr(interrupt, "number", signal.SIGINT)) from None
         except BrokenPipeError:
             raise  # the reader of our output went away; typer ends quietly
         except OSError as error:

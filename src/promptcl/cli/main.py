@@ -11,6 +11,7 @@ import typer
 
 from promptcl.cli import learn, mend, predict, report, train
 from promptcl.cli.errors import fail, one_sentence
+from promptcl.cli.system import flush, heed_signals, ready_streams
 from promptcl.runtime import processes
 
 app = typer.Typer(
@@ -24,7 +25,12 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command `promptcl` with the arguments of this process."""
-    app()
+    ready_streams()
+    heed_signals()
+    try:
+        app()
+    finally:
+        flush()
 
 
 for command in (train, learn, predict, mend, report):

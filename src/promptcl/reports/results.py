@@ -246,7 +246,7 @@ def _load(path: Path) -> Results:
     if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:  # each takes far more memory than bytes
         raise UserError(f"{path}: it holds more than {_MOST_VALUES:,} values; give the results of a smaller run")
     try:
-        return Results.model_validate_json(text)
+        return Results.model_validate(json.loads(text))  # not by pydantic: a path in it may be no Unicode
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -255,6 +255,8 @@ def _load(path: Path) -> Results:
             f"{path}: not the results of a run, or of a version that this one cannot read ({reason}); "
             "give the folder of a finished run of promptcl train"
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: it is no whole JSON; give the folder of a finished run of promptcl train") from error
 
 
 def _levels(value: Any) -> int:
