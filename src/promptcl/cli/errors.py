@@ -62,7 +62,7 @@ def out_of_memory(error: Exception) -> bool:
 
 def explain(error: OSError) -> str:
     """One sentence for an operating-system error."""
-    where = error.filename or "the output folder"
+    where = error.filename or "the output"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}: no disk space left; free some, or write elsewhere"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from promptcl.errors import UserError
-from promptcl.runtime import disk
+from promptcl.runtime import disk, packed
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 MAX_FILE = 2**28  # bytes of one unpacked file
@@ -117,6 +117,7 @@ def _tar_gz(archive: Path) -> Tree:
 
 def _tar(archive: Path, unpacked: IO[bytes] | None = None) -> Tree:
     file = unpacked or archive.open("rb")
+    packed.check_tar(archive, file)
     places = _places(archive, file, file.seek(0, os.SEEK_END))
 
     def read(path: str) -> bytes:
@@ -145,6 +146,7 @@ def _places(archive: Path, file: IO[bytes], size: int) -> dict[str, tuple[int, i
 
 
 def _zip(archive: Path) -> Tree:
+    packed.check_zip(archive)
     file = zipfile.ZipFile(archive)
     members = {
         _member(archive, info.filename, info.is_dir()): info
