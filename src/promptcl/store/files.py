@@ -26,6 +26,7 @@ from promptcl.store import tensor_file
 
 LARGEST_JSON = 2**26
 """Bytes of a document that are read, and so written."""
+_MOST_VALUES = 5_000_000  # as many as fit, a line each
 
 
 class Kind(NamedTuple):
@@ -155,6 +156,8 @@ def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
         raise Absent(f"{path.parent} is not a {kind.name}: expected a folder with {path.name}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:  # each takes more memory than bytes
+        raise _damaged(path, kind, f"{path.name} holds more than {_MOST_VALUES:,} values")
     try:
         document = json.loads(text.decode())
     except (ValueError, RecursionError) as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -44,15 +44,18 @@ _MAY_CHANGE = (
 )
 
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
 class TaskRecord(Section):
     """What a learner records about one task that it has learned."""
 
     name: str
     when: str
     """Time at which it was learned, UTC, ISO 8601."""
-    images: dict[str, int]
+    images: dict[str, Count]
     """Images of each class, in the order in which new classes were added."""
-    seconds: float
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
     sha256: str
     """Hash of the images and their labels (ImageSet.sha256) as they were learned, before any change."""
 
@@ -75,7 +78,7 @@ class ChangeRecord(Section):
     """Time of the change, UTC, ISO 8601."""
     names: list[str]
     """Classes forgotten; old and new name; the name of the task undone; the class that images were moved to."""
-    images: int
+    images: Count
     """Images that were taken away, or whose class is another one now."""
 
     @classmethod
