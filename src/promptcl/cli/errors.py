@@ -30,7 +30,7 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             raise  # the reader of our output went away; typer ends quietly
         except OSError as error:
             fail(explain(error))
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, ImportError) as error:
             if not out_of_memory(error):
                 raise
             fail(
@@ -57,7 +57,8 @@ def out_of_memory(error: Exception) -> bool:
     """Whether Python's memory, a GPU's, or torch's on the CPU (a plain RuntimeError) has run out."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     # By name: nothing here may import torch.
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+    texts = ("DefaultCPUAllocator", "failed to map segment", "std::bad_alloc", "can't start new thread")
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in texts)
 
 
 def explain(error: OSError) -> str:

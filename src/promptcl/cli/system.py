@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from promptcl.cli.errors import explain, printable
+from promptcl.errors import UserError
 from promptcl.runtime import processes
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 
 class Terminated(KeyboardInterrupt):
@@ -53,6 +61,25 @@ def ready_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def check_memory() -> None:
+    """Refuse an address space (`ulimit -v`) that has no room for torch. Raises UserError.
+
+    Its libraries map about three times the size of their files; where they cannot, some of them end the process.
+    """
+    if resource is None:
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    found = importlib.util.find_spec("torch")
+    if limit == resource.RLIM_INFINITY or found is None or found.origin is None:
+        return
+    needed = 3 * sum(file.stat().st_size for file in (Path(found.origin).parent / "lib").glob("*.so*"))
+    if limit < needed:
+        raise UserError(
+            f"this process may use {limit / 1e9:.1f} GB of addresses (ulimit -v) and torch alone needs "
+            f"{needed / 1e9:.1f}; write ulimit -v unlimited"
+        )
 
 
 def flush() -> None:
