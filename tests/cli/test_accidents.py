@@ -1,4 +1,4 @@
-"""What happens to a disk and to folders while a command runs: one sentence, and a store that is the old one or the new."""
+"""What happens to a disk and to folders while a command runs: one sentence, and a store that is whole."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def words(verb: str, place: Path, folders: Path) -> list[object]:
         "forget": ["forget", place / "store", "3"],
         "undo": ["undo", place / "store"],
         "report": ["report", place / "store", "--out", place / "page.html"],
-        "export": ["export", place / "store", place / "program.pt2"],
         "train": ["train", "demo", *SMALL, *FEW, "backbone.kwargs={}", "--quiet", "--out", place / "run"],
     }[verb]
 
@@ -144,5 +143,6 @@ def test_what_a_stranger_has_put_into_a_store(name: str, kind: str, store: Path,
         place.mkdir()
         os.mkfifo(place / "stage-0.json")
     said = in_child(lambda: ended("learn", tmp_path / "store", folders / "first", "--again", "--quiet"))
-    assert said.startswith("error: ") or (said, kind, name) == ("done", "folder", "checkpoint"), said
+    unread = name == "checkpoint" and kind != "link"  # this learner trains nothing
+    assert said == "done" if unread else said.startswith("error: ")
     assert (victim / "stage-0.json").read_text() == "precious"
