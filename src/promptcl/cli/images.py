@@ -36,6 +36,11 @@ def check_store(store: Path) -> None:
         raise UserError(
             f"{store} is not a promptcl store: there is no learner.json in it; expected the folder of a promptcl store"
         )
+    if store.is_dir():
+        try:
+            disk.check(store / "learner.json")
+        except OSError as error:
+            raise UserError(f"{store / 'learner.json'} cannot be read ({error.strerror})") from error
 
 
 def check_images(words: Iterable[str]) -> None:
