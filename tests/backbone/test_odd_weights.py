@@ -21,7 +21,6 @@ ODD: list[tuple[Callable[[Tensor], Tensor], str]] = [
     (Tensor.to_sparse, "is sparse, expected a dense tensor"),
     (lambda value: torch.empty(value.shape, device="meta"), "is on the meta device"),
     (lambda value: value.to(torch.complex64), "is complex"),
-    (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "is quantized"),
 ]
 
 
@@ -44,7 +43,7 @@ def test_odd_files(backbone: Backbone, tmp_path: Path) -> None:
     assert weights.locate(str(file), "test_vit", None) == file
     with file.open("r+b") as opened:
         opened.truncate(2**36)
-    with pytest.raises(UserError, match="cannot be read .it is mostly holes"):
+    with pytest.raises(UserError, match=r"cannot be read \(it is mostly holes"):
         weights.locate(str(file), "test_vit", None)
     file.unlink()
     os.mkfifo(file)

@@ -8,6 +8,7 @@ import logging
 import pickle
 import re
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,9 @@ def _read(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their arguments
+            # Training scripts store their arguments; what torch warns of, such as sparse tensors, is refused below.
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
