@@ -13,10 +13,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from promptcl.data.archive import MAX_FILE
 from promptcl.data.decode import decode
 from promptcl.data.kinds import advice
 from promptcl.data.names import LabelsLike, joined, numbered, one_spelling
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 Indices = Sequence[int] | npt.NDArray[np.int64]
 
@@ -142,7 +144,7 @@ class ImageSet:
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], names: LabelsLike) -> ImageSet:
         """Encoded images in the files `paths`, read when needed, and the class name of each; classes are sorted."""
-        source = FileSource([str(path) for path in paths], lambda path: Path(path).read_bytes())
+        source = FileSource([str(path) for path in paths], lambda path: disk.read(path, MAX_FILE))
         return cls(source, *numbered(names))
 
     @classmethod

@@ -22,9 +22,12 @@ from promptcl.config.overrides import (
 )
 from promptcl.errors import UserError
 from promptcl.recipes.registry import recipe_file
+from promptcl.runtime import disk
 
 if TYPE_CHECKING:
     from promptcl.methods._base import Method
+
+_MOST = 2**20  # bytes of a recipe
 
 
 def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool = False) -> Config:
@@ -83,7 +86,7 @@ def _read(recipe_or_path: str) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
         path = recipe_file(recipe_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = disk.read(path, _MOST).decode("utf-8")
         data = safe_yaml(text)
         keep_names(data, safe_yaml(text, words=True), Config)
     except (OSError, UnicodeDecodeError) as error:
