@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptcl.cli.terminal import count, note
+from promptcl.cli.terminal import note
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 if TYPE_CHECKING:
     from promptcl.data import ImageSet
@@ -35,6 +36,11 @@ def check_store(store: Path) -> None:
         raise UserError(
             f"{store} is not a promptcl store: there is no learner.json in it; expected the folder of a promptcl store"
         )
+    if store.is_dir():
+        try:
+            disk.check(store / "learner.json")
+        except OSError as error:
+            raise UserError(f"{store / 'learner.json'} cannot be read ({error.strerror})") from error
 
 
 def check_images(words: Iterable[str]) -> None:
@@ -50,7 +56,7 @@ def check_images(words: Iterable[str]) -> None:
 def _exists(path: Path) -> bool:
     """Whether there is something; what cannot be looked at is left to whoever reads it."""
     try:
-        os.stat(path.expanduser())
+        os.stat(disk.expanded(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte
         return False
     except OSError:
@@ -84,7 +90,7 @@ def gather(words: Sequence[str], cache_mb: int) -> tuple[ImageSet, list[str]]:
     from promptcl.data import concat, unlabelled
 
     def alone(word: str) -> bool:
-        return word == "-" or Path(word).expanduser().is_dir() or word.lower().endswith(_ARCHIVES)
+        return word == "-" or disk.expanded(word).is_dir() or word.lower().endswith(_ARCHIVES)
 
     groups: list[list[str]] = []
     for word in words:
@@ -98,16 +104,15 @@ def gather(words: Sequence[str], cache_mb: int) -> tuple[ImageSet, list[str]]:
         if not given:
             raise UserError("predict - reads one image from stdin, which is empty; write e.g. < photo.jpg")
         images = unlabelled(given, cache_mb // len(groups))
-        sets.append(images)
+        sets.append(said(images))
         names += ["-"] if group == ["-"] else [images.name(i) for i in range(len(images))]
     return concat(sets), names
 
 
-def said(images: ImageSet, folder: Path) -> ImageSet:
-    """Say which files beside the images were not read, if any."""
-    if unread := images.unread:
-        some = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
-        note(f"{count(len(unread), 'file')} in {folder} left out, being no image in a folder of its class: {some}")
+def said(images: ImageSet) -> ImageSet:
+    """Say what should be known of how the images were found, such as which files were left out, if any."""
+    for sentence in images.notes:
+        note(sentence)
     return images
 
 

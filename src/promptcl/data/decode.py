@@ -11,10 +11,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-KINDS = "png, jpg, webp, bmp, gif or tiff"
-# Nothing else is tried, whatever a file is called: Pillow's reader of EPS, for one, starts Ghostscript.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+from promptcl.data.kinds import FORMATS, KINDS
+
 MAX_PIXELS = 100_000_000  # decoded pixels of one image: 400 MB at most while it is read
 _MAX_ASPECT = 16  # a strip longer than this times `max_side` is squeezed: views are square anyway
 
@@ -28,7 +26,7 @@ def decode(data: bytes, max_side: int) -> Tensor:
     Raises ValueError where the format is none of KINDS or the image too large, and whatever Pillow raises.
     """
     try:
-        file = Image.open(io.BytesIO(data), formats=_FORMATS)
+        file = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"not the content of a {KINDS}") from None
     with file:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from promptcl.config import DataConfig
 from promptcl.config.extensions import load_module
 from promptcl.data import datasets
-from promptcl.data.decode import KINDS
 from promptcl.data.images import ImageSet, concat
+from promptcl.data.kinds import KINDS
+from promptcl.data.names import one_spelling
 from promptcl.errors import UserError
 
 
@@ -155,6 +156,7 @@ def ordered(names: Sequence[str], order: Sequence[str] | None, kind: str) -> lis
     """
     if order is None:
         return list(names)
+    order = [one_spelling(name) for name in order]
     for name in order:
         if name not in names:
             raise UserError(f"data.order has '{name}', which is not one of the {kind}: {', '.join(names)}")

@@ -14,21 +14,23 @@ from promptcl import store
 from promptcl.config.extensions import needs_trust
 from promptcl.config.schema import Config, dump_config
 from promptcl.data.scenario import make_stream
-from promptcl.data.splits import load_domains
+from promptcl.data.splits import join, load_domains
 from promptcl.data.stream import Stream, Task
 from promptcl.errors import UserError
 from promptcl.experiments import metrics
+from promptcl.experiments.journal import Journal
 from promptcl.experiments.progress import Ui
 from promptcl.learner.learner import Learner
-from promptcl.runtime import processes
+from promptcl.runtime import disk, processes
 from promptcl.runtime.provenance import git_commit, versions
-from promptcl.store import files
 
 Matrix = list[list[float | None]]
 
 
 STORE = "learner"
 """Folder of the learner inside the folder of a run: a store like any other."""
+JOURNAL = "journal.jsonl"
+"""File beside it with the results so far."""
 
 
 def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, Any]:
@@ -43,15 +45,18 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
     """
     start, config = time.perf_counter(), store.with_absolute_paths(config)  # so config.yaml works from any folder
     with processes.first_alone():  # process 0 downloads what is missing
-        stream = make_stream(load_domains(config.data), config)
+        domains = load_domains(config.data)
+        stream = make_stream(domains, config)
         fresh = Learner(config)
         config = fresh.config  # keeps the meaning of precision=auto if the run goes on elsewhere
     with processes.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
-        done: dict[str, Any] = {**nothing_done(), **learner.notes["run"]}  # a run of an older promptcl knew less
-        learner.notes["run"] = done
-        tasks = stream.tasks
+        journal, tasks = Journal(out / JOURNAL), stream.tasks
+        # A run of an older promptcl knew less.
+        done = journal.read({**nothing_done(), **learner.notes["run"]}, len(stream.tests))
         ui.start(len(tasks), config)
+        for sentence in join(domains).train.notes:  # what was left out of the folders, and the like
+            _warn_once(done, sentence, ui)
         for record in done["records"]:
             ui.task(record["task"], record["name"])
             ui.task_done(record)
@@ -64,6 +69,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
             if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
                 _evaluate(t, task, stream, learner, done, ui)
             done["seconds"] = before + time.perf_counter() - start
+            learner.notes["run"] = processes.on_first(lambda: journal.write(done))
             learner.save(out / STORE)
         results = processes.on_first(lambda: _write(out, _results(config, learner, stream, done)))
     ui.finished(results)
@@ -71,7 +77,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
 
 
 def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner:
-    """Save `learner` in `out`, or load the one that a resumed run goes on with; its notes keep the results."""
+    """Save `learner` in `out`, or load the one that a resumed run goes on with."""
     folder, wanted = out / STORE, learner.config
     if resume and processes.on_first(lambda: store.checksum(folder)) is not None:
         learner = Learner.load(folder, backbone=learner.backbone, trust=needs_trust(wanted))
@@ -92,7 +98,7 @@ def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, A
     """Learn task `t` and write what it took into `done`."""
     ui.task(t, task.name)
     learned = learner.learn(task.train, name=task.name, checkpoint=folder, progress=ui)
-    done["learned"].append(asdict(learned))
+    done["learned"].append({"images": learned.images, "seconds": learned.seconds, "statistics": learned.statistics})
     for sentence in learned.warnings:
         _warn(done, sentence, ui)
 
@@ -117,6 +123,11 @@ def _warn(done: dict[str, Any], text: str, ui: Ui) -> None:
     ui.warn(text)
 
 
+def _warn_once(done: dict[str, Any], text: str, ui: Ui) -> None:
+    if text not in done["warnings"]:
+        _warn(done, text, ui)
+
+
 def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[str, Any], ui: Ui) -> None:
     """Evaluate after task `t` and write what it took and gave into `done`."""
     evaluations = []
@@ -124,6 +135,8 @@ def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[s
         ui.evaluating(seen.name)
         # One test set for all tasks holds classes that have not been learned yet.
         evaluations.append(asdict(learner.evaluate(seen.test, unseen=stream.one_test)))
+    if len(learner.classes) == 1:
+        _warn_once(done, evaluations[0]["warnings"][0], ui)
     matrix: Matrix = done["matrix"]
     row: list[float | None] = [e["accuracy"] for e in evaluations]
     width = len(stream.tests)
@@ -250,4 +263,4 @@ def _write(out: Path, results: dict[str, Any]) -> dict[str, Any]:
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to the file `path`, all of it or nothing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, text.encode())
+    disk.write(path, text.encode())
