@@ -45,7 +45,7 @@ def test_streams(line: str, status: int, said: str, tmp_path: Path) -> None:
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """The handlers as they were."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -72,6 +72,18 @@ def test_signals_end_a_command_as_ctrl_c_does(
     assert capsys.readouterr().err == "interrupted\n"
     work(signal.SIGHUP)
     assert left == [signal.SIGTERM, signal.SIGHUP]
+
+    @one_sentence
+    def swallow() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:  # as torch does it where numpy was being imported
+            raise AttributeError("half of a module") from None
+
+    with pytest.raises(typer.Exit) as ended:
+        swallow()
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "interrupted\n"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

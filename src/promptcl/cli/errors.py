@@ -12,6 +12,9 @@ import typer
 
 from promptcl.errors import UserError
 
+ended_by: list[int] = []
+"""The signal that asked this process to end, once one has."""
+
 
 def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     """Turn bad input, full disks and full memory into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
@@ -20,26 +23,33 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: object, **kwargs: object) -> None:
         try:
             command(*args, **kwargs)
-        except UserError as error:
-            fail(str(error))
-        except KeyboardInterrupt as interrupt:
-            print("interrupted", file=sys.stderr)
-            # 130 after Ctrl-C, 143 after SIGTERM, as a shell has it.
-            raise typer.Exit(128 + getattr(interrupt, "number", signal.SIGINT)) from None
         except BrokenPipeError:
             raise  # the reader of our output went away; typer ends quietly
-        except OSError as error:
-            fail(explain(error))
-        except (MemoryError, RuntimeError, ImportError) as error:
-            if not out_of_memory(error):
-                raise
-            fail(
-                f"out of memory ({(str(error).splitlines() or ['no more to be had'])[0][:200]}); "
-                "lower train.batch_size, eval.batch_size, data.cache_mb or backbone.image_size, or write "
-                "backbone.precision=bf16"
-            )
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and not ended_by:
+                ended_by.append(getattr(error, "number", signal.SIGINT))
+            # Asked to end while it is imported, a library may raise anything instead of KeyboardInterrupt.
+            if ended_by and not isinstance(error, typer.Exit):
+                print("interrupted", file=sys.stderr)
+                raise typer.Exit(128 + ended_by.pop()) from None  # as a shell has it: 130 after Ctrl-C
+            explained(error)
+            raise
 
     return wrapper
+
+
+def explained(error: BaseException) -> None:
+    """End with a sentence and exit code 2 where `error` is bad input, a full disk or full memory."""
+    if isinstance(error, UserError):
+        fail(str(error))
+    if isinstance(error, OSError):
+        fail(explain(error))
+    if isinstance(error, MemoryError | RuntimeError | ImportError) and out_of_memory(error):
+        fail(
+            f"out of memory ({(str(error).splitlines() or ['no more to be had'])[0][:200]}); "
+            "lower train.batch_size, eval.batch_size, data.cache_mb or backbone.image_size, or write "
+            "backbone.precision=bf16"
+        )
 
 
 def fail(sentence: str) -> None:

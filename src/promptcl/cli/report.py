@@ -6,6 +6,7 @@ Heavy imports wait inside.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +59,7 @@ def report(
     elif zoom:
         raise UserError(f"--zoom is for runs and {store} is a learner, whose axes show all; leave it out")
     page = out or ((paths[0] if paths[0].is_dir() else paths[0].parent) if len(paths) == 1 else Path()) / "report.html"
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of folders that it may not write to
     with extra("report", "matplotlib", "jinja2"):
         if store is None:
             from promptcl.reports.report import write

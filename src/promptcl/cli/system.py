@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from promptcl.cli.errors import explain, printable
+from promptcl.cli.errors import ended_by, explain, printable
 from promptcl.errors import UserError
 from promptcl.runtime import processes
 
@@ -31,17 +31,19 @@ class Terminated(KeyboardInterrupt):
 
 
 def heed_signals() -> None:
-    """Turn SIGTERM and SIGHUP into `Terminated`, where nobody else has said what they mean (nohup does).
+    """Turn Ctrl-C, SIGTERM and SIGHUP into `Terminated`, where nobody else has said what they mean (nohup does).
 
     Not under torchrun, which ends a process that way that hangs in an exchange and would never see an exception.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
+        ended_by.append(number)
         raise Terminated(number)
 
-    for name in ("SIGTERM", "SIGHUP"):
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and processes.wanted() == 1 and signal.getsignal(number) is signal.SIG_DFL:
+        if number is not None and processes.wanted() == 1 and signal.getsignal(number) in usual:
             signal.signal(number, end)
 
 
