@@ -54,7 +54,7 @@ def learn(
     from promptcl.data import labelled
     from promptcl.learner.sifting import distinct
 
-    budget = cache_mb_of(settings)
+    budget = cache_mb_of(settings, learns=True)
     images, twice = distinct(said(labelled(folder, cache_mb=budget), folder))
     if twice:
         note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")

@@ -14,6 +14,7 @@ from promptcl.cli.images import check_folders, check_store, gather, images_and_s
 from promptcl.cli.mend import described
 from promptcl.cli.options import Json, Settings, Store, Trust, cache_mb_of
 from promptcl.cli.terminal import bars, count, table, unknown_below
+from promptcl.config.reading import check_settings_of_answers
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ def export(
 ) -> None:
     """Write the learner as one program, backbone included, that runs without promptcl: images in, probabilities out."""
     check_store(store)
+    check_settings_of_answers(settings or [])
     from promptcl.learner.export import export as write
     from promptcl.learner.learner import Learner
 

@@ -5,11 +5,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+
+class Unread(NamedTuple):
+    """Why a setting is not read."""
+
+    because: str
+    """The other setting that makes it so: `augment=none`."""
+    instead: str = ""
+    """What to write for it to be read: `augment=crop`."""
 
 
 class Section(BaseModel):
@@ -25,6 +34,10 @@ class Section(BaseModel):
         if isinstance(value, bool) and {int, float} & set(get_args(annotation) or (annotation,)):
             raise PydanticCustomError("bool_for_number", "a number was expected")
         return value
+
+    def unread(self) -> dict[str, Unread]:
+        """Settings of this section that other ones leave unread, by name, or by `section.` for all of a section."""
+        return {}
 
 
 class BackboneConfig(Section):
@@ -84,6 +97,14 @@ class DataConfig(Section):
             raise ValueError(f"expected 0 < low <= high{' <= 1' if top == 1 else ''}")
         return pair
 
+    def unread(self) -> dict[str, Unread]:
+        """How crops and flips are drawn, where there are none."""
+        why = Unread(f"augment={self.augment}", "augment=crop")
+        found = {} if self.augment == "crop" else dict.fromkeys(("crop_scale", "crop_ratio"), why)
+        if self.augment == "none":
+            found["hflip"] = why
+        return found
+
 
 class TrainConfig(Section):
     """How one task is trained."""
@@ -118,6 +139,10 @@ class TrainConfig(Section):
     checkpoint_seconds: float | None = Field(default=60.0, gt=0)
     """Seconds between two checkpoints, whichever comes first; None: by steps and epochs alone."""
 
+    def unread(self) -> dict[str, Unread]:
+        """Which classes a mask leaves in, where there is none."""
+        return {} if self.mask else {"mask_classes": Unread("mask=false", "mask=true")}
+
 
 class EvalConfig(Section):
     """How test images are answered."""
@@ -139,6 +164,10 @@ class GaussianConfig(Section):
     """What the release's shipped file does: steps = -1, so a five times wider schedule, and micro-tasks that train on
     ALL images of their classes; `steps` is then not read."""
 
+    def unread(self) -> dict[str, Unread]:
+        """The steps, where the release's stand for them."""
+        return {"steps": Unread("release_schedule=true", "release_schedule=false")} if self.release_schedule else {}
+
 
 class MemoryConfig(Section):
     """Rehearsal: images of earlier tasks, replayed beside the new ones."""
@@ -149,6 +178,10 @@ class MemoryConfig(Section):
     """Replayed images of a step, on top of train.batch_size; None: as many as train.batch_size."""
     store: bool = False
     """Keep these images, decoded, in the learner's folder, so that `learn` in a new process replays them."""
+
+    def unread(self) -> dict[str, Unread]:
+        """Everything about replaying, where nothing is kept."""
+        return {} if self.per_class else {"batch_size": Unread("per_class=0", "per_class=10")}
 
 
 class Config(Section):
@@ -186,6 +219,25 @@ class Config(Section):
             given = f"train.schedule={self.train.schedule}"
             raise ValueError(f"{given} needs task ends; with scenario=gaussian write train.schedule=constant")
         return self
+
+    def unread(self) -> dict[str, Unread]:
+        """What belongs to other scenarios, and what each section leaves unread."""
+        found: dict[str, Unread] = {}
+        if self.scenario != "gaussian":
+            found["gaussian."] = Unread(f"scenario={self.scenario}", "scenario=gaussian")
+        if self.scenario != "class" and self.tasks != 1:
+            found["tasks"] = Unread(f"scenario={self.scenario}", "scenario=class")
+        if self.scenario == "domain":
+            found |= dict.fromkeys(("data.class_order", "train.mask", "train.mask_classes"), Unread("scenario=domain"))
+        elif self.data.test_set == "common":
+            found["data.test_set"] = Unread(f"scenario={self.scenario}", "scenario=domain")
+        for name in type(self).model_fields:
+            inner = getattr(self, name)
+            if isinstance(inner, Section):
+                for key, why in inner.unread().items():
+                    prefixed = Unread(f"{name}.{why.because}", why.instead and f"{name}.{why.instead}")
+                    found.setdefault(f"{name}.{key}", prefixed)
+        return found
 
 
 def dump_config(config: Config) -> str:

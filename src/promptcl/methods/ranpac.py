@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone
+from promptcl.config import Unread
 from promptcl.layers import GrowingLinear, RidgeHead
 from promptcl.layers.adapters import Adaptation, make
 from promptcl.methods import ridge
@@ -39,6 +40,15 @@ class RanPACOptions(ridge.RidgeOptions):
     adapt_lr: float | None = Field(default=None, gt=0)
     """Learning rate of what is adapted; null: as `train.lr`, which the training head has."""
 
+    def unread(self) -> dict[str, Unread]:
+        """What says how something is adapted, where nothing is."""
+        found = super().unread()
+        if self.adapt in ("none", "ssf"):
+            found["size"] = Unread(f"adapt={self.adapt}", "adapt=adapter")
+        if self.adapt == "none":
+            found["adapt_lr"] = Unread("adapt=none", "adapt=adapter")
+        return found
+
     @model_validator(mode="after")
     def _rows_are_frozen(self) -> RanPACOptions:
         if self.adapt != "none" and self.rows:
@@ -60,6 +70,11 @@ class Model(ridge.Model):
         self.register_buffer("directions_FM", directions_FM, persistent=False)
         self.adapted = None if options.adapt == "none" else make(options.adapt, backbone, options.size, generator)
         self.head = GrowingLinear(self.width)
+
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Training, where something is adapted; nothing is replayed."""
+        return () if options.adapt == "none" else ("train.",)
 
     @property
     def lifted(self) -> int:
