@@ -11,7 +11,7 @@ import torch
 from helpers import encoded
 from PIL import Image
 
-from promptcl.data import decode
+from promptcl.data import declared, decode
 from promptcl.data.inputs import labelled, unlabelled
 from promptcl.errors import UserError
 
@@ -67,7 +67,7 @@ def test_other_formats_are_not_tried_whatever_they_are_called(tmp_path: Path) ->
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(declared, "MAX_PIXELS", 1_000_000)
     with pytest.raises(ValueError, match="1001 x 1000 pixels are more than 1 million, make it smaller"):
         decode.decode(encoded(Image.new("L", (1001, 1000)), "png"), 512)
     # A JPEG of that size is read at a fraction of it.
