@@ -69,6 +69,8 @@ class Check:
         if self.before is not None:
             now = self._old_accuracy(self.before, self.after)
             print(f"old classes on {self.folder}: {self.before.accuracy:.1f} % before, {now:.1f} % after")
+        for sentence in self.after.warnings:
+            note(sentence, kind="warning")
         print(f"all classes on {self.folder}: {self.after.accuracy:.1f} %")
         if not quiet:
             print(*bars(self.after.by_class, self.before.by_class if self.before is not None else None), sep="\n")

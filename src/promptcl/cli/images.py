@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptcl.cli.terminal import count, note
+from promptcl.cli.terminal import note
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,16 +98,15 @@ def gather(words: Sequence[str], cache_mb: int) -> tuple[ImageSet, list[str]]:
         if not given:
             raise UserError("predict - reads one image from stdin, which is empty; write e.g. < photo.jpg")
         images = unlabelled(given, cache_mb // len(groups))
-        sets.append(images)
+        sets.append(said(images))
         names += ["-"] if group == ["-"] else [images.name(i) for i in range(len(images))]
     return concat(sets), names
 
 
-def said(images: ImageSet, folder: Path) -> ImageSet:
-    """Say which files beside the images were not read, if any."""
-    if unread := images.unread:
-        some = ", ".join(unread[:3]) + (", ..." if len(unread) > 3 else "")
-        note(f"{count(len(unread), 'file')} in {folder} left out, being no image in a folder of its class: {some}")
+def said(images: ImageSet) -> ImageSet:
+    """Say what should be known of how the images were found, such as which files were left out, if any."""
+    for sentence in images.notes:
+        note(sentence)
     return images
 
 

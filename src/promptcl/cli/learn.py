@@ -55,10 +55,10 @@ def learn(
     from promptcl.learner.sifting import distinct
 
     budget = cache_mb_of(settings, learns=True)
-    images, twice = distinct(said(labelled(folder, cache_mb=budget), folder))
+    images, twice = distinct(said(labelled(folder, cache_mb=budget)))
     if twice:
         note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
-    tests = None if check is None else said(labelled(check, cache_mb=budget), check)
+    tests = None if check is None else said(labelled(check, cache_mb=budget))
     with stores.lock(store):
         learner = _open_or_make(store, settings or [], recipe, trust)
         left, before = (images, 0) if again else _never_learned(learner, images)

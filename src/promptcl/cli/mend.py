@@ -31,10 +31,12 @@ def forget(
     """Forget classes: the learner becomes what it would be had it never learned them."""
     check_store(store)
     from promptcl import store as stores
+    from promptcl.data.names import one_spelling
     from promptcl.learner.learner import Learner
 
     with stores.lock(store):
         known = set(stores.load(store, trust=trust).classes)
+        classes = [word if word in known else one_spelling(word) for word in classes]
         names, settings = split_words(classes, known.__contains__, "one or more classes")
         learner = Learner.load(store, settings, trust=trust)
         calibrated = "calibration" in learner.notes
@@ -56,8 +58,10 @@ def rename(
     """Give a class another name; where NEW is a class too, both become one."""
     check_store(store)
     from promptcl import store as stores
+    from promptcl.data.names import one_spelling
     from promptcl.learner.learner import Learner
 
+    new = one_spelling(new)
     with stores.lock(store):
         learner = Learner.load(store, settings or [], trust=trust)
         calibrated = "calibration" in learner.notes

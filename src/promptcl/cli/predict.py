@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from promptcl.cli.errors import fail, one_sentence, printable
-from promptcl.cli.images import check_folders, check_store, gather, images_and_settings
+from promptcl.cli.images import check_folders, check_store, gather, images_and_settings, said
 from promptcl.cli.mend import described
 from promptcl.cli.options import Json, Settings, Store, Trust, cache_mb_of
-from promptcl.cli.terminal import bars, count, table, unknown_below
+from promptcl.cli.terminal import bars, count, note, table, unknown_below
 from promptcl.config.reading import check_settings_of_answers
 from promptcl.errors import UserError
 
@@ -119,8 +119,10 @@ def evaluate(
     from promptcl.data import labelled
     from promptcl.learner.learner import Learner
 
-    images = labelled(folder, cache_mb=cache_mb_of(settings))
+    images = said(labelled(folder, cache_mb=cache_mb_of(settings)))
     result = Learner.load(store, settings or [], trust=trust).evaluate(images)
+    for sentence in result.warnings:
+        note(sentence, kind="warning")
     if as_json:
         classes = {name: {"right": right, "images": n} for name, (right, n) in result.by_class.items()}
         print(json.dumps({"accuracy": result.accuracy, "images": result.images, "classes": classes}, indent=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -16,8 +16,8 @@ _MAX_YAML = 100_000  # characters
 _MAX_DEPTH = 50  # brackets within brackets: the time of reading grows with the square of it
 
 
-def safe_yaml(text: str) -> Any:
-    """Read plain data from YAML text.
+def safe_yaml(text: str, words: bool = False) -> Any:
+    """Read plain data from YAML text; with `words`, each value as it is written: `on` and `2021` are texts.
 
     Raises ValueError, which says at which line, for anything else, for text that is too long or nested too deep, and
     for aliases: a few lines of them make a billion values.
@@ -26,7 +26,7 @@ def safe_yaml(text: str) -> Any:
         raise ValueError(f": {len(text)} characters, at most {_MAX_YAML} are read")
     try:
         refused = _refused(text)
-        value = None if refused else yaml.safe_load(text)
+        value = None if refused else yaml.load(text, yaml.BaseLoader if words else yaml.SafeLoader)
     except Exception as error:  # beside YAMLError: dates that are none, numbers too long
         mark = getattr(error, "problem_mark", None)
         raise ValueError(f" at line {mark.line + 1}" if mark else "") from None
@@ -110,9 +110,25 @@ def _parse(annotation: Any, text: str) -> Any:
     if any(kind is str or isinstance(kind, str) for kind in allowed):
         return text
     try:
-        return safe_yaml(text)
+        return safe_yaml(text, words=_are_names(allowed))
     except ValueError:
         return text
+
+
+def _are_names(allowed: tuple[Any, ...]) -> bool:
+    """Whether a setting that allows these types is a list of names."""
+    return any(get_origin(kind) is tuple and get_args(kind)[:1] == (str,) for kind in allowed)
+
+
+def keep_names(data: Any, words: Any, model: type[Section]) -> None:
+    """Put lists of names into `data` as they are written in `words`, the same YAML read with `words`."""
+    for key, field in model.model_fields.items():
+        if not isinstance(data, dict) or key not in data:
+            continue
+        if inner := section_of(model, key):
+            keep_names(data[key], words[key], inner)
+        elif isinstance(data[key], list) and _are_names(kinds(field.annotation)):
+            data[key] = words[key]
 
 
 def validate(model: type[Section], data: dict[str, Any], prefix: str = "") -> Any:

@@ -27,11 +27,8 @@ from promptcl.data.deep import (
     rgb_of_values,
     with_lower,
 )
+from promptcl.data.kinds import FORMATS, KINDS
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-KINDS = "png, jpg, webp, bmp, gif or tiff"
-# Nothing else is tried, whatever a file is called: Pillow's reader of EPS, for one, starts Ghostscript.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _MAX_ASPECT = 16  # a strip longer than this times `max_side` is squeezed: views are square anyway
 _BAND = 2**20  # pixels that are converted at a time
 _TURNS = {
@@ -76,7 +73,7 @@ def _open(data: bytes, max_side: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
         try:
-            file = Image.open(io.BytesIO(data), formats=_FORMATS)
+            file = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
             raise ValueError(f"not the content of a {KINDS}") from None
         except Image.DecompressionBombError:

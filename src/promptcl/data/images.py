@@ -13,7 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from promptcl.data.decode import KINDS, decode
+from promptcl.data.decode import decode
+from promptcl.data.kinds import KINDS
+from promptcl.data.names import LabelsLike, joined, numbered, one_spelling
 from promptcl.errors import UserError
 
 Indices = Sequence[int] | npt.NDArray[np.int64]
@@ -124,29 +126,29 @@ class ImageSet:
     def __init__(
         self, source: Source, classes: Sequence[str], labels: npt.ArrayLike, rows: npt.ArrayLike | None = None
     ) -> None:
-        """labels: int64 (N,), indices into `classes`; rows: where in `source` the N images are (None: all of it)."""
+        """labels: int64 (N,), indices into `classes`; rows: where in `source` the N images are (None: all of it).
+
+        Names get one spelling (NFC); those of which only that differed are one class.
+        """
         self._source = source
         self._rows = np.arange(len(source)) if rows is None else np.asarray(rows, dtype=np.int64)
-        self.classes = tuple(classes)
-        self.labels: npt.NDArray[np.int64] = np.asarray(labels, dtype=np.int64).reshape(-1)
+        self.classes, self.labels = joined(classes, labels)
         if len(self.labels) != len(self._rows):
             raise ValueError(f"{len(self._rows)} images but {len(self.labels)} labels")
         self._digests: dict[int, bytes] = {}
-        self.unread: tuple[str, ...] = ()
-        """Files beside the images, in the folder or archive that they are from, that are no images of a class."""
+        self.notes: tuple[str, ...] = ()
+        """What should be known of how the images were found, a sentence each: what was left out of their folder."""
 
     @classmethod
-    def from_files(cls, paths: Sequence[str | Path], names: Sequence[str]) -> ImageSet:
+    def from_files(cls, paths: Sequence[str | Path], names: LabelsLike) -> ImageSet:
         """Encoded images in the files `paths`, read when needed, and the class name of each; classes are sorted."""
         source = FileSource([str(path) for path in paths], lambda path: Path(path).read_bytes())
-        classes = sorted(set(names))
-        return cls(source, classes, [classes.index(name) for name in names])
+        return cls(source, *numbered(names))
 
     @classmethod
-    def from_arrays(cls, images: npt.NDArray[np.uint8], names: Sequence[str]) -> ImageSet:
+    def from_arrays(cls, images: npt.NDArray[np.uint8], names: LabelsLike) -> ImageSet:
         """Images in an array, uint8 (N, H, W) or (N, H, W, 3), and the class name of each; classes are sorted."""
-        classes = sorted(set(names))
-        return cls(ArraySource(images, "array"), classes, [classes.index(name) for name in names])
+        return cls(ArraySource(images, "array"), *numbered(names))
 
     def __add__(self, other: ImageSet) -> ImageSet:
         """The images of both, classes joined by name."""
@@ -200,6 +202,7 @@ class ImageSet:
 
         Raises UserError for a name that is not among `classes`.
         """
+        names = [one_spelling(name) for name in names]
         numbers = {name: k for k, name in enumerate(self.classes)}
         unknown = [name for name in names if name not in numbers]
         if unknown:
@@ -212,7 +215,7 @@ class ImageSet:
 
     def _view(self, classes: Sequence[str], labels: npt.ArrayLike, rows: npt.NDArray[np.int64]) -> ImageSet:
         view = ImageSet(self._source, classes, labels, rows)
-        view._digests = self._digests
+        view._digests, view.notes = self._digests, self.notes
         return view
 
 
@@ -236,7 +239,9 @@ def concat(sets: Sequence[ImageSet]) -> ImageSet:
         rows.append(row_N)
         labels.append(np.array([number[name] for name in images.classes], dtype=np.int64)[images.labels])
     mixed = MixedSource(list(sources.values()), np.concatenate(which), np.concatenate(rows))
-    return ImageSet(mixed, classes, np.concatenate(labels))
+    joint = ImageSet(mixed, classes, np.concatenate(labels))
+    joint.notes = tuple(dict.fromkeys(note for images in sets for note in images.notes))
+    return joint
 
 
 class MixedSource:

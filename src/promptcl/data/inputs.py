@@ -11,15 +11,18 @@ from PIL import Image
 from torch import Tensor
 
 from promptcl.data.archive import ARCHIVES, Tree, open_tree
-from promptcl.data.decode import ENDINGS, KINDS, decode, from_array, from_pil
+from promptcl.data.classes import but, left_out, no_images, read_classes
+from promptcl.data.decode import decode, from_array, from_pil
 from promptcl.data.images import FileSource, ImageSet
+from promptcl.data.kinds import KINDS, is_image
+from promptcl.data.levels import Level
+from promptcl.data.names import LabelsLike, numbered
 from promptcl.errors import UserError
 
 ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
 """A file, its content, a Pillow image, an array (H, W, 3) or a tensor (3, H, W): uint8, or float in [0, 1]."""
 ImagesLike: TypeAlias = "ImageSet | ImageLike | Sequence[ImageLike]"
 """One image or several in any form; a path may also be a folder or an archive."""
-_SPLITS = {"train", "test", "val", "valid", "validation"}
 _MAX_SIDE = 512  # pixels: larger images are reduced
 
 
@@ -42,22 +45,22 @@ class _Given:
         return f"image {row}"
 
 
-def labelled(images: ImagesLike, labels: Sequence[str] | None = None, cache_mb: int = 2048) -> ImageSet:
+def labelled(images: ImagesLike, labels: LabelsLike | None = None, cache_mb: int = 2048) -> ImageSet:
     """Make a set of images with class names: from a folder or archive with one folder a class, or from images and
-    one name for each in `labels`.
+    one name or whole number for each in `labels`.
 
-    Classes are sorted by name, files by path. Decoded images stay in memory up to `cache_mb` MiB.
+    Classes are sorted by name, files by path. Decoded images stay in memory up to `cache_mb` MiB. `notes` of the set
+    says what was left out of a folder.
     Raises UserError: no class folders, a class without images, labels that do not fit.
     """
-    if isinstance(images, ImageSet):
-        return images
     if labels is not None:
         found = unlabelled(images, cache_mb)
-        names = [str(label) for label in labels]
-        if len(names) != len(found):
-            raise UserError(f"{len(found)} images came with {len(names)} labels; give one class name for each")
-        classes = sorted(set(names))
-        return found.labelled(classes, [classes.index(name) for name in names])
+        classes, numbers = numbered(labels)
+        if len(numbers) != len(found):
+            raise UserError(f"{len(found)} images came with {len(numbers)} labels; give one class name for each")
+        return found.labelled(classes, numbers)
+    if isinstance(images, ImageSet):
+        return images
     if not isinstance(images, str | Path):
         raise UserError("these images have no labels; give labels=[...], or a folder with one folder for each class")
     return _class_folders(open_tree(Path(images).expanduser(), everything=True), cache_mb)
@@ -92,10 +95,12 @@ def unlabelled(images: ImagesLike, cache_mb: int = 2048) -> ImageSet:
 
 def _all_below(path: Path, cache_mb: int) -> ImageSet:
     tree = open_tree(path, everything=True)
-    files = [file for file in sorted(tree.paths) if _is_image(file)]
+    files = [file for file in sorted(tree.paths) if is_image(file)]
     if not files:
-        raise UserError(f"{path} has no images in it; expected files of the kinds {KINDS}")
-    return _unnamed(FileSource(files, tree.read, str(path), cache_mb))
+        raise UserError(f"{path} has no images in it; expected files of the kinds {KINDS}{but(tree)}")
+    images = _unnamed(FileSource(files, tree.read, str(path), cache_mb))
+    images.notes = tuple(left_out(tree, files))
+    return images
 
 
 def _unnamed(source: Any) -> ImageSet:
@@ -118,53 +123,14 @@ def _pixels(image: Any, row: int) -> Tensor:
     raise UserError(f"image {row} is a {type(image).__name__}; give a path, bytes, a Pillow image or an array")
 
 
-def _is_image(path: str) -> bool:
-    """Whether a path ends like an image and nothing in it is hidden."""
-    return path.lower().endswith(ENDINGS) and not any(name.startswith(".") for name in path.split("/"))
-
-
 def _class_folders(tree: Tree, cache_mb: int) -> ImageSet:
-    """The images of a folder or archive with one folder a class; an archive may have one folder around them all."""
-    paths = sorted(path for path in tree.paths if path)
-    prefix = ""
-    tops = {path.split("/")[0] for path in paths if "/" in path}
-    depths = {path.count("/") for path in paths if _is_image(path)}
-    # A folder around all classes, not a class: no image lies directly in it.
-    if tree.where.is_file() and len(tops) == 1 and depths and min(depths) > 1:
-        prefix = f"{tops.pop()}/"
-    classes: dict[str, list[str]] = {}
-    for path in paths:
-        name, slash, file = path.removeprefix(prefix).partition("/")
-        if not path.startswith(prefix) or not slash or name.startswith("."):
-            continue
-        files = classes.setdefault(name, [])
-        if file and _is_image(path):
-            files.append(path)
-    _check(tree, classes)
-    names = sorted(classes)
-    files = [path for name in names for path in classes[name]]
-    labels = np.repeat(np.arange(len(names)), [len(classes[name]) for name in names])
-    images = ImageSet(FileSource(files, tree.read, str(tree.where), cache_mb), names, labels)
-    images.unread = _unread(paths, files)
+    """The images of a folder or archive with one folder a class, which may be inside others that wrap nothing else."""
+    notes: list[str] = []
+    classes = read_classes(tree, Level(tree.paths), notes)
+    if empty := next((name for name, files in classes.items() if not files), None):
+        raise no_images(tree, empty)
+    files = [path for paths in classes.values() for path in paths]
+    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()])
+    images = ImageSet(FileSource(files, tree.read, str(tree.where), cache_mb), list(classes), labels)
+    images.notes = (*notes, *left_out(tree, files, everything=True))
     return images
-
-
-def _unread(paths: Sequence[str], files: Sequence[str]) -> tuple[str, ...]:
-    """Those of `paths` that are files, not hidden and not among `files`."""
-    read = set(files)
-    hidden = (any(name.startswith(".") for name in path.split("/")) for path in paths)
-    return tuple(path for path, h in zip(paths, hidden, strict=True) if not h and path not in read and path[-1] != "/")
-
-
-def _check(tree: Tree, classes: dict[str, list[str]]) -> None:
-    """Raise UserError unless these are class folders, each with images and a printable name."""
-    if not classes:
-        raise UserError(f"{tree.where} has no class folders; expected one for each class, {tree.where}/CLASS/IMAGE.jpg")
-    if classes.keys() <= _SPLITS:
-        split = "train" if "train" in classes else min(classes)
-        raise UserError(f"{tree.where} holds {', '.join(sorted(classes))} and no classes; give {tree.where}/{split}")
-    if empty := next((name for name, files in sorted(classes.items()) if not files), None):
-        raise UserError(f"class '{empty}' in {tree.where} has no images; add a {KINDS}, or remove its folder")
-    for name in classes:
-        if not name.isprintable():  # a name that is no UTF-8, for one
-            raise UserError(f"the class folder {name!a} in {tree.where} has unprintable characters; rename it")

@@ -12,8 +12,9 @@ from promptcl.config import DataConfig
 from promptcl.config.extensions import load_module
 from promptcl.config.reading import Watched
 from promptcl.data import datasets
-from promptcl.data.decode import KINDS
 from promptcl.data.images import ImageSet, concat
+from promptcl.data.kinds import KINDS
+from promptcl.data.names import one_spelling
 from promptcl.errors import UserError
 
 
@@ -158,6 +159,7 @@ def ordered(names: Sequence[str], order: Sequence[str] | None, kind: str) -> lis
     """
     if order is None:
         return list(names)
+    order = [one_spelling(name) for name in order]
     for name in order:
         if name not in names:
             raise UserError(f"data.order has '{name}', which is not one of the {kind}: {', '.join(names)}")

@@ -14,7 +14,7 @@ from promptcl import store
 from promptcl.config.extensions import needs_trust
 from promptcl.config.schema import Config, dump_config
 from promptcl.data.scenario import make_stream
-from promptcl.data.splits import load_domains
+from promptcl.data.splits import join, load_domains
 from promptcl.data.stream import Stream, Task
 from promptcl.errors import UserError
 from promptcl.experiments import metrics
@@ -43,7 +43,8 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
     """
     start, config = time.perf_counter(), store.with_absolute_paths(config)  # so config.yaml works from any folder
     with processes.first_alone():  # process 0 downloads what is missing
-        stream = make_stream(load_domains(config.data), config)
+        domains = load_domains(config.data)
+        stream = make_stream(domains, config)
         fresh = Learner(config)
         config = fresh.config  # keeps the meaning of precision=auto if the run goes on elsewhere
     with processes.in_first(lambda: store.lock(out / STORE)):
@@ -52,6 +53,8 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         learner.notes["run"] = done
         tasks = stream.tasks
         ui.start(len(tasks), config)
+        for sentence in join(domains).train.notes:  # what was left out of the folders, and the like
+            _warn_once(done, sentence, ui)
         for record in done["records"]:
             ui.task(record["task"], record["name"])
             ui.task_done(record)
@@ -117,6 +120,11 @@ def _warn(done: dict[str, Any], text: str, ui: Ui) -> None:
     ui.warn(text)
 
 
+def _warn_once(done: dict[str, Any], text: str, ui: Ui) -> None:
+    if text not in done["warnings"]:
+        _warn(done, text, ui)
+
+
 def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[str, Any], ui: Ui) -> None:
     """Evaluate after task `t` and write what it took and gave into `done`."""
     evaluations = []
@@ -124,6 +132,8 @@ def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[s
         ui.evaluating(seen.name)
         # One test set for all tasks holds classes that have not been learned yet.
         evaluations.append(asdict(learner.evaluate(seen.test, unseen=stream.one_test)))
+    if len(learner.classes) == 1:
+        _warn_once(done, evaluations[0]["warnings"][0], ui)
     matrix: Matrix = done["matrix"]
     row: list[float | None] = [e["accuracy"] for e in evaluations]
     width = len(stream.tests)

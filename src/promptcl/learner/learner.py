@@ -19,6 +19,7 @@ from promptcl.backbone.weights import first_line
 from promptcl.config import Config
 from promptcl.data import SCENARIOS, ImageSet
 from promptcl.data.inputs import ImagesLike, labelled, unlabelled
+from promptcl.data.names import LabelsLike
 from promptcl.errors import UserError
 from promptcl.learner.calibration import Calibration, measure
 from promptcl.learner.ledger import Ledger
@@ -29,6 +30,7 @@ from promptcl.learner.records import (
     Prediction,
     by_class,
     check_names,
+    one_class,
     predictions,
 )
 from promptcl.learner.sifting import distinct
@@ -143,7 +145,7 @@ class Learner(Mending):
     def learn(
         self,
         images: ImagesLike,
-        labels: Sequence[str] | None = None,
+        labels: LabelsLike | None = None,
         *,
         name: str | None = None,
         checkpoint: Path | str | None = None,
@@ -153,7 +155,7 @@ class Learner(Mending):
         """Learn the classes of `images`: new names are added, known names get more training.
 
         The result depends only on (seed, number of tasks learned before), the images and the state.
-        Args: images, labels: a folder with one folder a class, or images and a class name for each; name is what the
+        Args: images, labels: a folder with one folder a class, or images and a class for each; name is what the
         history calls the task; checkpoint is the folder that this learner was loaded from or saved to: training writes
         checkpoints there, and continues one that was interrupted with the same images; progress is told of each step;
         without `again`, images that were learned before are left out, and no image is learned twice.
@@ -161,15 +163,17 @@ class Learner(Mending):
         Raises:
             UserError: the loss is not finite, an image does not decode, another `learn` was interrupted before.
         """
-        images = labelled(images, labels, self.config.data.cache_mb)
+        found = labelled(images, labels, self.config.data.cache_mb)
+        said = [] if found is images else list(found.notes)
         if again:
-            return self._take_in(images, name, checkpoint, progress)
-        self._check(images)
-        sifted = self.sift(distinct(images)[0])
+            record = self._take_in(found, name, checkpoint, progress)
+            return replace(record, warnings=[*said, *record.warnings])
+        self._check(found)
+        sifted = self.sift(distinct(found)[0])
         record = LearnRecord(0, 0.0, {}, [], {})
         if len(sifted.images):
             record = self._take_in(sifted.images, name, checkpoint, progress)
-        return replace(record, warnings=[*sifted.sentences(), *record.warnings], before=sifted.before)
+        return replace(record, warnings=[*said, *sifted.sentences(), *record.warnings], before=sifted.before)
 
     def _take_in(
         self,
@@ -256,7 +260,7 @@ class Learner(Mending):
         """Logits [N, K] of a whole set, in its order."""
         return self.answers(images, labels_N)[0]
 
-    def evaluate(self, images: ImagesLike, labels: Sequence[str] | None = None, unseen: bool = False) -> Evaluation:
+    def evaluate(self, images: ImagesLike, labels: LabelsLike | None = None, unseen: bool = False) -> Evaluation:
         """Accuracy on `images`, every learned class competing; with `unseen`, classes never learned count as wrong.
 
         Raises:
@@ -267,7 +271,8 @@ class Learner(Mending):
         self.method.stats.clear()
         right_N = self.logits(images, labels_N).argmax(1) == labels_N
         accuracy, seconds = 100.0 * right_N.sum().item() / len(images), time.perf_counter() - start
-        return Evaluation(accuracy, len(images), seconds, self.method.stats.take(), by_class(images, right_N))
+        warnings = one_class(self.classes, images.classes)
+        return Evaluation(accuracy, len(images), seconds, self.method.stats.take(), by_class(images, right_N), warnings)
 
     def predict(self, images: ImagesLike, top: int = 1, threshold: float | None = None) -> list[Prediction]:
         """Predict the class of each image, and the `top` most probable ones; images as `data.unlabelled` takes them.

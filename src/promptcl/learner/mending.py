@@ -12,6 +12,7 @@ from promptcl.config.extensions import builtin_names
 from promptcl.config.messages import did_you_mean
 from promptcl.data import ImageSet
 from promptcl.data.inputs import ImagesLike, unlabelled
+from promptcl.data.names import one_spelling
 from promptcl.errors import UserError
 from promptcl.learner.calibration import measure
 from promptcl.learner.ledger import digests_of
@@ -35,7 +36,7 @@ class Mending(Story):
         Raises UserError: a class it does not know; a method that has not kept what each image added.
         """
         self._check_whole()
-        gone = list(dict.fromkeys(names_of(names)))
+        gone = list(dict.fromkeys(self._spelled(name) for name in names_of(names)))
         if not gone:
             raise UserError("forget was given no class; name at least one")
         self._check_known(gone)
@@ -54,6 +55,7 @@ class Mending(Story):
         not kept what each image added.
         """
         self._check_whole()
+        old, new = self._spelled(old), one_spelling(new)
         self._check_known([old])
         check_names([new])
         if old == new:
@@ -97,6 +99,7 @@ class Mending(Story):
         added; images that may be among those of a task whose images are not known.
         """
         self._check_whole()
+        name = one_spelling(name)
         check_names([name])
         images = unlabelled(images, self.config.data.cache_mb)
         learned, places = self.ledger.names(self.classes), {d: i for i, d in enumerate(digests_of(images))}
@@ -124,6 +127,10 @@ class Mending(Story):
     def sift(self, images: ImageSet) -> Sifted:
         """Leave out the images that were learned before."""
         return sift(images, self.ledger, self.classes, self.history)
+
+    def _spelled(self, name: str) -> str:
+        """The name of a class as this learner writes it: one of an older promptcl may have another form of accents."""
+        return name if name in self.classes else one_spelling(name)
 
     def _names(self, moved: Mapping[bytes, str] | None = None) -> list[list[str | None]]:
         """The class of each image of each task, after those in `moved` have changed theirs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -70,6 +70,8 @@ class Evaluation:
     """What the method counted while answering."""
     by_class: dict[str, tuple[int, int]]
     """Of each class: images answered right, and their number."""
+    warnings: list[str] = field(default_factory=list)
+    """Why the accuracy may say little, a sentence each."""
 
 
 class Prediction(NamedTuple):
@@ -105,6 +107,15 @@ def by_class(images: ImageSet, right_N: Tensor) -> dict[str, tuple[int, int]]:
     all_C = np.bincount(images.labels, minlength=classes)
     right_C = np.bincount(images.labels[right_N.cpu().numpy()], minlength=classes)
     return {name: (int(r), int(n)) for name, r, n in zip(images.classes, right_C, all_C, strict=True)}
+
+
+def one_class(classes: Sequence[str], tested: Sequence[str]) -> list[str]:
+    """What to say of an accuracy where a single class was learned or tested, a sentence or none."""
+    if len(classes) == 1:
+        return [f"the only class that was learned is {classes[0]!r}, so every answer is that: an accuracy says nothing"]
+    if len(tested) == 1:
+        return [f"all these images are of one class, {tested[0]!r}: the accuracy says nothing of the others"]
+    return []
 
 
 def class_ids(images: ImageSet, classes: Sequence[str], unseen: bool = False) -> Tensor:

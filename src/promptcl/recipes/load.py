@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from promptcl.config import Config
 from promptcl.config.extensions import check_trust
 from promptcl.config.messages import unknown_key
-from promptcl.config.overrides import UnknownKey, assign, keys_of, safe_yaml, section_of, split_override, validate
+from promptcl.config.overrides import (
+    UnknownKey,
+    assign,
+    keep_names,
+    keys_of,
+    safe_yaml,
+    section_of,
+    split_override,
+    validate,
+)
 from promptcl.config.reading import check_read, decides, is_of_a_run, keys_in
 from promptcl.errors import UserError
 from promptcl.recipes.registry import ROOT, recipe_file
@@ -86,7 +95,9 @@ def _read(recipe_or_path: str) -> tuple[Path, dict[str, Any]]:
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
         path = recipe_file(recipe_or_path)
     try:
-        data = safe_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = safe_yaml(text)
+        keep_names(data, safe_yaml(text, words=True), Config)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file"
         raise UserError(f"{path}: cannot read this recipe ({reason}); write a path to a YAML file") from None
