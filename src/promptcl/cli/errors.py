@@ -20,7 +20,10 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except UserError as error:
-            fail(str(error))
+            *others, last = getattr(error, "sentences", [str(error)])  # of bad images one each
+            for sentence in others:
+                print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
+            fail(last)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(130) from None

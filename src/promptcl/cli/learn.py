@@ -52,6 +52,8 @@ def learn(
     check_folders(folder, check)
     from promptcl import store as stores
     from promptcl.data import labelled
+    from promptcl.data.checked import check_images
+    from promptcl.learner.records import check_names
     from promptcl.learner.sifting import distinct
 
     budget = cache_mb_of(settings, learns=True)
@@ -59,6 +61,9 @@ def learn(
     if twice:
         note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
     tests = None if check is None else said(labelled(check, cache_mb=budget))
+    if stores.checksum(store) is None:  # nothing is made where nothing can be learned
+        check_names(images.classes)
+        check_images(*([images] if tests is None else [images, tests]))
     with stores.lock(store):
         learner = _open_or_make(store, settings or [], recipe, trust)
         left, before = (images, 0) if again else _never_learned(learner, images)
@@ -85,6 +90,8 @@ def _learn_and_keep(
     learner: Learner, images: ImageSet, store: Path, name: str, before: int, check: Check | None, quiet: bool
 ) -> None:
     """Learn the images, check that not too much was forgotten, save, and say how it went."""
+    from promptcl.data.checked import remarks_on
+
     old, kept = list(learner.classes), learner.calibration
     new = learner.new(images.classes)
     warn_of_twins(new, old, store)
@@ -104,6 +111,8 @@ def _learn_and_keep(
     if check is not None:
         check.end(learner, store)
     learner.save(store)
+    for sentence in remarks_on(images):
+        note(sentence)
     more = f"; {before} {'was' if before == 1 else 'were'} learned before (--again learns them once more)"
     print(f"learned {count(len(images), 'image')}{more if before else ''}")
     if new:

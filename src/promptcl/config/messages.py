@@ -50,7 +50,7 @@ def _nearest(word: str, known: list[str]) -> str | None:
     """The known word that `word` is a slip of the fingers away from, or that has it for a part; None if none is."""
     word = word.lower()
     slips = {name: _slips(word, name.lower()) for name in known}
-    close = [name for name in known if slips[name] <= max(1, len(word) // 4)]
+    close = [name for name in known if slips[name] <= min(len(word) // 3, max(1, len(word) // 4))]
     close.sort(key=lambda name: (slips[name], not name.startswith(word)))
     close = close or [name for name in known if _part(word, name.lower())]
     return close[0] if close else None

@@ -22,6 +22,7 @@ from promptcl.data.deep import (
     Largest,
     depth_said,
     is_deep,
+    largest_in,
     largest_of_upper,
     lower_tiles,
     rgb_of_values,
@@ -84,10 +85,23 @@ def _open(data: bytes, max_side: int) -> Any:
     return file
 
 
-def from_pil(image: Image.Image, max_side: int, largest: Largest | None = None) -> Tensor:
+def largest_of(image: bytes | Image.Image) -> Largest | None:
+    """The largest value of an image of more than 8 bits that does not say how many; None of all others, and bad ones.
+
+    It tells the depth of the set of images that this one belongs to.
+    """
+    with contextlib.suppress(Exception):  # what cannot be decoded is told where it is decoded
+        if isinstance(image, Image.Image):
+            return Largest.of(image) if is_deep(image) else None
+        return largest_in(_open(image, 1))
+    return None
+
+
+def from_pil(image: Image.Image, max_side: int, largest: Callable[[], Largest | None] | None = None) -> Tensor:
     """Turn a Pillow image into uint8 (3, H, W) as `decode` does; the image itself stays as it is."""
     image.load()
-    return _finished(image, max_side, largest, _turn(image))
+    deep = largest is not None and is_deep(image)
+    return _finished(image, max_side, largest() if deep and largest is not None else None, _turn(image))
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -7,6 +7,7 @@ tells it where the largest of a single image, which may be dark, does not.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,34 @@ class Largest:
     def bits(self) -> int:
         """The depth that holds the value: 8, 10, 12, 14 or 16 bits."""
         return next((bits for bits in _DEPTHS if self.value < 2**bits), _DEPTHS[-1])
+
+
+class Depth:
+    """How deep the images of one set are that hold more than 8 bits and do not say how many."""
+
+    def __init__(self, values: Callable[[], Iterable[Largest | None]]) -> None:
+        """values: gives the largest value of each of them (None for all others); asked only where one is met."""
+        self._values = values
+        self._own: Largest | None = None
+        self._assumed: tuple[int, bool] = (0, True)
+
+    @property
+    def bits(self) -> int | None:
+        """The depth that images of the set are taken for; None where none was met that does not say it."""
+        return None if self._own is None else self.largest().bits
+
+    def largest(self) -> Largest:
+        """The largest value of all images of the set, or that of the depth that is assumed."""
+        if self._own is None:
+            self._own = Largest(max((one.value for one in self._values() if one is not None), default=0.0))
+        bits, at_least = self._assumed
+        return self._own if not bits or (at_least and self._own.bits > bits) else Largest.fixed(bits)
+
+    def assume(self, bits: int, at_least: bool) -> bool:
+        """Take them for so deep; with `at_least` for what they are, if that is more. Says whether that changes some."""
+        before = self.bits
+        self._assumed = (bits, at_least)
+        return before not in (None, self.bits)
 
 
 def is_deep(file: Image.Image) -> bool:

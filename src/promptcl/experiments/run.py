@@ -13,6 +13,7 @@ from typing import Any
 from promptcl import store
 from promptcl.config.extensions import needs_trust
 from promptcl.config.schema import Config, dump_config
+from promptcl.data.checked import check_images, remarks_on
 from promptcl.data.scenario import make_stream
 from promptcl.data.splits import join, load_domains
 from promptcl.data.stream import Stream, Task
@@ -20,6 +21,7 @@ from promptcl.errors import UserError
 from promptcl.experiments import metrics
 from promptcl.experiments.progress import Ui
 from promptcl.learner.learner import Learner
+from promptcl.learner.records import check_names
 from promptcl.runtime import processes
 from promptcl.runtime.provenance import git_commit, versions
 from promptcl.store import files
@@ -47,13 +49,16 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         stream = make_stream(domains, config)
         fresh = Learner(config)
         config = fresh.config  # keeps the meaning of precision=auto if the run goes on elsewhere
+    check_names(list(dict.fromkeys(name for task in stream.tasks for name in task.classes)))
+    sets = [stream.everything.train, *(task.test for task in stream.tests)]
+    check_images(*sets)  # before anything is learned or written
     with processes.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
         done: dict[str, Any] = {**nothing_done(), **learner.notes["run"]}  # a run of an older promptcl knew less
         learner.notes["run"] = done
         tasks = stream.tasks
         ui.start(len(tasks), config)
-        for sentence in join(domains).train.notes:  # what was left out of the folders, and the like
+        for sentence in (*join(domains).train.notes, *remarks_on(*sets)):  # what was left out of the folders, and such
             _warn_once(done, sentence, ui)
         for record in done["records"]:
             ui.task(record["task"], record["name"])

@@ -18,6 +18,7 @@ from promptcl.backbone import Backbone
 from promptcl.backbone.weights import first_line
 from promptcl.config import Config
 from promptcl.data import SCENARIOS, ImageSet
+from promptcl.data.checked import check_images
 from promptcl.data.inputs import ImagesLike, labelled, unlabelled
 from promptcl.data.names import LabelsLike
 from promptcl.errors import UserError
@@ -184,12 +185,14 @@ class Learner(Mending):
     ) -> LearnRecord:
         start = time.perf_counter()
         self._check(images)
+        said = self._decoded(images)
         sha256 = images.sha256()
         kept_at = None
         if checkpoint is not None:
             kept_at = store.open_checkpoint(Path(checkpoint), self.ancestors, sha256, len(self.history), self.config)
         self._whole = False
         task = self.begin(images)
+        task.warnings += said
         trainer = self.trainer(task, kept_at, progress)
         with processes.in_first(lambda: store.lock(kept_at.store) if kept_at else contextlib.nullcontext()):
             self.tell(task, trainer)
@@ -267,6 +270,7 @@ class Learner(Mending):
             UserError: a class of `images` that was never learned, without `unseen`.
         """
         images = labelled(images, labels, self.config.data.cache_mb)
+        check_images(self.as_learned(images))
         start, labels_N = time.perf_counter(), self.labels(images, unseen)
         self.method.stats.clear()
         right_N = self.logits(images, labels_N).argmax(1) == labels_N
@@ -283,7 +287,7 @@ class Learner(Mending):
         """
         if not self.classes:
             raise UserError("this learner knows no class yet; learn a folder of images first")
-        images, calibration = unlabelled(images, self.config.data.cache_mb), self.calibration
+        images, calibration = self.as_learned(unlabelled(images, self.config.data.cache_mb)), self.calibration
         labels_N = torch.zeros(len(images), dtype=torch.long, device=self.device)
         logits_NK, familiarity_N = self.answers(images, labels_N)
         self.method.stats.clear()
