@@ -57,13 +57,14 @@ def learn(
     from promptcl.learner.sifting import distinct
 
     budget = cache_mb_of(settings, learns=True)
-    images, twice = distinct(said(labelled(folder, cache_mb=budget)))
-    if twice:
-        note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
+    images = said(labelled(folder, cache_mb=budget))
     tests = None if check is None else said(labelled(check, cache_mb=budget))
     if stores.checksum(store) is None:  # nothing is made where nothing can be learned
         check_names(images.classes)
         check_images(*([images] if tests is None else [images, tests]))
+    images, twice = distinct(images)
+    if twice:
+        note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
     with stores.lock(store):
         learner = _open_or_make(store, settings or [], recipe, trust)
         left, before = (images, 0) if again else _never_learned(learner, images)

@@ -62,13 +62,11 @@ class Learner(Mending):
         self.method = self._new_method()
         if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
             copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, 0, boundaries=False)))
-        self.classes, self.history, self.changes, self.ledger = [], [], [], Ledger()
-        self.notes = {}
+        self.classes, self.history, self.changes, self.notes, self.ledger = [], [], [], {}, Ledger()
         self.ancestors: list[str] = []
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
-        self._whole = True
+        self._whole, self.moments = True, {}
         self.memory = Memory(config.memory.per_class)
-        self.moments = {}
         self.batches = Batches(self.backbone, config, self.device, self._query)
 
     @classmethod
