@@ -257,9 +257,7 @@ def test_other_misfits_are_refused(tmp_path: Path) -> None:
         load(path)
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet10t").state_dict(), path)
-    with pytest.raises(
-        UserError, match=r"resnet\.pth has other names than .*, conv1.weight, .*, where cls_token, pos_embed, "
-    ):
+    with pytest.raises(UserError, match=r"resnet\.pth has other names than .*conv1.*, where cls_token, pos_embed, "):
         load(path)
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="holds a list, expected a state dict"):

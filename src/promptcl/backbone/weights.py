@@ -151,7 +151,7 @@ def _unwrapped(content: Any, path: Path, names: list[str]) -> dict[str, Any]:
     parts = list(_parts(content))
     if not parts:
         raise UserError(f"{path} holds a {type(content).__name__}, expected a state dict (names and tensors)")
-    found, best = len(names) // 2, max(parts, key=lambda part: len(part))
+    found, best = len(names) // 2, dict(clean_state_dict(max(parts, key=lambda part: len(part))))
     for part in parts:
         for prefix in {"": 0} | {key.removesuffix(end): 0 for key in part for end in _TELLING if key.endswith(end)}:
             inner = {key.removeprefix(prefix): value for key, value in part.items() if key.startswith(prefix)}
@@ -168,7 +168,7 @@ def _parts(content: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
         yield from _parts(content[key], depth + 1)
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     if tensors:
-        yield dict(clean_state_dict(tensors))
+        yield tensors
 
 
 def _check_names(path: Path, name: str, state: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -176,8 +176,8 @@ def _check_names(path: Path, name: str, state: dict[str, Any], shapes: dict[str,
     if 2 * sum(key in state for key in shapes) < len(shapes):
         theirs, ours = (", ".join(list(names)[:3]) for names in (state, shapes))
         raise UserError(
-            f"{path} has other names than {name}, {theirs}, where {ours} are expected, with any common prefix: {hint}, or "
-            "save it with timm's names"
+            f"{path} has other names than {name}, {theirs}, where {ours} are expected, with any common prefix: {hint}, "
+            "or save it with timm's names"
         )
     for key in shapes:
         if key not in state:

@@ -93,7 +93,9 @@ def describe(field: FieldInfo) -> str:
         f"one of {', '.join(words)}" if words else next((names[kind] for kind in allowed if kind in names), "a value")
     )
     if any(get_origin(kind) is tuple for kind in allowed):
-        text = "a list such as [a, b]"
+        numbers = any(int in get_args(kind) for kind in allowed)
+        text = "a list such as [50, 10, 10]" if numbers else "a list such as [a, b]"
+        text = f"a whole number or {text}" if int in allowed else text
     if get_origin(field.annotation) is tuple:
         text = f"{len(get_args(field.annotation))} numbers"
     if get_origin(field.annotation) is dict:

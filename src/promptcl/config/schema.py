@@ -189,8 +189,9 @@ class Config(Section):
 
     scenario: Literal["class", "domain", "gaussian"] = "class"
     """`class`: new classes in every task; `domain`: the same classes in a new domain; `gaussian`: no tasks at all."""
-    tasks: int = Field(default=10, gt=0)
-    """Tasks of a class-incremental stream. Data of several data sets or domains have one task for each of them, unless
+    tasks: int | tuple[int, ...] = 10
+    """Tasks of a class-incremental stream: how many, of as equal numbers of classes as can be, or the number of classes
+    of each, `[50, 10, 10, 10, 10, 10]`. Data of several data sets or domains have one task for each of them, unless
     this is 1: everything at once. Not read with scenario=gaussian."""
     joint: bool = False
     """Learn all tasks at once: the bound that any method's sequence is measured against. The test sets stay those of
@@ -206,6 +207,14 @@ class Config(Section):
     memory: MemoryConfig = MemoryConfig()
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "l2p"})
     """`name` plus the options of that method (class Options in methods/<name>.py)."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _positive(cls, tasks: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        sizes = tasks if isinstance(tasks, tuple) else (tasks,)
+        if not sizes or min(sizes) < 1:
+            raise ValueError("expected a whole number greater than 0, or the number of classes of each task")
+        return tasks if isinstance(tasks, int) or len(tasks) > 1 else 1
 
     @model_validator(mode="after")
     def _images_to_store(self) -> Config:

@@ -214,6 +214,8 @@ def _record(
         "classes": len(learner.classes),
         "accuracies": [e["accuracy"] for e in evaluations],
         "average_accuracy": sum(e["accuracy"] for e in evaluations) / len(evaluations),
+        # The same where tasks have equally many test images; what papers with a larger first task report.
+        "overall_accuracy": sum(e["accuracy"] * e["images"] for e in evaluations) / images,
         "train_images": train_images,
         "train_seconds": train_seconds,
         "train_images_per_second": train_images / train_seconds,
@@ -232,6 +234,7 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
     return {
         "scenario": config.scenario,
         "average_accuracy": metrics.average_accuracy(matrix),
+        "overall_accuracy": done["records"][-1].get("overall_accuracy"),  # none in a run of an older promptcl
         "final_accuracy": matrix[-1][0] if stream.one_test else None,
         "accuracy_curve": [[r["task"] + 1, r["images_so_far"], r["average_accuracy"]] for r in done["records"]],
         "forgetting": metrics.forgetting(matrix) if several else None,

@@ -32,6 +32,7 @@ class Record(_Piece):
     name: str
     average_accuracy: float
     forgetting: float | None = None
+    class_names: list[str] = []
 
 
 class Selections(_Piece):
