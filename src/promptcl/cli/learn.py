@@ -52,16 +52,13 @@ def learn(
     check_folders(folder, check)
     from promptcl import store as stores
     from promptcl.data import labelled
-    from promptcl.data.checked import check_images
-    from promptcl.learner.records import check_names
     from promptcl.learner.sifting import distinct
 
     budget = cache_mb_of(settings, learns=True)
     images = said(labelled(folder, cache_mb=budget))
     tests = None if check is None else said(labelled(check, cache_mb=budget))
-    if stores.checksum(store) is None:  # nothing is made where nothing can be learned
-        check_names(images.classes)
-        check_images(*([images] if tests is None else [images, tests]))
+    if stores.checksum(store) is None:
+        _check_first(images, tests)
     images, twice = distinct(images)
     if twice:
         note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
@@ -75,6 +72,15 @@ def learn(
             return
         checked = None if tests is None or check is None else Check(check, tests, list(learner.classes), max_drop)
         _learn_and_keep(learner, left, store, folder.name, before, checked, quiet)
+
+
+def _check_first(images: ImageSet, tests: ImageSet | None) -> None:
+    """Raise UserError where nothing can be learned of the images, so that no store is made for it."""
+    from promptcl.data.checked import check_images
+    from promptcl.learner.records import check_names
+
+    check_names(images.classes)
+    check_images(*([images] if tests is None else [images, tests]))
 
 
 def _never_learned(learner: Learner, images: ImageSet) -> tuple[ImageSet, int]:

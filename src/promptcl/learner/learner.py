@@ -210,12 +210,6 @@ class Learner(Mending):
         seen = trainer.seen or len(task.new)
         return LearnRecord(seen, seconds, statistics, task.warnings, held_out)
 
-    def remember(self, images: ImageSet, task: int) -> None:
-        """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
-        kept, held = self.parts(images, task)
-        self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
-        self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
-
     def _keep(self, images: ImageSet) -> dict[str, Tensor]:
         """What the method has the memory keep beside `images`, by name, one row for each image."""
         rows: dict[str, list[Tensor]] = {}

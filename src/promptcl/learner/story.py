@@ -86,6 +86,12 @@ class Story(ABC):
         assume_depth(images, self._depth)
         return images
 
+    def remember(self, images: ImageSet, task: int) -> None:
+        """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
+        kept, held = self.parts(images, task)
+        self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
+        self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
+
     @abstractmethod
     def _take_in(self, images: ImageSet, name: str | None) -> LearnRecord:
         """Learn all of `images` as a task called `name`."""
