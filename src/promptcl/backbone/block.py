@@ -1,17 +1,18 @@
 """Forward pass of one timm block with inserts, which computes only the rows that are needed.
 
-B images, N tokens, R rows that are computed, L rows of a prefix, H heads, D width. Repeats what `Block`, `Attention`
-and `Mlp` of timm do in eval mode, where dropout and stochastic depth do nothing; without inserts and with all rows it
-gives the bits of `block(x)`.
+B images, N tokens, R rows that are computed, L rows of a prefix, H heads, D width. Repeats what `Block` and `EvaBlock`
+of timm, their attention and `Mlp` do in eval mode, where dropout and stochastic depth do nothing; without inserts and
+with all rows it gives the bits of `block(x)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import apply_rot_embed_cat  # type: ignore[attr-defined]
 from timm.layers.mlp import GluMlp, Mlp
 from torch import Tensor, nn
 
@@ -19,7 +20,22 @@ from promptcl.backbone.inserts import Change, Place, Prefix
 from promptcl.errors import UserError
 
 
-def walk(block: Any, x_BND: Tensor, inserts: Sequence[Prefix | Change] = (), rows: int | None = None) -> Tensor:
+class Rotation(NamedTuple):
+    """Rotary positions of one block: of the patches only, which come behind all other tokens."""
+
+    angles: Tensor
+    """As timm's `rope` argument: sines and cosines of each patch."""
+    before: int
+    """Number of tokens in front of the patches: inserted ones, class token, registers."""
+
+
+def walk(
+    block: Any,
+    x_BND: Tensor,
+    inserts: Sequence[Prefix | Change] = (),
+    rows: int | None = None,
+    rotation: Rotation | None = None,
+) -> Tensor:
     """The first `rows` rows [B, R, D] (None: all) of `block(x)` with inserts.
 
     Keys and values are computed for all tokens, the rest for these rows only.
@@ -29,12 +45,20 @@ def walk(block: Any, x_BND: Tensor, inserts: Sequence[Prefix | Change] = (), row
     prefixes = [insert for insert in inserts if isinstance(insert, Prefix)]
     x_BRD = _first(x_BND, rows)
     normed_BND = _changed(changes, "norm1", x_BND, block.norm1(x_BND))
-    y = _attention(block.attn, normed_BND, prefixes, changes, rows)
-    y = _changed(changes, "attn", x_BRD, block.ls1(y))
+    y = _attention(block.attn, normed_BND, prefixes, changes, rows, rotation)
+    y = _changed(changes, "attn", x_BRD, _scaled(block, 1, y))
     x_BRD = x_BRD + y
     normed_BRD = _changed(changes, "norm2", x_BRD, block.norm2(x_BRD))
-    y = _changed(changes, "mlp", x_BRD, block.ls2(_mlp(block.mlp, normed_BRD, changes)))
+    y = _changed(changes, "mlp", x_BRD, _scaled(block, 2, _mlp(block.mlp, normed_BRD, changes)))
     return x_BRD + y
+
+
+def _scaled(block: Any, branch: int, y: Tensor) -> Tensor:
+    """Layer scale of a branch, as `Block` or as `EvaBlock` holds it."""
+    if hasattr(block, "ls1"):
+        return (block.ls1 if branch == 1 else block.ls2)(y)  # type: ignore[no-any-return]
+    gamma = block.gamma_1 if branch == 1 else block.gamma_2
+    return y if gamma is None else gamma * y
 
 
 def _first(x_BND: Tensor, rows: int | None) -> Tensor:
@@ -54,15 +78,23 @@ def _changed(changes: Sequence[Change], place: Place, x: Tensor, y: Tensor) -> T
 
 
 def _attention(
-    attn: Any, x_BND: Tensor, prefixes: Sequence[Prefix], changes: Sequence[Change], rows: int | None
+    attn: Any,
+    x_BND: Tensor,
+    prefixes: Sequence[Prefix],
+    changes: Sequence[Change],
+    rows: int | None,
+    rotation: Rotation | None,
 ) -> Tensor:
-    """timm's `Attention` for the first rows, with prefixes."""
+    """timm's attention for the first rows, with prefixes, which are not rotated."""
     x_BRD = _first(x_BND, rows)
-    q, k, v = _project(attn.qkv, x_BND, rows)
+    q, k, v = _project(attn, x_BND, rows)
     q = _changed(changes, "q", x_BRD, q)
     k, v = _changed(changes, "k", x_BND, k), _changed(changes, "v", x_BND, v)
     q, k, v = (_heads(t, attn.num_heads) for t in (q, k, v))
     q, k = attn.q_norm(q), attn.k_norm(k)
+    if rotation is not None:
+        half = getattr(attn, "rotate_half", False)
+        q, k = (_rotated(t, rotation, half).type_as(v) for t in (q, k))
     if prefixes:
         k = torch.cat([*(_prefix(prefix.keys_BLD, k) for prefix in prefixes), k], dim=2)
         v = torch.cat([*(_prefix(prefix.values_BLD, v) for prefix in prefixes), v], dim=2)
@@ -77,14 +109,30 @@ def _attention(
     return _changed(changes, "proj", y, attn.proj(y))
 
 
-def _project(qkv: nn.Linear, x_BND: Tensor, rows: int | None) -> tuple[Tensor, ...]:
-    """Queries of the first rows, keys and values of all."""
+def _project(attn: Any, x_BND: Tensor, rows: int | None) -> tuple[Tensor, ...]:
+    """Queries of the first rows, keys and values of all, from one projection or from three."""
+    x_BRD = _first(x_BND, rows)
+    if attn.qkv is None:
+        return attn.q_proj(x_BRD), attn.k_proj(x_BND), attn.v_proj(x_BND)
+    bias = attn.qkv.bias
+    if getattr(attn, "q_bias", None) is not None:
+        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    if rows is None and getattr(attn, "qkv_bias_separate", False):  # the bits of an addition of its own
+        return (attn.qkv(x_BND) + bias).chunk(3, dim=-1)  # type: ignore[no-any-return]
     if rows is None:
-        return qkv(x_BND).chunk(3, dim=-1)  # type: ignore[no-any-return]
-    width = qkv.out_features // 3
-    q_weight, kv_weight = qkv.weight.split([width, 2 * width])
-    q_bias, kv_bias = (None, None) if qkv.bias is None else qkv.bias.split([width, 2 * width])
-    return F.linear(x_BND[:, :rows], q_weight, q_bias), *F.linear(x_BND, kv_weight, kv_bias).chunk(2, dim=-1)
+        return F.linear(x_BND, attn.qkv.weight, bias).chunk(3, dim=-1)
+    width = attn.qkv.out_features // 3
+    q_weight, kv_weight = attn.qkv.weight.split([width, 2 * width])
+    q_bias, kv_bias = (None, None) if bias is None else bias.split([width, 2 * width])
+    return F.linear(x_BRD, q_weight, q_bias), *F.linear(x_BND, kv_weight, kv_bias).chunk(2, dim=-1)
+
+
+def _rotated(t_BHNd: Tensor, rotation: Rotation, half: bool) -> Tensor:
+    """Queries or keys with the patches among them turned by their positions."""
+    still, patches = t_BHNd[:, :, : rotation.before], t_BHNd[:, :, rotation.before :]
+    if not patches.shape[2]:  # only rows in front of the patches are computed
+        return t_BHNd
+    return torch.cat([still, apply_rot_embed_cat(patches, rotation.angles, **({"half": True} if half else {}))], dim=2)
 
 
 def _heads(t_BND: Tensor, heads: int) -> Tensor:

@@ -1,30 +1,30 @@
 """The frozen timm ViT: query of the plain model, forward pass with inserts, input range, fingerprint.
 
 Shapes: B images, C channels, H W pixels, N tokens, P rows of all `Tokens`, D width.
-The model's modules are called as timm's `VisionTransformer.forward_features` calls them, so no ViT is copied here.
+The model's modules are called as the `forward_features` of timm's `VisionTransformer` and `Eva` call them, so no ViT is
+copied here.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from timm.models import split_model_name_tag
+from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from promptcl.backbone import weights
-from promptcl.backbone.block import walk
-from promptcl.backbone.build import build
+from promptcl.backbone.block import Rotation, walk
+from promptcl.backbone.build import Identity, has_class_feature, load
 from promptcl.backbone.inserts import Change, Insert, Inserts, Prefix, Tokens, check
 from promptcl.config.schema import BackboneConfig
 from promptcl.errors import UserError
 from promptcl.runtime.device import autocast, pick_precision
 
-_HALF = (0.5, 0.5, 0.5)
 Feature = Literal["class", "deep"]
 """Which feature of the plain model a method reads: the class token [D], or tokens of several blocks [5 D]."""
 DEEP = 4
@@ -34,6 +34,8 @@ DEEP = 4
 class Features(NamedTuple):
     """Class token [B, D] and the rows of all `Tokens` [B, P, D], both after the final norm.
 
+    In a model without class token, or with one that passes no final norm, `pooled_BD` is the model's own pooling.
+
     Rows are in sequence order: tokens of one layer as given, those of a later layer before those of an earlier one.
     """
 
@@ -41,15 +43,15 @@ class Features(NamedTuple):
     prompts_BPD: Tensor
 
 
-@dataclass(frozen=True)
-class Identity:
-    """Which weights these are: architecture, pre-training tag, their file, a hash and what it is of."""
+class _Entered(NamedTuple):
+    """The sequence as it enters the last block, and what that block needs."""
 
-    name: str
-    tag: str
-    weights: str
-    sha256: str
-    sha256_of: str
+    x_BND: Tensor
+    inside: list[Prefix | Change]
+    """What is to be inserted inside the last block."""
+    prompts: int
+    """Number of tokens inserted so far, which stand in front."""
+    rotation: Rotation | None
 
 
 def unit(x_BD: Tensor) -> Tensor:
@@ -71,6 +73,8 @@ class Backbone(nn.Module):
     """Number of blocks; layers are counted from 0."""
     hidden: int
     """Input width of the second linear layer of a block's MLP."""
+    reads_class_token: bool
+    """Whether the feature of an image is its class token after the final norm; else it is the model's own pooling."""
 
     def __init__(
         self, vit: Any, identity: Identity, mean: Sequence[float], std: Sequence[float], precision: str = "fp32"
@@ -83,7 +87,8 @@ class Backbone(nn.Module):
         self.width, self.depth = int(vit.embed_dim), len(vit.blocks)
         self.hidden = int(vit.blocks[0].mlp.fc2.in_features)
         self.image_size = int(vit.patch_embed.img_size[0])
-        covered = vit.pos_embed is not None and not vit.no_embed_class
+        self.reads_class_token = has_class_feature(vit)
+        covered = vit.cls_token is not None and vit.pos_embed is not None and not vit.no_embed_class
         position = vit.pos_embed[0, 0].detach().clone() if covered else torch.zeros(self.width)
         self.register_buffer("class_position_D", position, persistent=False)
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
@@ -98,28 +103,7 @@ class Backbone(nn.Module):
 
         `weights=random` is the same for every run. Raises UserError for a model, a size or a file that does not fit.
         """
-        vit = build(config)
-        cfg = vit.pretrained_cfg
-        name, tag = split_model_name_tag(config.name)
-        mean, std = cfg["mean"], cfg["std"]
-        if config.weights == "random":
-            identity = Identity(name, "", "random", weights.tensors_sha256(vit), "tensors")
-        else:
-            repository = cfg.get("hf_hub_id")
-            hub = (repository, cfg.get("hf_hub_filename") or "model.safetensors") if repository else None
-            path = weights.locate(config.weights, config.name, hub)
-            weights.load(vit, path, config.name, resample_patches="patch_size" in config.kwargs)
-            source = path.name
-            if config.weights == "hub":  # only then the default tag says where the weights are from
-                name, tag, source = cfg["architecture"], cfg.get("tag") or "", f"{repository}/{path.name}"
-            if path.suffix == ".npz":  # the JAX ViTs are trained on [-1, 1]
-                mean, std = _HALF, _HALF
-            identity = Identity(name, tag, source, weights.file_sha256(path), "file")
-        if config.input_range == "unit":
-            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        elif config.input_range == "symmetric":
-            mean, std = _HALF, _HALF
-        backbone = cls(vit, identity, mean, std, pick_precision(config.precision, torch.device("cpu")))
+        backbone = cls(*load(config), pick_precision(config.precision, torch.device("cpu")))
         backbone.activation_checkpointing = config.activation_checkpointing
         return backbone
 
@@ -142,9 +126,7 @@ class Backbone(nn.Module):
     def tokens(self, images_BCHW: Tensor, inserts: Inserts = ()) -> Tensor:
         """All tokens [B, P+N, D] after the final norm; without inserts bit for bit timm's `forward_features`."""
         with autocast(images_BCHW.device, self.precision):
-            x_BND, inside, _ = self._enter_last(images_BCHW, inserts)
-            block = self.vit.blocks[-1]
-            out: Tensor = self.vit.norm(walk(block, x_BND, inside) if inside else block(x_BND))
+            out: Tensor = self.vit.norm(self._leave(self._enter_last(images_BCHW, inserts)))
         return out.float()
 
     @torch.no_grad()
@@ -162,17 +144,23 @@ class Backbone(nn.Module):
         """Class tokens after each of the last four blocks and the mean of the patches after the last one [B, 5 D].
 
         Each passes the final norm and is then scaled to a mean square of 1, so that all five count alike. The class
-        token after the last block is the fourth. Raises UserError as `forward`.
+        token after the last block is the fourth. Where the model does not read its class token, the first four are
+        means of the patches and the fifth is the model's own pooling; if that is their mean, the four are of the blocks
+        before. Raises UserError as `forward`.
         """
         seen: list[Tensor] = []
         with autocast(images_BCHW.device, self.precision):
-            x_BND, inside, prompts = self._enter_last(images_BCHW, inserts, seen)
-            block = self.vit.blocks[-1]
-            x_BND = walk(block, x_BND, inside) if inside else block(x_BND)
-            classes = [*seen[1:], x_BND[:, prompts]][-DEEP:]  # what enters the first block is the same for all images
-            tokens_BND = self.vit.norm(x_BND).float()
-            patches_BD = tokens_BND[:, prompts + self.vit.num_prefix_tokens :].mean(1)
-            parts = [*(self.vit.norm(part_BD).float() for part_BD in classes), patches_BD]
+            state = self._enter_last(images_BCHW, inserts, seen)
+            x_BND = self._leave(state)
+            if self.reads_class_token or self.vit.attn_pool is not None:
+                # what enters the first block is the same class token for all images
+                seen = [*seen[1:], self._summary(x_BND, state.prompts)]
+            tokens_BND = self.vit.norm(x_BND)[:, state.prompts :]
+            if self.reads_class_token:
+                last_BD = tokens_BND.float()[:, self.vit.num_prefix_tokens :].mean(1)
+            else:
+                last_BD = self.vit.forward_head(tokens_BND, pre_logits=True).float()
+            parts = [*(self._normed(part_BD) for part_BD in seen[-DEEP:]), last_BD]
         return torch.cat([unit(part_BD) for part_BD in parts], 1)
 
     def forward(self, images_BCHW: Tensor, inserts: Inserts = ()) -> Features:
@@ -181,18 +169,42 @@ class Backbone(nn.Module):
         Raises UserError for an insert that does not fit the model or the batch.
         """
         with autocast(images_BCHW.device, self.precision):
-            x_BND, inside, prompts = self._enter_last(images_BCHW, inserts)
-            # inserted tokens are always in front: the rows that are read are the first, and the class token follows
-            out = self.vit.norm(walk(self.vit.blocks[-1], x_BND, inside, rows=prompts + 1)).float()
-        return Features(out[:, -1], out[:, :-1])
+            state = self._enter_last(images_BCHW, inserts)
+            if self.reads_class_token:
+                # inserted tokens are always in front: the rows that are read are the first, and the class token follows
+                out = self.vit.norm(self._leave(state, rows=state.prompts + 1)).float()
+                return Features(out[:, -1], out[:, :-1])
+            x_BND = self._leave(state)
+            pooled_BD = self.vit.forward_head(self.vit.norm(x_BND)[:, state.prompts :], pre_logits=True).float()
+            return Features(pooled_BD, self._normed(x_BND[:, : state.prompts]))
 
-    def _enter_last(
-        self, images_BCHW: Tensor, inserts: Inserts, seen: list[Tensor] | None = None
-    ) -> tuple[Tensor, list[Prefix | Change], int]:
-        """Tokens as they enter the last block, what is to be inserted inside it, and how many tokens were inserted.
+    def _normed(self, x: Tensor) -> Tensor:
+        """Tokens after the norms that stand between the last block and the classifier; one of the two is none."""
+        return self.vit.fc_norm(self.vit.norm(x)).float()  # type: ignore[no-any-return]
 
-        seen: gets the class token [B, D] as it enters each block.
-        """
+    def _summary(self, x_BND: Tensor, prompts: int) -> Tensor:
+        """What stands for the image [B, D] between two blocks: its class token, or the mean of its patches."""
+        if self.reads_class_token:
+            return x_BND[:, prompts]
+        return x_BND[:, prompts + self.vit.num_prefix_tokens :].mean(1)
+
+    def _leave(self, state: _Entered, rows: int | None = None) -> Tensor:
+        """The first `rows` rows (None: all) after the last block; timm's own call where that gives the same."""
+        block, x_BND, rotation = self.vit.blocks[-1], state.x_BND, state.rotation
+        if state.inside or rows is not None or (state.prompts and rotation):
+            return walk(block, x_BND, state.inside, rows, rotation)
+        return block(x_BND, rope=rotation.angles) if rotation else block(x_BND)  # type: ignore[no-any-return]
+
+    def _embedded(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens as they enter the first block, and timm's rotary positions: of all blocks, or of each [depth, ...]."""
+        vit = self.vit
+        if isinstance(vit, Eva):
+            x_BND, angles = vit._pos_embed(vit.patch_embed(images_BCHW))
+            return vit.norm_pre(x_BND), angles
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images_BCHW)))), None
+
+    def _enter_last(self, images_BCHW: Tensor, inserts: Inserts, seen: list[Tensor] | None = None) -> _Entered:
+        """Run all blocks but the last. seen: gets what stands for the image [B, D] as it enters each block."""
         vit = self.vit
         if not callable(inserts):
             inserts = tuple(inserts)
@@ -200,13 +212,13 @@ class Backbone(nn.Module):
                 check(insert, self.name, self.depth, self.width, images_BCHW.shape[0])
         # The fused bfloat16 attention of PyTorch's CPU build has a backward pass slower than all the rest together.
         fused = self.precision == "fp32" or images_BCHW.device.type != "cpu"
-        x_BND: Tensor = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images_BCHW))))
+        x_BND, angles = self._embedded(images_BCHW)
         inside: list[Prefix | Change] = []
-        prompts = 0
+        prompts, rotation = 0, None
         for layer, block in enumerate(vit.blocks):
             block.attn.fused_attn = fused
             if seen is not None:
-                seen.append(x_BND[:, prompts])
+                seen.append(self._summary(x_BND, prompts))
             here = self._inserts_of(layer, inserts, x_BND)
             tokens = [insert.tokens_BLD for insert in here if isinstance(insert, Tokens)]
             if tokens:
@@ -218,9 +230,12 @@ class Backbone(nn.Module):
                 for insert in here
                 if isinstance(insert, Change) or (isinstance(insert, Prefix) and insert.keys_BLD.shape[1])
             ]
+            if angles is not None:
+                mine = angles[layer] if vit.rope_mixed else angles
+                rotation = Rotation(mine, prompts + vit.num_prefix_tokens)
             if layer < self.depth - 1:
-                x_BND = self._through(block, x_BND, inside)
-        return x_BND, inside, prompts
+                x_BND = self._through(block, x_BND, inside, rotation, prompts)
+        return _Entered(x_BND, inside, prompts, rotation)
 
     def _inserts_of(self, layer: int, inserts: Inserts, x_BND: Tensor) -> Sequence[Insert]:
         """The inserts of one block; those that a function gives are checked here."""
@@ -240,16 +255,22 @@ class Backbone(nn.Module):
                 )
         return here
 
-    def _through(self, block: Any, x_BND: Tensor, inside: Sequence[Prefix | Change]) -> Tensor:
-        """All rows of a block before the last; timm's own call where nothing is inserted inside it."""
-        step, args = (walk, (block, x_BND, inside)) if inside else (block, (x_BND,))
+    def _through(
+        self, block: Any, x_BND: Tensor, inside: Sequence[Prefix | Change], rotation: Rotation | None, prompts: int
+    ) -> Tensor:
+        """All rows of a block before the last; timm's own call where nothing is inserted that it cannot take."""
+        step: Callable[[Tensor], Tensor] = block
+        if inside or (rotation and prompts):  # timm would turn the class token where tokens stand in front of it
+            step = partial(walk, block, inserts=inside, rotation=rotation)
+        elif rotation:
+            step = partial(block, rope=rotation.angles)
         # A Change may hold parameters that cannot be seen here, so any insert counts as trainable. The last block never
         # comes here: computing it again right after it was computed would save nothing.
         again = self.activation_checkpointing and torch.is_grad_enabled()
         if again and (x_BND.requires_grad or inside or any(p.requires_grad for p in block.parameters())):
-            out: Tensor = checkpoint(step, *args, use_reentrant=False)
+            out: Tensor = checkpoint(step, x_BND, use_reentrant=False)
         else:
-            out = step(*args)
+            out = step(x_BND)
         return out
 
     def describe(self) -> dict[str, object]:

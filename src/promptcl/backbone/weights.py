@@ -16,8 +16,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from timm.models import clean_state_dict
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models import clean_state_dict, eva, vision_transformer
 
 from promptcl.errors import UserError
 
@@ -94,7 +93,7 @@ def tensors_sha256(model: torch.nn.Module) -> str:
 
 
 def load(model: Any, path: Path, name: str, resample_patches: bool = False) -> None:
-    """Load a file into a headless timm VisionTransformer; the position embedding is resampled to the model's grid.
+    """Load a file into a headless VisionTransformer or Eva of timm; position embeddings are resampled to its grid.
 
     Every name and shape must fit, only the classifier of the pre-training is left out. Patch kernels of another size
     are refused unless `resample_patches`: timm would resample them silently, and that is usually the wrong file.
@@ -105,14 +104,16 @@ def load(model: Any, path: Path, name: str, resample_patches: bool = False) -> N
         return
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     state = _unwrapped(_read(path), path, list(shapes))
-    _check_size(path, name, _shape(state.get("cls_token"))[-1:], shapes["cls_token"][-1:], "width")
+    patches, wanted = _shape(state.get("patch_embed.proj.weight")), shapes["patch_embed.proj.weight"]
+    _check_size(path, name, patches[:1], wanted[:1], "width")
     if not resample_patches:
-        kernel = shapes["patch_embed.proj.weight"][2:]
-        _check_size(path, name, _shape(state.get("patch_embed.proj.weight"))[2:], kernel, "patches of")
+        _check_size(path, name, patches[2:], wanted[2:], "patches of")
     try:
-        # the two arguments are the ones timm itself gives for deit and flexivit
-        like: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if "flexi" in name else {}
-        fitted = checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True, **like)
+        if isinstance(model, eva.Eva):
+            fitted = eva.checkpoint_filter_fn(dict(state), model)
+        else:  # the arguments are the ones timm itself gives for deit and flexivit
+            like: dict[str, Any] = {"interpolation": "bilinear", "antialias": False} if "flexi" in name else {}
+            fitted = vision_transformer.checkpoint_filter_fn(dict(state), model, adapt_layer_scale=True, **like)
     except Exception as error:  # a position embedding of another layout: a name may tell more than its shape
         _check_names(path, name, state, {**shapes, "pos_embed": _shape(state.get("pos_embed"))})
         raise UserError(

@@ -51,19 +51,34 @@ def root(
 @one_sentence
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[recipes|methods|datasets]", help="What to list; default: all.")
+        str | None,
+        typer.Argument(
+            metavar="[recipes|methods|datasets|backbones]", help="What to list; default: all but backbones."
+        ),
+    ] = None,
+    word: Annotated[
+        str | None, typer.Argument(metavar="[WORD]", help="With backbones: all whose name contains it.")
     ] = None,
 ) -> None:
-    """Show the recipes, methods and data sets that come with promptcl."""
+    """Show the recipes, methods and data sets that come with promptcl, or the backbones that it can use."""
     from promptcl.recipes import available
+
+    if word is not None and kind != "backbones":
+        fail(f"{word}: only backbones are searched by a word; write promptcl list {kind}")
 
     # One line each where the output is not a terminal: programs read it.
     columns = max(50, shutil.get_terminal_size().columns) if sys.stdout.isatty() else sys.maxsize
     for title in [kind] if kind else ["recipes", "methods", "datasets"]:
-        found = available(title)
+        found = _backbones(word) if title == "backbones" else available(title)
         if kind is None:
             print(f"{title}:")
         width = max(map(len, found), default=0)
         for name, line in found.items():
             head = f"{'' if kind else '  '}{name:<{width}}  "
             print(textwrap.fill(head + line, columns, subsequent_indent=" " * len(head), break_on_hyphens=False))
+
+
+def _backbones(word: str | None) -> dict[str, str]:
+    from promptcl.backbone.catalogue import backbones  # imports torch
+
+    return backbones(word)

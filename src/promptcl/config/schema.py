@@ -55,8 +55,8 @@ class BackboneConfig(Section):
     input_range: Literal["weights", "unit", "symmetric"] = "weights"
     """`weights`: mean and std of the pre-training; `unit`: [0,1] as in the official runs; `symmetric`: [-1,1]."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
-    """Arithmetic of the frozen ViT; `bf16` is autocast, `auto` takes it where the hardware has fast bfloat16 (NVIDIA
-    since Ampere, Intel with AMX). Keys, prompts and heads are always fp32."""
+    """Arithmetic of the frozen ViT; `bf16` is autocast, `auto` takes it where the hardware has products in bfloat16
+    (NVIDIA since Ampere, AMX, AVX512-BF16, ARM's bf16). Keys, prompts and heads are always fp32."""
     activation_checkpointing: bool = False
     """Keep only the input of each block for the backward pass and compute the rest again: less memory, more time."""
     kwargs: dict[str, Any] = Field(default_factory=dict)

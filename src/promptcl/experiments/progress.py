@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from promptcl.config import Config
+from promptcl.runtime.device import fast_bfloat16, pick_device
 
 
 class Ui(Protocol):
@@ -268,10 +269,12 @@ class TimeLeft:
 
 
 def _headline(total_tasks: int, config: Config) -> str:
-    """What runs: method, data, tasks, seed and backbone in one line."""
+    """What runs, in one line: method, data, tasks, seed, backbone, and why it computes in bfloat16 if it does."""
     tasks = "1 task" if total_tasks == 1 else f"{total_tasks} tasks"
     backbone = f"{config.backbone.name} ({Path(config.backbone.weights).name} weights)"
-    return f"{config.method['name']}, {config.data.name}, {tasks}, seed {config.seed} on frozen {backbone}"
+    feature = fast_bfloat16(pick_device(config.device)) if config.backbone.precision == "bf16" else None
+    why = f", bfloat16 ({feature})" if feature else ""
+    return f"{config.method['name']}, {config.data.name}, {tasks}, seed {config.seed} on frozen {backbone}{why}"
 
 
 def _rows(left: str, cells: Sequence[str], width: int) -> list[str]:

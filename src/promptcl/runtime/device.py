@@ -12,6 +12,10 @@ from promptcl.config.schema import Config
 from promptcl.errors import UserError
 from promptcl.runtime import processes
 
+BFLOAT16_FEATURES = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
+"""Features of processors with products in bfloat16, the fastest first: Intel's matrix units, AVX-512 (AMD since Zen 4,
+Intel's Cooper Lake), and those of ARM."""
+
 
 def pick_device(name: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device that exists here.
@@ -39,15 +43,19 @@ def check_dtypes(method: torch.nn.Module, device: torch.device) -> None:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Turn `auto` into `bf16` where the hardware has matrix units for it, else into `fp32`; other names stay."""
-    if name != "auto":
-        return name
+    """Turn `auto` into `bf16` where the hardware computes in bfloat16 itself, else into `fp32`; other names stay."""
+    return name if name != "auto" else ("bf16" if fast_bfloat16(device) else "fp32")
+
+
+def fast_bfloat16(device: torch.device) -> str | None:
+    """What the hardware has for products in bfloat16, as it calls it (`amx_bf16`, say); None if it has nothing."""
     if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        known: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # missing in older torch
-        fast = device.type == "cpu" and bool(known().get("amx_bf16", False))
-    return "bf16" if fast else "fp32"
+        version = torch.cuda.get_device_capability(device)
+        return "compute capability {}.{}".format(*version) if version >= (8, 0) else None
+    if device.type != "cpu":
+        return None
+    known: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # missing in older torch
+    return next((feature for feature in BFLOAT16_FEATURES if known().get(feature)), None)
 
 
 def with_precision(config: Config, device: torch.device) -> Config:

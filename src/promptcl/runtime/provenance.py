@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from promptcl.runtime.device import fast_bfloat16
+
 
 def resident_peak() -> int | None:
     """Peak RAM use of this process in bytes; None where the system does not say."""
@@ -32,10 +34,13 @@ def process_age() -> float | None:
 
 
 def versions(device: torch.device | None = None) -> dict[str, str]:
-    """Versions of the packages that compute results; machine, processor, threads, and the GPU if `device` is one."""
+    """Versions of the packages that compute results; machine, processor, threads, what `device` (None: the processor)
+    has for bfloat16, and the GPU if it is one.
+    """
     packages = {name: metadata.version(name) for name in ("promptcl", "torch", "torchvision", "timm", "numpy")}
     found = {**packages, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     found |= {"processor": _processor(), "threads": str(torch.get_num_threads())}
+    found["bfloat16"] = fast_bfloat16(device or torch.device("cpu")) or "none"
     if device is not None and device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
