@@ -118,8 +118,15 @@ def test_unknown_key_with_nothing_near_lists_what_there_is() -> None:
     assert "expected one of scenario, tasks, joint, seed, device, backbone.*" in sentence("l2p", "xyzzy.plugh=1")
 
 
-def test_lists_of_names() -> None:
+def test_lists_of_names(tmp_path: Path) -> None:
     assert load_config("l2p", ["data.order=[mnist, svhn]"]).data.order == ("mnist", "svhn")
+    for names in ("[2021, 2020]", "[on, off, 007, 1e3, 2020-01-01, null]"):
+        config = load_config("l2p", [f"data.order={names}"])
+        assert config.data.order == tuple(names[1:-1].split(", "))
+        (tmp_path / "order.yaml").write_text(f"data:\n  order: {names}\n  train_per_class: 3\n")
+        assert load_config(str(tmp_path / "order.yaml")).data == config.data.model_copy(update={"train_per_class": 3})
+        (tmp_path / "dumped.yaml").write_text(dump_config(config))
+        assert load_config(str(tmp_path / "dumped.yaml")) == config
     assert "did you mean data.order?" in sentence("l2p", "data.domains=[mnist]")
     assert "expected a list such as [a, b] or null" in sentence("l2p", "data.order=mnist")
     assert "train.schedule=cosine needs task ends" in sentence("gaussian-cifar100", "train.schedule=cosine")

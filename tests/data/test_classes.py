@@ -86,6 +86,15 @@ def test_every_ending_of_an_image_is_read_or_counted(tmp_path: Path) -> None:
     assert unlabelled(tmp_path).notes == found.notes[:1]
 
 
+def test_photos_of_phones_are_read_with_the_extra(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif", reason="pillow-heif is in the extra heif, which dev brings")
+    made(tmp_path, images("cup"))
+    (tmp_path / "cup" / "a.HEIC").write_bytes(encoded(Image.new("RGB", (64, 64), (200, 30, 30)), "heif"))
+    found = labelled(tmp_path)
+    assert (len(found), found.notes) == (3, ())
+    assert abs(int(found.image(2)[0, 9, 9]) - 200) < 4
+
+
 def test_what_was_left_out_is_said_where_nothing_is_left(tmp_path: Path) -> None:
     made(tmp_path, [*images("cup"), "plate/a.jp2", "plate/b.jp2"])
     with pytest.raises(UserError, match=r"class 'plate' .* has no images; .* \(2 \.jp2 left out\)"):
@@ -136,7 +145,6 @@ def test_splits_are_never_taken_for_classes(tmp_path: Path, names: list[str], me
     [
         (images("shop/a", "shop/b"), ("a", "b")),
         (images("one/two/a", "one/two/b"), ("a", "b")),
-        (images("seg_train/seg_train/a", "seg_train/seg_train/b"), ("a", "b")),
         (images("train", "cat"), ("cat", "train")),
         (images("valid", "invalid"), ("invalid", "valid")),
         (images("test tube", "latest"), ("latest", "test tube")),
@@ -147,6 +155,18 @@ def test_splits_are_never_taken_for_classes(tmp_path: Path, names: list[str], me
 def test_wrappers_are_opened_and_classes_are_not(tmp_path: Path, names: list[str], classes: tuple[str, ...]) -> None:
     found = labelled(made(tmp_path, names))
     assert (found.classes, len(found), found.notes) == (classes, len(names), ())
+
+
+def test_a_split_alone_is_opened_only_inside_itself(tmp_path: Path) -> None:
+    for split in ("Training", "VALID", "test_images"):
+        root = made(tmp_path / f"only {split}", images(f"{split}/a", f"{split}/b"))
+        with pytest.raises(UserError, match=f"holds {split} and no classes; give .*/{split}$"):
+            labelled(root)
+        assert labelled(root / split).classes == ("a", "b")
+    root = made(tmp_path / "twice", images("seg_train/seg_train/a", "seg_train/seg_train/b"))
+    with pytest.raises(UserError, match=r"holds seg_train and no classes; give .*/seg_train/seg_train$"):
+        labelled(root)
+    assert (labelled(root / "seg_train").classes, labelled(root / "seg_train").notes) == (("a", "b"), ())
 
 
 def test_a_level_that_may_be_wrong_is_said(tmp_path: Path) -> None:

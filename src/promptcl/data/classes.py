@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from promptcl.data.archive import Tree
-from promptcl.data.kinds import HEIF, KINDS, is_image, other_kind
+from promptcl.data.kinds import HEIF_ENDINGS, KINDS, is_image, other_kind
 from promptcl.data.levels import Level, opened
 from promptcl.data.names import one_spelling
 from promptcl.errors import UserError
@@ -22,7 +22,7 @@ def read_classes(tree: Tree, level: Level, notes: list[str]) -> dict[str, list[s
     is added to `notes`, a sentence each.
     Raises UserError: no class folders, those of a split in their place, a name with unprintable characters.
     """
-    start, level = level.folder, opened(level)
+    start, level = level.folder, opened(level, tree.where.resolve().name if tree.where.is_dir() else None)
     where = f"{tree.where}/{level.folder}".rstrip("/")
     classes = _annotated(tree, level)
     if classes is None:
@@ -125,8 +125,7 @@ def left_out(tree: Tree, used: Iterable[str], everything: bool = False) -> list[
     notes = []
     if kinds:
         parts = [f"{n} {kind}" for kind, n in sorted(kinds.items(), key=lambda one: (-one[1], one[0]))]
-        heif = not HEIF and kinds.keys() & {".heic", ".heif", ".hif"}
-        more = "; pip install 'promptcl[heif]' to read .heic" if heif else ""
+        more = next((f"; pip install 'promptcl[heif]' to read {kind}" for kind in HEIF_ENDINGS if kind in kinds), "")
         notes.append(f"{_files(kinds.total())} in {tree.where} left out: {', '.join(parts)}{more}")
     rest = [path for path in unread if not other_kind(path) and (everything or is_image(path))]
     if rest:

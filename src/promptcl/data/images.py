@@ -16,7 +16,7 @@ from torch import Tensor
 
 from promptcl.data.decode import decode, largest_of
 from promptcl.data.deep import Depth
-from promptcl.data.kinds import KINDS
+from promptcl.data.kinds import advice
 from promptcl.data.names import LabelsLike, joined, numbered, one_spelling
 from promptcl.errors import UserError
 
@@ -117,7 +117,7 @@ class FileSource:
                 image = decode(self._fetch(self._paths[row]), self._max_side, self.depth.largest)
         except Exception as error:  # Pillow's decoders raise about anything on damaged files, and bombs
             raise UserError(
-                f"{self.name(row)} does not decode as an image ({error}); replace it by a {KINDS}, or remove it"
+                f"{self.name(row)} does not decode as an image ({error}); {advice(self._paths[row])}"
             ) from error
         if said:
             self.remarks[row] = f"{self.name(row)}: {' '.join(str(said[0].message).split())}"

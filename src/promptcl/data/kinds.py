@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from PIL import features
 
 _AVIF = features.check("avif")
-HEIF = importlib.util.find_spec("pillow_heif") is not None
-if HEIF:
+HEIF_ENDINGS = (".heic", ".heif", ".hif")
+_HEIF = importlib.util.find_spec("pillow_heif") is not None
+if _HEIF:
     import pillow_heif
 
     pillow_heif.register_heif_opener()
@@ -18,7 +19,7 @@ ENDINGS = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".webp", ".bmp", ".dib", ".gif"),
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
     *((".avif",) if _AVIF else ()),
-    *((".heic", ".heif", ".hif") if HEIF else ()),
+    *(HEIF_ENDINGS if _HEIF else ()),
 )
 """Endings of the files that are read as images, in lower case."""
 KINDS = "png, jpg, webp, bmp, gif, tiff or ppm"
@@ -26,7 +27,7 @@ KINDS = "png, jpg, webp, bmp, gif, tiff or ppm"
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM"),
     *(("AVIF",) if _AVIF else ()),
-    *(("HEIF",) if HEIF else ()),
+    *(("HEIF",) if _HEIF else ()),
 )
 """Pillow's names of what the content of a file may be."""
 _OTHERS = {
@@ -58,6 +59,13 @@ def other_kind(path: str) -> str:
     name = path.rpartition("/")[2].lower()
     ending = name[name.rfind(".") :] if "." in name else ""
     return ending if ending in _OTHERS and ending not in ENDINGS else ""
+
+
+def advice(path: str) -> str:
+    """What to do about a file that does not decode, as the end of a sentence."""
+    if other_kind(path) in HEIF_ENDINGS:
+        return "pip install 'promptcl[heif]' to read photos of this kind"
+    return f"replace it by a {KINDS}, or remove it"
 
 
 def never(name: str) -> bool:

@@ -127,15 +127,19 @@ class Level:
         return found if any(not level.direct and len(level.below) > 1 for level in levels) else {}
 
 
-def opened(level: Level) -> Level:
+def opened(level: Level, top: str | None = None) -> Level:
     """The level of the classes: folders that wrap a single folder and nothing else are opened.
 
     A folder with images directly in it is a class, and so is one around a single folder of images that is called
-    `images` or the like.
+    `images` or the like. top: what the folder around everything is called, where a split in it is not to be opened
+    unless it is in a folder of the same split; None: it is opened.
     """
     while len(level.folders) == len(level.below) == 1 and not level.direct:
-        inner = level.inside(next(iter(level.below)))
+        name = next(iter(level.below))
+        inner, outer = level.inside(name), level.folder.split("/")[-2] if level.folder else top
         if inner.direct or plain_images(inner):
+            break
+        if top is not None and split_of(name) not in ("", split_of(outer or "")):
             break
         level = inner
     return level

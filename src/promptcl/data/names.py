@@ -84,15 +84,15 @@ def _class_name(label: Any, row: int) -> str:
         if not label.strip():
             raise UserError(f"labels[{row}] is an empty text; give the name of a class, or leave that image out")
         return one_spelling(str(label))
-    if isinstance(label, numbers.Integral):
+    if isinstance(label, numbers.Integral) or (isinstance(label, float) and label.is_integer()):
         return str(label if isinstance(label, bool) else int(label))
     if label is None or (isinstance(label, float) and math.isnan(label)):
         raise UserError(f"labels[{row}] is {label}; give each image the name of a class, or leave that image out")
     if isinstance(label, Sequence | Set | Mapping):
-        size = len(label)
+        write = "row[0]" if len(label) == 1 else "list(row).index(max(row))"
         raise UserError(
-            f"labels[{row}] is a row of {size}; expected one class for each image: write [row[0] for row in labels] "
-            "where each has one, or [row.index(max(row)) for row in labels] where a row marks one of the classes"
+            f"labels[{row}] is a row of {len(label)}; expected one class for each image: "
+            f"write [{write} for row in labels]"
         )
     raise UserError(
         f"labels[{row}] is {given!r:.80} ({type(label).__name__}); expected the name of a class or a whole number"

@@ -56,7 +56,7 @@ def load_domains(config: DataConfig) -> list[Domain]:
     notes: list[str] = []
     rows = read_table(tree, tables[0]) if tables else _by_folder(tree, notes)
     domains = _domains(tree, rows, config)
-    notes += left_out(tree, [row.path for row in rows])
+    notes += left_out(tree, tree.paths if tables else [row.path for row in rows])  # a table decides what is read
     for domain in domains:
         domain.train.notes = domain.test.notes = tuple(notes)
     return domains
