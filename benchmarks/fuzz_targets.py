@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import safetensors.torch
 import torch
+from fuzz_strangers import odd_archives, read_report, result_files
 from PIL import Image
 
 from promptcl.backbone import weights
@@ -259,10 +260,16 @@ def targets() -> dict[str, Target]:
         b"seed=7",
     ]
     archives = {f"archive{suffix}": Target(_read_archive(suffix), seeds) for suffix, seeds in _archives().items()}
+    odd = {
+        f"odd archive{suffix}": Target(_read_archive(suffix), seeds)
+        for suffix, seeds in odd_archives(image_files()["rgb.png"]).items()
+    }
     files = {f"weights{suffix}": Target(_read_weights(suffix), seeds) for suffix, seeds in _weights().items()}
     return {
         "image": Target(read_image, list(image_files().values())),
         **archives,
+        **odd,
+        "report": Target(read_report, result_files()),
         "npz": Target(read_npz, _npz()),
         "recipe": Target(read_recipe, [*recipes, b"a: &x [1]\nb: [*x, *x]", b"tasks: 0x_1\nseed: 2001-99-99"]),
         "key=value": Target(read_settings, settings),

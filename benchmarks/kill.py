@@ -1,4 +1,4 @@
-"""SIGKILL processes at random moments while they learn into a store and while they run `train`; count what is lost.
+"""SIGKILL processes at random moments while they learn, forget, undo and run `train`; count what is lost.
 
 python benchmarks/kill.py [--kills 200] [--out benchmarks/results/kill.json]
 
@@ -39,14 +39,14 @@ from promptcl.runtime.provenance import git_commit, versions
 TASKS = 3
 DEFAULT = {"name": "ridge", "features": "deep", "cosine": 0.5, "rows": 1000}
 """What `promptcl learn` does by default: nothing is trained, so there is no checkpoint."""
+STAGES = {"name": "oneprompt", "layout": [[0, 2], [1, 3]], "outliers": "boundary", "outlier_epochs": 1}
+"""A method that trains each task in two stages."""
 
 
 def main() -> int:
     """Kill, compare, write the counts; exit code 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--kills", type=int, default=200, help="half of `train --resume`, half of `learn`, of two methods"
-    )
+    parser.add_argument("--kills", type=int, default=200, help="a sixth of them for each kind of work")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kill.json")
     arguments = parser.parse_args()
@@ -54,13 +54,17 @@ def main() -> int:
     rng, start = random.Random(arguments.seed), time.time()
     with tempfile.TemporaryDirectory() as folder:
         config = settings(Path(folder))
-        half = arguments.kills // 2
-        default = config.model_copy(update={"method": DEFAULT})
-        victims = {
-            "learn": Learn(Path(folder) / "learn", config).kill(arguments.kills - half - half // 2, rng),
-            "learn_default": Learn(Path(folder) / "default", default).kill(half // 2, rng),
-            "train": Train(Path(folder) / "train", config).kill(half, rng),
+        default, stages = (config.model_copy(update={"method": method}) for method in (DEFAULT, STAGES))
+        kinds: dict[str, Callable[[Path], Victim]] = {
+            "learn": lambda where: Learn(where, config),
+            "learn_default": lambda where: Learn(where, default),
+            "forget": lambda where: Mend(where, default, lambda learner: learner.forget(learner.classes[:1])),
+            "undo": lambda where: Mend(where, default, Learner.undo),
+            "train": lambda where: Train(where, config),
+            "train_stages": lambda where: Train(where, stages),
         }
+        each = -(-arguments.kills // len(kinds))
+        victims = {name: make(Path(folder) / name).kill(each, rng) for name, make in kinds.items()}
     parts = list(victims.values())
     lost = sum(part[key] for part in parts for key in ("mixtures", "unreadable", "different_ends"))
     report = {
@@ -194,6 +198,28 @@ class Learn(Victim):
     def same(self, folder: Path) -> bool:
         """As learned in one go; a kill between commit and clean-up leaves the old state file to the next write."""
         return same_store(folder, self.whole) and len(list(folder.glob("state-*"))) <= 2
+
+
+class Mend(Learn):
+    """A change of what a store of two tasks has learned."""
+
+    def __init__(self, folder: Path, config: Config, change: Callable[[Learner], object]) -> None:
+        """`change` is what is done to the learner."""
+        self.change = change
+        super().__init__(folder, config)
+
+    def begin(self, folder: Path) -> None:
+        """A copy of the old store, with its second task."""
+        if len(store.load(self.old).tasks) == 1:
+            super().work(self.old)
+        super().begin(folder)
+
+    def work(self, folder: Path) -> None:
+        """What `promptcl forget` and `promptcl undo` do."""
+        with store.lock(folder):
+            learner = Learner.load(folder)
+            self.change(learner)
+            learner.save(folder)
 
 
 class Train(Victim):

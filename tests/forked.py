@@ -57,7 +57,7 @@ def after_operation(number: int, act: Callable[[], None]) -> None:
     opened = Path.open
 
     def open_watched(path: Path, mode: str = "r", **how: Any) -> Any:
-        return io.BufferedWriter(Raw(path, "w")) if mode == "wb" else opened(path, mode, **how)
+        return io.BufferedWriter(Raw(path, mode[0])) if mode in ("wb", "xb") else opened(path, mode, **how)
 
     os.fsync, os.replace = wrap(os.fsync), wrap(os.replace)
     Path.open, Path.unlink = wrap(open_watched), wrap(Path.unlink)  # type: ignore[method-assign]

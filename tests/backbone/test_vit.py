@@ -170,10 +170,13 @@ def test_input_ranges() -> None:
     x = torch.rand(2, 3, 4, 4)
     make = {
         r: Backbone.create(BackboneConfig(name="test_vit", weights="random", input_range=r))
-        for r in ("unit", "symmetric")
+        for r in ("unit", "symmetric", "imagenet")
     }
     assert torch.equal(make["unit"].normalise(x), x)
     assert torch.allclose(make["symmetric"].normalise(x), 2 * x - 1)
+    red, _, blue = make["imagenet"].normalise(x)[0]
+    assert torch.allclose(red, (x[0, 0] - 0.485) / 0.229)
+    assert torch.allclose(blue, (x[0, 2] - 0.406) / 0.225)
     imagenet = small("deit_tiny_patch16_224")
     cfg = timm.get_pretrained_cfg("deit_tiny_patch16_224")
     assert cfg is not None

@@ -70,13 +70,13 @@ def test_links_that_point_inside_are_read_and_others_counted(tmp_path: Path, end
     cup = ["cup/0.png", "cup/again.png", "cup/chain.png", "cup/other.png", "cup/through.png"]
     assert names == [*cup, "mug/0.png", "plate/0.png"]
     assert [int(found.image(i)[0, 0, 0]) for i in range(len(found))] == [1, 1, 1, 2, 1, 1, 2]
-    assert found.notes == (f"5 files in {file} left out: 5 links to what is not in the archive",)
+    assert found.notes == (f"5 files in {file} left out: 5 linked to what is not in the archive",)
 
 
 def test_hard_links_count_from_the_top(tmp_path: Path) -> None:
     found = labelled(tar_of(tmp_path / "set.tar", {}, {"cup/hard.png": "./plate/0.png", "cup/none.png": "0.png"}))
     assert [int(found.image(i)[0, 0, 0]) for i in range(len(found))] == [1, 2, 2]
-    assert found.notes[0].endswith("1 links to what is not in the archive")
+    assert found.notes[0].endswith("1 linked to what is not in the archive")
 
 
 def test_links_do_not_multiply_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_what_cannot_be_unpacked_is_counted(tmp_path: Path) -> None:
         info = tarfile.TarInfo("cup/pipe.png")
         info.type = tarfile.FIFOTYPE
         tar.addfile(info)
-    assert labelled(fifo).notes == (f"1 file in {fifo} left out: 1 no plain files",)
+    assert labelled(fifo).notes == (f"1 file in {fifo} left out: 1 of a special kind",)
 
 
 def zip_with_names(file: Path, names: list[bytes], extra: bytes = b"") -> Path:

@@ -184,6 +184,7 @@ def test_a_level_that_may_be_wrong_is_said(tmp_path: Path) -> None:
     [
         ("Training", "Testing", None),
         ("a/seg_train/seg_train", "a/seg_test/seg_test", None),
+        ("training", "evaluation", None),
         ("train", "val", "has no folder test: its folder val takes the place of the test images"),
         ("train", "valid", "its folder valid takes"),
         ("Train", "Validation set", "its folder Validation set takes"),
@@ -208,7 +209,7 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
         assert (classes, train, test) == (("n01", "n02"), 6, 2)
         assert "has no classes in its folder test: its folder val takes" in note
     found = labelled(root / "val")
-    assert [found.classes[k] for k in found.labels] == ["n01", "n02"]
+    assert ([found.classes[k] for k in found.labels], found.notes) == (["n01", "n02"], ())
     assert found.name(0).endswith("val/images/1.png")
     (root / "val" / "val_annotations.txt").write_text("7.png\tn02\n")
     with pytest.raises(

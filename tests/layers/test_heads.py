@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from promptcl.layers.heads import ClassMeans, GrowingLinear
+from promptcl.layers.heads import ClassMeans, GrowingCosine, GrowingLinear
 from promptcl.layers.prompts import cosine
 from promptcl.layers.ridge import RidgeHead
 from promptcl.runtime.seeding import task_generator
@@ -51,3 +51,20 @@ def test_balanced_ridge_finds_rare_classes() -> None:
         head.solve(balance)
     torch.testing.assert_close(even[0].weight_KD, even[1].weight_KD)
     torch.testing.assert_close(even[0].bias_K, even[1].bias_K)
+
+
+def test_cosines_ignore_lengths_and_old_rows_stay() -> None:
+    generator = torch.Generator().manual_seed(0)
+    sharp, plain = GrowingCosine(8, 0.1), GrowingCosine(8)
+    x, w = torch.randn(5, 8, generator=generator), torch.randn(3, 8, generator=generator)
+    for head in (sharp, plain):
+        head.grow(3, generator)
+        assert head.weight_KD.abs().max() <= 8**-0.5
+        with torch.no_grad():
+            head.weight_KD.copy_(w)
+        head.grow(2, generator)
+        assert torch.equal(head.weight_KD[:3], w)
+    wanted = torch.nn.functional.cosine_similarity(x[:, None], w, dim=2)
+    torch.testing.assert_close(sharp(3 * x)[:, :3], wanted / 0.1)
+    assert sharp(x).abs().max() <= 10
+    torch.testing.assert_close(plain(x)[:, :3], wanted * x.norm(dim=1, keepdim=True))

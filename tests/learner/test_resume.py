@@ -13,8 +13,8 @@ from helpers import Steps, Stop, digit_tasks, make_config, same_state
 
 from promptcl.backbone.vit import Backbone
 from promptcl.data.images import ImageSet
+from promptcl.layers.outliers import draw_outliers
 from promptcl.learner.learner import Learner
-from promptcl.methods.oneprompt import Model as OnePrompt
 from promptcl.store import files
 from promptcl.training.queries import QueryCache
 
@@ -125,17 +125,17 @@ def test_interrupted_between_two_stages(
     whole = Learner(config, backbone)
     whole.save(tmp_path)
     whole.learn(digits[0])
-    draw, calls = OnePrompt.draw_outliers, 0
+    draw, calls = draw_outliers, 0
 
-    def stop_at_second(self: OnePrompt, *arguments: Any) -> torch.Tensor:
+    def stop_at_second(*arguments: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise Stop
-        return draw(self, *arguments)
+        return draw(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(OnePrompt, "draw_outliers", stop_at_second)
+        patch.setattr("promptcl.methods.oneprompt.draw_outliers", stop_at_second)
         with pytest.raises(Stop):
             Learner.load(tmp_path, backbone=backbone).learn(digits[0], checkpoint=tmp_path)
     assert checkpoint(tmp_path)["finished"] is True

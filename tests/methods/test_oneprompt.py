@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -13,8 +13,9 @@ from helpers import make_config
 from plain_method import PlainTask, begin_task, make_method, plain_batch, shake
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone
+from promptcl.backbone import Backbone, Prefix
 from promptcl.data import ImageSet
+from promptcl.layers.outliers import draw_outliers
 from promptcl.learner import Learner
 from promptcl.methods._base import TaskView
 from promptcl.methods.oneprompt import Model, energy
@@ -199,17 +200,17 @@ def test_energies_by_hand(backbone: Backbone) -> None:
     masked = energy(torch.tensor([[0.0, 0.0, 9.0]] * 4), batch.allowing(0, 1, of=3))
     torch.testing.assert_close(masked, torch.full((4,), -math.log(2)))
     model = make(backbone, classes=2, head_init="zero", outliers="boundary", outlier_weight=0.1)
-    model._outliers_OD = torch.randn(5, backbone.width)
+    model._outliers_OD, bias = torch.randn(5, backbone.width), model.head.get_parameter("bias_K")
     inside = 15 - math.log(2) - 0.5  # Huber of relu(E + 15) with E = -ln 2
     assert inside == pytest.approx(14.307 - 0.5, abs=1e-3)
     loss = model.outlier_loss(backbone, batch)  # outliers: -3 - E < 0 costs nothing
     assert loss.item() == pytest.approx(math.log(2) + 0.1 * inside, abs=1e-5)
     with torch.no_grad():
-        model.head.bias_K.copy_(torch.tensor([20.0, 20.0]))  # E = -20 - ln 2: features far enough, outliers too low
+        bias.copy_(torch.tensor([20.0, 20.0]))  # E = -20 - ln 2: features far enough, outliers too low
     outside = -3 + 20 + math.log(2) - 0.5
     assert model.outlier_loss(backbone, batch).item() == pytest.approx(math.log(2) + 0.1 * outside, abs=1e-4)
     with torch.no_grad():
-        model.head.bias_K.copy_(torch.tensor([3 - math.log(2) + 0.4] * 2))  # E = -3.4: Huber is quadratic below 1
+        bias.copy_(torch.tensor([3 - math.log(2) + 0.4] * 2))  # E = -3.4: Huber is quadratic below 1
     inside, outside = 15 - 3.4 - 0.5, 0.5 * 0.4**2
     wanted = math.log(2) + 0.1 * (inside + outside)
     assert model.outlier_loss(backbone, batch).item() == pytest.approx(wanted, abs=1e-4)
@@ -236,12 +237,12 @@ def cluster(count: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("count", [1, 7, 60, 90])
 @pytest.mark.parametrize("kind", ["boundary", "origin"])
-def test_outliers_are_where_they_should_be(backbone: Backbone, kind: str, count: int) -> None:
-    width = backbone.width
-    model, features = make(backbone, outliers=kind), cluster(count, width)
-    found = model.draw_outliers(features, torch.Generator().manual_seed(0))
+def test_outliers_are_where_they_should_be(kind: Literal["boundary", "origin"], count: int) -> None:
+    width = 64
+    features = cluster(count, width)
+    found = draw_outliers(features, kind, torch.Generator().manual_seed(0))
     assert found.shape == (40, width)
-    assert torch.equal(found, model.draw_outliers(features, torch.Generator().manual_seed(0)))
+    assert torch.equal(found, draw_outliers(features, kind, torch.Generator().manual_seed(0)))
     assert len(found.unique(dim=0)) == 40
     noise = 0.1 * math.sqrt(width)  # length of the noise, 0.8
     if kind == "origin":
@@ -253,18 +254,34 @@ def test_outliers_are_where_they_should_be(backbone: Backbone, kind: str, count:
     assert found.norm(dim=1).min() > 8
 
 
-def test_outliers_are_the_farthest_candidates_around_the_farthest_features(backbone: Backbone) -> None:
+def test_outliers_are_the_farthest_candidates_around_the_farthest_features() -> None:
     """Written out by hand, for features of which 50 lie in a heap and 10 far from it."""
-    model, features = make(backbone, outliers="boundary"), cluster(60, backbone.width)
-    features[50:] += 6 * torch.nn.functional.normalize(torch.randn(10, backbone.width, generator=torch.Generator()))
-    found = model.draw_outliers(features, torch.Generator().manual_seed(0))
+    features = cluster(60, 64)
+    features[50:] += 6 * torch.nn.functional.normalize(torch.randn(10, 64, generator=torch.Generator()))
+    found = draw_outliers(features, "boundary", torch.Generator().manual_seed(0))
     unit, length = features / features.norm(dim=1, keepdim=True), features.norm(dim=1)
     to_50th = torch.cdist(unit, unit).sort(dim=1).values[:, 49]
     edge = to_50th.argsort(descending=True)[:50]
     assert set(range(50, 60)) <= set(edge.tolist())
-    noise = 0.1 * torch.randn(50 * 600, backbone.width, generator=torch.Generator().manual_seed(0))
+    noise = 0.1 * torch.randn(50 * 600, 64, generator=torch.Generator().manual_seed(0))
     at = edge.repeat_interleave(600)
     points = unit[at] + noise
     chosen = torch.cdist(points, unit).sort(dim=1).values[:, 49].argsort(descending=True)[:40]
     wanted = points[chosen] * length[at[chosen], None]
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_singleprompt_is_a_layout_with_the_position_of_the_class_token_under_cosines(backbone: Backbone) -> None:
+    settings: dict[str, Any] = {"prompt_init": "symmetric", "position": "class", "head": "cosine"}
+    wide = make_method(Model, SimpleNamespace(width=768, depth=12), 100, layout=[(i, 20) for i in range(5)], **settings)
+    assert sum(value.numel() for value in wide.state_dict().values()) == 230_400
+    model, batch = make(backbone, layout=[(1, 3)], **settings), plain_batch(backbone)
+    rows = model.prefixes_2LD[0] + backbone.vit.pos_embed[0, 0]
+    features = backbone(batch.images_BCHW, [Prefix(1, rows[None, 0], rows[None, 1])]).pooled_BD
+    assert torch.equal(model.features(backbone, batch), features)
+    logits = model.logits(backbone, batch)
+    wanted = torch.nn.functional.cosine_similarity(features[:, None], model.head.weight_KD, dim=2) / 0.1
+    torch.testing.assert_close(logits, wanted)
+    with torch.no_grad():
+        model.head.weight_KD.mul_(torch.arange(1.0, 7.0)[:, None])
+    torch.testing.assert_close(model.logits(backbone, batch), logits, atol=1e-5, rtol=1e-5)

@@ -86,7 +86,7 @@ def test_numbers_that_are_trained() -> None:
     assert learner.trained_parameters() == 1_189_632
 
 
-@pytest.mark.parametrize("adapt", ["adapter", "ssf", "prompts"])
+@pytest.mark.parametrize("adapt", ["adapter", "ssf", "prompts", "lora"])
 def test_what_the_first_task_adapts_is_frozen_then(adapt: str, backbone: Backbone, digits: list[ImageSet]) -> None:
     method, train = {**ADAPTED, "adapt": adapt}, {"holdout": 0.25}
     fresh = adapted_of(make(backbone, method=method))

@@ -53,6 +53,7 @@ def test_expected_names_exist() -> None:
     assert {"l2p", "ncm", "linear", "dualprompt", "oneprompt", "ridge", "ranpac", "l2p_ridge"} <= set(
         available("methods")
     )
+    assert {"coda", "apt", "vq", "l2p_prefix", "osprompt", "sprompts"} <= set(available("methods"))
     assert {"cifar100", "folder", "npz"} <= set(available("datasets"))
     with pytest.raises(UserError, match=r"did you mean methods\?"):
         available("metods")
@@ -86,6 +87,30 @@ def test_compat_recipes() -> None:
     assert (lib.train.batch_size, lib.train.lr, lib.train.lr_batch, lib.method["pull"]) == (16, 0.001875, None, 1.0)
     for config in (jax, port, lib):
         assert (config.method["vote"], config.backbone.input_range, config.train.mask) == ("batch", "unit", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "method"),
+    [
+        ("coda", (20, 128, 0.001, "adam", "quarter_cosine"), {"components": 10, "length": 4, "ortho": 0}),
+        ("osprompt", (20, 128, 0.001, "adam", "quarter_cosine"), {"components": 10, "length": 4, "qr": 0}),
+        ("l2p-prefix", (20, 128, 0.001, "adam", "quarter_cosine"), {"pool_size": 30, "top_k": 5, "length": 10}),
+        ("vq", (20, 128, 0.0025, "adamw", "cosine"), {"pool_size": 10, "prompt_lr": 0.0125, "commitment": 0.4}),
+        ("apt", (30, 64, 0.004, "adam", "quarter_cosine"), {"average": 0.7}),
+        ("sprompts", (20, 128, 0.01, "sgd", "cosine"), {"length": 10, "centres": 5, "distance": "l1"}),
+        ("singleprompt", (3, 32, 0.005, "adam", "constant"), {"head": "cosine", "position": "class"}),
+    ],
+)
+def test_recipes_of_prompt_methods_hold_the_published_settings(
+    name: str, train: tuple[object, ...], method: dict[str, object]
+) -> None:
+    config = load_config(name)
+    t = config.train
+    assert (t.epochs, t.batch_size, t.lr, t.optimizer, t.schedule) == train
+    assert config.method.items() >= method.items()
+    assert (t.clip_norm, t.nesterov) == (None, name != "sprompts")
+    wanted = "imagenet" if name == "sprompts" else "unit"
+    assert (config.backbone.input_range, config.backbone.name.split(".")[0]) == (wanted, "vit_base_patch16_224")
 
 
 def test_demo_needs_no_download() -> None:

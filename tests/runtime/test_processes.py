@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import ENVIRONMENT, make_config, run_quietly, timeless
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from promptcl.config.schema import Config, DataConfig
 from promptcl.data.augment import train_view
+from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
 from promptcl.runtime import processes
 from promptcl.store import files
@@ -200,6 +203,20 @@ def test_resume_finishes_what_was_killed(killed: Path, together: Path, tmp_path:
     alone = run_quietly(Config.model_validate(results["config"]), tmp_path)
     assert agree(timeless(results), timeless(alone))
     assert furthest(killed, tmp_path) < 1e-4
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_hangs_while_it_loads_is_given_up(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for one that trains: after five minutes, a fifth of a second here."""
+    assert timedelta(minutes=5) == processes.TIMEOUT
+    be(monkeypatch, rank, 2)
+    monkeypatch.setattr(processes, "_store", HashStore())
+    monkeypatch.setattr(processes, "TIMEOUT", timedelta(seconds=0.2))
+    passed = []
+    waited = pytest.raises(UserError, match=f"process {rank} of 2 has waited .* minutes for another")
+    with waited, processes.first_alone():
+        passed.append(rank)
+    assert passed == ([0] if rank == 0 else [])
 
 
 def test_other_verbs_are_refused() -> None:

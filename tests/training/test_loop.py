@@ -206,12 +206,39 @@ def test_quarter_cosine_is_that_of_coda_prompt() -> None:
 def test_other_schedules() -> None:
     assert schedule("constant", 2, 2) == [1.0] * 4
     assert schedule("cosine", 2, 2) == pytest.approx([1, 0.853553, 0.5, 0.146447], abs=1e-6)
+    assert schedule("step", 4, 2, milestones=[1, 3]) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
-def schedule(kind: Any, epochs: int, per_epoch: int) -> list[float]:
+@pytest.mark.parametrize("settings", [{"schedule": "step"}, {"milestones": [3]}])
+def test_milestones_belong_to_the_step_schedule(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="schedule=step and milestones go together"):
+        make_config(train=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "moved"),
+    [
+        # From 1, with gradient 1 and weight decay 0.5, two steps at 0.1, by hand.
+        ({"optimizer": "sgd", "nesterov": False}, [0.85, 0.85 - 0.1 * (0.9 * 1.5 + 1.425)]),
+        ({"optimizer": "sgd"}, [1 - 0.1 * 1.5 * 1.9, 0.715 - 0.1 * (1.3575 + 0.9 * (0.9 * 1.5 + 1.3575))]),
+        ({"optimizer": "adam"}, [0.9]),
+        ({"optimizer": "adamw"}, [0.95 - 0.1, 0.85 * 0.95 - 0.1]),
+    ],
+)
+def test_optimisers_by_hand(settings: dict[str, Any], moved: list[float]) -> None:
+    x = nn.Parameter(torch.ones(1))
+    optimizer = make_optimizer([{"params": [x]}], 0.1, make_config(train={"weight_decay": 0.5, **settings}).train)
+    for wanted in moved:
+        x.grad = torch.ones(1)
+        optimizer.step()
+        assert x.item() == pytest.approx(wanted, abs=1e-5)
+
+
+def schedule(kind: Any, epochs: int, per_epoch: int, **settings: Any) -> list[float]:
     """The learning rate of each step."""
-    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], 1.0, make_config().train)
-    made, rates = make_schedule(optimizer, kind, epochs * per_epoch, per_epoch), []
+    train = make_config(train={"schedule": kind, **settings}).train
+    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], 1.0, train)
+    made, rates = make_schedule(optimizer, train, epochs * per_epoch, per_epoch), []
     for _ in range(epochs * per_epoch):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()

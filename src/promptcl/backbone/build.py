@@ -10,6 +10,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import AttentionRope  # type: ignore[attr-defined]
 from timm.models import split_model_name_tag
 from timm.models.eva import Eva, EvaAttention, EvaBlock
@@ -64,6 +65,8 @@ def load(config: BackboneConfig) -> tuple[Any, Identity, Sequence[float], Sequen
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     elif config.input_range == "symmetric":
         mean, std = _HALF, _HALF
+    elif config.input_range == "imagenet":
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return vit, identity, mean, std
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import timm
 import torch
@@ -46,7 +47,7 @@ def _line(name: str) -> str | None:
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
         with torch.device("meta"):
-            vit = timm.create_model(name, num_classes=0)
+            vit: Any = timm.create_model(name, num_classes=0)
     except Exception:  # models that timm itself cannot build without weights are no plain ViTs
         return None
     if unfit(vit):

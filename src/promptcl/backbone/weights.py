@@ -8,6 +8,7 @@ import logging
 import pickle
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, t
 from timm.models import clean_state_dict, eva, vision_transformer
 
 from promptcl.errors import UserError
+from promptcl.runtime import disk, packed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 EMBEDDED = Path(__file__).parents[1] / "assets" / "demo_vit.safetensors"
+_MOST_BYTES = 2**36  # of a weight file
 _HEADS = ("head.", "head_dist.", "fc.", "pre_logits.")  # classifiers of the pre-training task: never used here
 # The first four in the order of timm.models.load_state_dict; of several copies the averaged one is meant.
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "ema", "teacher", "student")
@@ -38,7 +41,7 @@ def locate(weights: str, name: str, hub: tuple[str, str] | None) -> Path:
     """
     if weights == "hub":
         return _download(name, hub)
-    path = EMBEDDED if weights == "embedded" else Path(weights).expanduser()
+    path = EMBEDDED if weights == "embedded" else disk.expanded(weights)
     if path.suffix not in SUFFIXES:
         raise UserError(
             f"backbone.weights={weights} is unknown: "
@@ -46,6 +49,11 @@ def locate(weights: str, name: str, hub: tuple[str, str] | None) -> Path:
         )
     if not path.is_file():
         raise UserError(f"backbone.weights={weights}: there is no file {path}, expected the weights of {name}")
+    try:
+        disk.check(path, _MOST_BYTES)
+        packed.check_zip(path)
+    except OSError as error:
+        raise UserError(f"backbone.weights={weights} cannot be read ({error.strerror}): give a whole file") from error
     return path
 
 
@@ -104,6 +112,7 @@ def load(model: Any, path: Path, name: str, resample_patches: bool = False) -> N
         return
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     state = _unwrapped(_read(path), path, list(shapes))
+    _check_dense(path, state)
     patches, wanted = _shape(state.get("patch_embed.proj.weight")), shapes["patch_embed.proj.weight"]
     _check_size(path, name, patches[:1], wanted[:1], "width")
     if not resample_patches:
@@ -121,6 +130,7 @@ def load(model: Any, path: Path, name: str, resample_patches: bool = False) -> N
         ) from error
     _check_names(path, name, fitted, shapes)
     model.load_state_dict({key: value for key, value in fitted.items() if key in shapes})
+    _check_finite(path, model)
 
 
 def _read(path: Path) -> Any:
@@ -129,7 +139,9 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts store their arguments
+            # Training scripts store their arguments; what torch warns of, such as sparse tensors, is refused below.
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -172,6 +184,24 @@ def _parts(content: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
         yield tensors
 
 
+def _check_dense(path: Path, state: dict[str, Any]) -> None:
+    """Raise UserError for a tensor that does not hold its numbers one by one."""
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        odd = {"sparse": value.layout is not torch.strided, "on the meta device": value.is_meta}
+        odd |= {"quantized": value.is_quantized, "complex": value.is_complex()}
+        if kind := next((kind for kind, found in odd.items() if found), None):
+            raise UserError(f"{path}: {key} is {kind}, expected a dense tensor of numbers; save it again as one")
+
+
+def _check_finite(path: Path, model: Any) -> None:
+    """Raise UserError where a number of the loaded model is NaN or infinite: so would every answer be."""
+    for key, value in model.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise UserError(f"{path}: {key} holds NaN or infinite numbers, expected finite ones; get the file again")
+
+
 def _check_names(path: Path, name: str, state: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     hint = "set backbone.name (and backbone.kwargs) to the model of this file"
     if 2 * sum(key in state for key in shapes) < len(shapes):
@@ -208,6 +238,7 @@ def _load_npz(model: Any, path: Path, name: str, resample_patches: bool) -> None
         for key, value in model.state_dict().items():
             if value.isnan().any():
                 raise UserError(f"{path} has no value for {key} of {name}: set backbone.name to the model of this file")
+        _check_finite(path, model)
     except UserError:
         raise
     except Exception as error:  # damaged archive, missing name, other shape

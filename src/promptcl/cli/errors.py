@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import signal
 import sys
 from collections.abc import Callable
 
@@ -24,14 +25,15 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
             for sentence in others:
                 print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
             fail(last)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             print("interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
+            # 130 after Ctrl-C, 143 after SIGTERM, as a shell has it.
+            raise typer.Exit(128 + getattr(interrupt, "number", signal.SIGINT)) from None
         except BrokenPipeError:
             raise  # the reader of our output went away; typer ends quietly
         except OSError as error:
             fail(explain(error))
-        except (MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError, ImportError) as error:
             if not out_of_memory(error):
                 raise
             fail(
@@ -58,12 +60,13 @@ def out_of_memory(error: Exception) -> bool:
     """Whether Python's memory, a GPU's, or torch's on the CPU (a plain RuntimeError) has run out."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     # By name: nothing here may import torch.
-    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "DefaultCPUAllocator" in str(error)
+    texts = ("DefaultCPUAllocator", "failed to map segment", "std::bad_alloc", "can't start new thread")
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or any(text in str(error) for text in texts)
 
 
 def explain(error: OSError) -> str:
     """One sentence for an operating-system error."""
-    where = error.filename or "the output folder"
+    where = error.filename or "the output"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{where}: no disk space left; free some, or write elsewhere"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from promptcl.cli.terminal import note
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 if TYPE_CHECKING:
     from promptcl.data import ImageSet
@@ -35,6 +36,11 @@ def check_store(store: Path) -> None:
         raise UserError(
             f"{store} is not a promptcl store: there is no learner.json in it; expected the folder of a promptcl store"
         )
+    if store.is_dir():
+        try:
+            disk.check(store / "learner.json")
+        except OSError as error:
+            raise UserError(f"{store / 'learner.json'} cannot be read ({error.strerror})") from error
 
 
 def check_images(words: Iterable[str]) -> None:
@@ -50,7 +56,7 @@ def check_images(words: Iterable[str]) -> None:
 def _exists(path: Path) -> bool:
     """Whether there is something; what cannot be looked at is left to whoever reads it."""
     try:
-        os.stat(path.expanduser())
+        os.stat(disk.expanded(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte
         return False
     except OSError:
@@ -84,7 +90,7 @@ def gather(words: Sequence[str], cache_mb: int) -> tuple[ImageSet, list[str]]:
     from promptcl.data import concat, unlabelled
 
     def alone(word: str) -> bool:
-        return word == "-" or Path(word).expanduser().is_dir() or word.lower().endswith(_ARCHIVES)
+        return word == "-" or disk.expanded(word).is_dir() or word.lower().endswith(_ARCHIVES)
 
     groups: list[list[str]] = []
     for word in words:

@@ -11,6 +11,7 @@ import typer
 
 from promptcl.cli import learn, mend, predict, report, train
 from promptcl.cli.errors import fail, one_sentence
+from promptcl.cli.system import check_memory, flush, heed_signals, ready_streams
 from promptcl.runtime import processes
 
 app = typer.Typer(
@@ -24,7 +25,12 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command `promptcl` with the arguments of this process."""
-    app()
+    ready_streams()
+    heed_signals()
+    try:
+        app()
+    finally:
+        flush()
 
 
 for command in (train, learn, predict, mend, report):
@@ -40,6 +46,8 @@ def root(
     if processes.wanted() > 1 and context.invoked_subcommand != "train":
         count = processes.wanted()
         fail(f"torchrun started {count} processes: only promptcl train has work for several; leave out torchrun")
+    if context.invoked_subcommand not in (None, "list"):
+        one_sentence(check_memory)()
     if version:
         from importlib.metadata import version as installed
 

@@ -52,8 +52,9 @@ class BackboneConfig(Section):
     """
     image_size: int | None = Field(default=None, gt=0)
     """Side of the square input in pixels; None takes the model's own."""
-    input_range: Literal["weights", "unit", "symmetric"] = "weights"
-    """`weights`: mean and std of the pre-training; `unit`: [0,1] as in the official runs; `symmetric`: [-1,1]."""
+    input_range: Literal["weights", "unit", "symmetric", "imagenet"] = "weights"
+    """`weights`: mean and std of the pre-training; `unit`: [0,1] as in the official runs; `symmetric`: [-1,1];
+    `imagenet`: mean and std of ImageNet, whatever the weights were trained with (S-Prompts)."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Arithmetic of the frozen ViT; `bf16` is autocast, `auto` takes it where the hardware has products in bfloat16
     (NVIDIA since Ampere, AMX, AVX512-BF16, ARM's bf16). Keys, prompts and heads are always fp32."""
@@ -120,12 +121,17 @@ class TrainConfig(Section):
     lr: float = Field(default=0.03, gt=0)
     lr_batch: int | None = Field(default=None, gt=0)
     """Batch size that `lr` is meant for: the effective rate is lr * batch_size / lr_batch. None: `lr` as it is."""
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """`sgd` has momentum 0.9; `adamw` decays weights beside the gradient, not through it."""
+    nesterov: bool = True
+    """Whether the momentum of `sgd` is Nesterov's."""
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=1.0, gt=0)
-    schedule: Literal["constant", "cosine", "quarter_cosine"] = "constant"
-    """How the learning rate falls within a stage: not at all; to 0 by a half cosine; or by a quarter cosine, epoch by
-    epoch, as in CODA-Prompt and OVOR."""
+    schedule: Literal["constant", "cosine", "quarter_cosine", "step"] = "constant"
+    """How the learning rate falls within a stage: not at all; to 0 by a half cosine; by a quarter cosine, epoch by
+    epoch, as in CODA-Prompt and OVOR; or to a tenth at each of `milestones`."""
+    milestones: tuple[int, ...] = ()
+    """Epochs after which `schedule: step` goes to a tenth."""
     mask: bool = True
     """Training mask: classes outside the task are left out of the softmax (never used with scenario=domain)."""
     mask_classes: Literal["task", "batch"] = "task"
@@ -138,6 +144,12 @@ class TrainConfig(Section):
     """Steps between two checkpoints; one is written after every epoch too."""
     checkpoint_seconds: float | None = Field(default=60.0, gt=0)
     """Seconds between two checkpoints, whichever comes first; None: by steps and epochs alone."""
+
+    @model_validator(mode="after")
+    def _steps_are_named(self) -> TrainConfig:
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("schedule=step and milestones go together: write schedule=step milestones=[30]")
+        return self
 
     def unread(self) -> dict[str, Unread]:
         """Which classes a mask leaves in, where there is none."""

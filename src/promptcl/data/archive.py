@@ -20,6 +20,7 @@ from promptcl.data.links import link_target, with_linked
 from promptcl.data.names import decoded, encoding
 from promptcl.data.walk import Listed, tidied, walked
 from promptcl.errors import UserError
+from promptcl.runtime import disk, packed
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 MAX_FILE = 2**28  # bytes of one unpacked file
@@ -54,11 +55,15 @@ def open_tree(root: Path, everything: bool = False) -> Tree:
     larger than MAX_FILE, a .tar.gz that unpacks to more than MAX_RATIO times its size or MAX_UNPACKED.
     """
     if root.is_dir():
-        return Tree(root, *tidied(walked(root, everything)))
+        return Tree(root, *tidied((walked(root, everything), lambda path: disk.read(root / path, MAX_FILE), {})))
     if not root.exists():
         raise UserError(f"{root} does not exist; expected a folder or an archive ({' '.join(ARCHIVES)})")
     if not root.name.lower().endswith(ARCHIVES):
         raise UserError(f"{root} is neither a folder nor an archive ({' '.join(ARCHIVES)})")
+    try:
+        disk.check(root)
+    except OSError as error:
+        raise UserError(f"{root} cannot be read as an archive ({error.strerror}); get it again") from error
     try:
         if root.suffix.lower() == ".zip":
             return Tree(root, *tidied(_zip(root)))
@@ -107,6 +112,7 @@ def _unpack(archive: Path) -> IO[bytes]:
 
 def _tar(archive: Path, unpacked: IO[bytes] | None = None) -> Listed:
     file = unpacked or archive.open("rb")
+    packed.check_tar(archive, file)
     places, lost = _places(archive, file, file.seek(0, os.SEEK_END))
 
     def read(path: str) -> bytes:
@@ -144,11 +150,12 @@ def _places(archive: Path, file: IO[bytes], size: int) -> tuple[dict[str, tuple[
         elif (info.isreg() and not info.issparse()) or info.isdir():
             places[name] = (info.offset_data, info.size)
         else:
-            lost[name] = "no plain files"
+            lost[name] = "of a special kind"
     return with_linked(archive, places, links, lost), lost
 
 
 def _zip(archive: Path) -> Listed:
+    packed.check_zip(archive)
     file = zipfile.ZipFile(archive)
     stated = {info: _stated_name(info) for info in file.infolist()}
     other = encoding((_raw_name(info) for info, name in stated.items() if name is None), "zip")

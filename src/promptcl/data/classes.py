@@ -120,7 +120,7 @@ def _doubts(level: Level, where: str, opened_one: bool) -> list[str]:
 def left_out(tree: Tree, used: Iterable[str], everything: bool = False) -> list[str]:
     """Sentences about what in the tree is not among the `used` paths: files that look like images, or `everything`."""
     read = set(used)
-    unread = [path for path in sorted(tree.paths) if path not in read and not path.endswith("/")]
+    unread = [path for path in sorted(tree.paths) if path not in read and not path.endswith(("/", ANNOTATIONS))]
     kinds = Counter(kind for path in unread if (kind := other_kind(path))) + Counter(tree.lost.values())
     notes = []
     if kinds:

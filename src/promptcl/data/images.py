@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from promptcl.data.archive import MAX_FILE
 from promptcl.data.decode import decode, largest_of
 from promptcl.data.deep import Depth
 from promptcl.data.kinds import advice
 from promptcl.data.names import LabelsLike, joined, numbered, one_spelling
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 Indices = Sequence[int] | npt.NDArray[np.int64]
 
@@ -87,8 +89,7 @@ class FileSource:
         self.depth = Depth(lambda: (largest_of(fetch(path)) for path in paths))
         self.remarks: dict[int, str] = {}
         """What the decoder remarked on images that it decoded all the same."""
-        self.sound: set[int] = set()
-        """Rows that are known to decode."""
+        self.sound: set[int] = set()  # rows that are known to decode
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -161,7 +162,7 @@ class ImageSet:
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], names: LabelsLike) -> ImageSet:
         """Encoded images in the files `paths`, read when needed, and the class name of each; classes are sorted."""
-        source = FileSource([str(path) for path in paths], lambda path: Path(path).read_bytes())
+        source = FileSource([str(path) for path in paths], lambda path: disk.read(path, MAX_FILE))
         return cls(source, *numbered(names))
 
     @classmethod

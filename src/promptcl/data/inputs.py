@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from promptcl.data.archive import ARCHIVES, Tree, open_tree
+from promptcl.data.archive import ARCHIVES, MAX_FILE, Tree, open_tree
 from promptcl.data.classes import but, left_out, no_images, read_classes
 from promptcl.data.decode import decode, from_array, from_pil, largest_of
 from promptcl.data.deep import Depth
@@ -19,6 +19,7 @@ from promptcl.data.kinds import KINDS, is_image
 from promptcl.data.levels import Level
 from promptcl.data.names import LabelsLike, numbered
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] | Tensor"
 """A file, its content, a Pillow image, an array (H, W, 3) or a tensor (3, H, W): uint8, or float in [0, 1]."""
@@ -73,7 +74,7 @@ def labelled(images: ImagesLike, labels: LabelsLike | None = None, cache_mb: int
         return images
     if not isinstance(images, str | Path):
         raise UserError("these images have no labels; give labels=[...], or a folder with one folder for each class")
-    return _class_folders(open_tree(Path(images).expanduser(), everything=True), cache_mb)
+    return _class_folders(open_tree(disk.expanded(images), everything=True), cache_mb)
 
 
 def unlabelled(images: ImagesLike, cache_mb: int = 2048) -> ImageSet:
@@ -85,7 +86,7 @@ def unlabelled(images: ImagesLike, cache_mb: int = 2048) -> ImageSet:
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, str | Path):
-        path = Path(images).expanduser()
+        path = disk.expanded(images)
         if path.is_dir() or path.name.lower().endswith(ARCHIVES):
             return _all_below(path, cache_mb)
         images = [path]
@@ -96,10 +97,10 @@ def unlabelled(images: ImagesLike, cache_mb: int = 2048) -> ImageSet:
     if not len(images):
         raise UserError("no images were given; expected at least one")
     if all(isinstance(image, str | Path) for image in images):
-        paths = [str(Path(str(image)).expanduser()) for image in images]
+        paths = [str(disk.expanded(str(image))) for image in images]
         if missing := next((path for path in paths if not Path(path).is_file()), None):
             raise UserError(f"{missing}: there is no such file; expected a {KINDS}, or a folder of them")
-        return _unnamed(FileSource(paths, lambda path: Path(path).read_bytes(), cache_mb=cache_mb))
+        return _unnamed(FileSource(paths, lambda path: disk.read(path, MAX_FILE), cache_mb=cache_mb))
     return _unnamed(_Given(images))
 
 
@@ -121,7 +122,7 @@ def _pixels(image: Any, row: int, depth: Depth) -> Tensor:
     """Pixels of one image in any form, uint8 (3, H, W); `row` is its number for an error message."""
     try:
         if isinstance(image, str | Path):
-            image = Path(image).expanduser().read_bytes()
+            image = disk.read(disk.expanded(image), MAX_FILE)
         if isinstance(image, bytes):
             return decode(image, _MAX_SIDE, depth.largest)
         if isinstance(image, Image.Image):

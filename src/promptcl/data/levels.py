@@ -9,27 +9,13 @@ from promptcl.data.kinds import is_image
 
 _WORDS = {
     "train": ("train", "training", "trn", "trainval"),
-    "test": ("test", "testing", "tst"),
-    "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation", "holdout", "crossval"),
+    "test": ("test", "testing", "tst", "eval", "evaluation", "holdout"),
+    "val": ("val", "valid", "validation", "validate", "dev", "crossval"),
 }
 SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 """Words for a split, each with what it is: train, test or val."""
 _FILLERS = {"set", "split", "data", "dataset", "image", "img", "photo", "sample", "folder", "class", "seg", "the", "my"}
-_FILLERS |= {
-    "full",
-    "all",
-    "raw",
-    "new",
-    "final",
-    "resized",
-    "cropped",
-    "original",
-    "orig",
-    "jpg",
-    "jpeg",
-    "png",
-    "rgb",
-}
+_FILLERS |= set(["full", "all", "raw", "copy", "resized", "cropped", "original", "orig", "jpg", "jpeg", "png", "rgb"])
 
 
 def _tokens(name: str) -> list[str]:

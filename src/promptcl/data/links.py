@@ -44,7 +44,7 @@ def with_linked(
         if path is not None and path in members:
             found[link] = members[path]
         elif path is None or not inside:
-            lost[link] = "links to what is not in the archive"
+            lost[link] = "linked to what is not in the archive"
         elif not link.startswith(f"{path}/" if path else ""):  # else a link back to where it came from
             found |= {f"{link}/{name[len(path) + bool(path) :]}": members[name] for name in inside}
         if len(found) > len(members) + MAX_LINKED:

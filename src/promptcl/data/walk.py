@@ -34,7 +34,7 @@ def tidied(listed: Listed) -> tuple[list[str], Callable[[str], bytes], dict[str,
     return paths, read, {path: lost[path] for path in visible(lost)}, skipped
 
 
-def walked(root: Path, everything: bool) -> Listed:
+def walked(root: Path, everything: bool) -> list[str]:
     """What is below a folder; below those of a split only, or `everything`. Links are followed.
 
     Raises UserError: a folder that cannot be opened.
@@ -60,7 +60,7 @@ def walked(root: Path, everything: bool) -> Listed:
         if not everything and not inside.startswith(tuple(started)):
             paths += [f"{inside}{name}/" for name in folders]
             folders[:] = _toward_splits(inside, folders, started)
-    return paths, lambda path: (root / path).read_bytes(), {}
+    return paths
 
 
 def _toward_splits(inside: str, names: list[str], started: list[str]) -> list[str]:

@@ -19,18 +19,20 @@ from promptcl.data.splits import join, load_domains
 from promptcl.data.stream import Stream, Task
 from promptcl.errors import UserError
 from promptcl.experiments import metrics
+from promptcl.experiments.journal import Journal
 from promptcl.experiments.progress import Ui
 from promptcl.learner.learner import Learner
 from promptcl.learner.records import check_names
-from promptcl.runtime import processes
+from promptcl.runtime import disk, processes
 from promptcl.runtime.provenance import git_commit, versions
-from promptcl.store import files
 
 Matrix = list[list[float | None]]
 
 
 STORE = "learner"
 """Folder of the learner inside the folder of a run: a store like any other."""
+JOURNAL = "journal.jsonl"
+"""File beside it with the results so far."""
 
 
 def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, Any]:
@@ -54,9 +56,9 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
     check_images(*sets)  # before anything is learned or written
     with processes.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
-        done: dict[str, Any] = {**nothing_done(), **learner.notes["run"]}  # a run of an older promptcl knew less
-        learner.notes["run"] = done
-        tasks = stream.tasks
+        journal, tasks = Journal(out / JOURNAL), stream.tasks
+        # A run of an older promptcl knew less.
+        done = journal.read({**nothing_done(), **learner.notes["run"]}, len(stream.tests))
         ui.start(len(tasks), config)
         for sentence in (*join(domains).train.notes, *remarks_on(*sets)):  # what was left out of the folders, and such
             _warn_once(done, sentence, ui)
@@ -72,6 +74,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
             if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
                 _evaluate(t, task, stream, learner, done, ui)
             done["seconds"] = before + time.perf_counter() - start
+            learner.notes["run"] = processes.on_first(lambda: journal.write(done))
             learner.save(out / STORE)
         results = processes.on_first(lambda: _write(out, _results(config, learner, stream, done)))
     ui.finished(results)
@@ -79,7 +82,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
 
 
 def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner:
-    """Save `learner` in `out`, or load the one that a resumed run goes on with; its notes keep the results."""
+    """Save `learner` in `out`, or load the one that a resumed run goes on with."""
     folder, wanted = out / STORE, learner.config
     if resume and processes.on_first(lambda: store.checksum(folder)) is not None:
         learner = Learner.load(folder, backbone=learner.backbone, trust=needs_trust(wanted))
@@ -100,7 +103,7 @@ def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, A
     """Learn task `t` and write what it took into `done`."""
     ui.task(t, task.name)
     learned = learner.learn(task.train, name=task.name, checkpoint=folder, progress=ui)
-    done["learned"].append(asdict(learned))
+    done["learned"].append({"images": learned.images, "seconds": learned.seconds, "statistics": learned.statistics})
     for sentence in learned.warnings:
         _warn(done, sentence, ui)
 
@@ -268,4 +271,4 @@ def _write(out: Path, results: dict[str, Any]) -> dict[str, Any]:
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` to the file `path`, all of it or nothing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write(path, text.encode())
+    disk.write(path, text.encode())

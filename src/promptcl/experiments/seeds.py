@@ -12,7 +12,7 @@ from promptcl.errors import UserError
 from promptcl.experiments import run as experiment
 from promptcl.experiments.metrics import mean_std
 from promptcl.experiments.progress import Ui
-from promptcl.runtime import processes
+from promptcl.runtime import disk, processes
 from promptcl.runtime.device import pick_device, with_precision
 from promptcl.store import with_absolute_paths
 
@@ -61,7 +61,7 @@ def _finished(config: Config, folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        results: dict[str, Any] = json.loads(path.read_bytes())
+        results: dict[str, Any] = json.loads(disk.read(path, 2**28))
         whole = with_absolute_paths(with_precision(config, pick_device(config.device)))
         same = results["config"] == whole.model_dump(mode="json")
     except (ValueError, KeyError, TypeError):

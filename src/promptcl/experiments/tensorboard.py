@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +27,8 @@ class _Events:
     def task_done(self, record: dict[str, Any]) -> None:
         self._ui.task_done(record)
         if self._writer is None:  # not before: nothing is written unless the run has begun well
-            self._writer = SummaryWriter(str(self._folder))
+            # Its names can be guessed, and it opens whatever lies there: links too.
+            self._writer = SummaryWriter(str(self._folder), filename_suffix=f".{secrets.token_hex(8)}")
         step = record["task"] + 1
         values = {name: record[name] for name in SCALARS if record[name] is not None}
         values |= {f"accuracy/task {i + 1:03}": accuracy for i, accuracy in enumerate(record["accuracies"])}

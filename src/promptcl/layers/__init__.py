@@ -1,21 +1,37 @@
 """Building blocks of methods: heads, prompts and sums; nothing here knows about tasks."""
 
-from promptcl.layers.heads import ClassMeans, GrowingLinear
+from promptcl.layers.gaussians import ClassGaussians, Covariance
+from promptcl.layers.heads import (
+    ClassMeans,
+    CosineHead,
+    GrowingCosine,
+    GrowingLinear,
+    ResidualHead,
+    TaskCosine,
+    TaskLinear,
+)
 from promptcl.layers.prompts import PromptPool, cosine
 from promptcl.layers.ridge import Penalty, RidgeHead
 from promptcl.layers.rows import Rows
 from promptcl.layers.sums import Statistics, Sum, SymmetricSum, sums_of
 
 __all__ = [
+    "ClassGaussians",
     "ClassMeans",
+    "CosineHead",
+    "Covariance",
+    "GrowingCosine",
     "GrowingLinear",
     "Penalty",
     "PromptPool",
+    "ResidualHead",
     "RidgeHead",
     "Rows",
     "Statistics",
     "Sum",
     "SymmetricSum",
+    "TaskCosine",
+    "TaskLinear",
     "cosine",
     "sums_of",
 ]

@@ -1,10 +1,12 @@
-"""What is trained inside the blocks of a frozen ViT: adapters, scales and shifts, deep prompts.
+"""What is trained inside the blocks of a frozen ViT: adapters, scales and shifts, deep prompts, changes of low rank.
 
-B images, N tokens, D width, r inner width of an adapter, L prompts a block.
+B images, N tokens, D width, r inner width of an adapter or rank, L prompts a block.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -13,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Change, Insert, Place, Prefix
+from promptcl.layers.lora import LoRA
 
-Adaptation = Literal["none", "adapter", "ssf", "prompts"]
+Adaptation = Literal["none", "adapter", "ssf", "prompts", "lora"]
 """What may be trained: nothing, an adapter beside each MLP (AdaptFormer, Chen et al. 2022), a scale and a shift of
-every activation (SSF, Lian et al. 2022), or prompts in the attention of each block (Jia et al. 2022, here prefixes)."""
+every activation (SSF, Lian et al. 2022), prompts in the attention of each block (Jia et al. 2022, here prefixes), or
+changes of low rank of its queries, keys and values (LoRA, Hu et al. 2021)."""
 _PLACES: tuple[Place, ...] = ("norm1", "q", "k", "v", "proj", "norm2", "fc1", "mlp")
 
 
@@ -35,13 +39,27 @@ class Adapters(nn.Module):
         )
         self.scale = scale
 
-    def inserts(self) -> list[Insert]:
-        """The adapters of all blocks."""
-        return [Change(layer, "mlp", partial(self._add, layer)) for layer in range(len(self.down_LDr))]
+    def anew(self, generator: torch.Generator) -> Adapters:
+        """Make other adapters of the same sizes, with values as at first."""
+        twin = copy.deepcopy(self).requires_grad_(True)
+        with torch.no_grad():
+            bound = self.down_LDr.shape[1] ** -0.5
+            twin.down_LDr.copy_(torch.empty(self.down_LDr.shape).uniform_(-bound, bound, generator=generator))
+            for part in (twin.down_Lr, twin.up_LrD, twin.up_LD):
+                part.zero_()
+        return twin
 
-    def _add(self, layer: int, x_BND: Tensor, y_BND: Tensor) -> Tensor:
-        inner_BNr = F.relu(x_BND @ self.down_LDr[layer] + self.down_Lr[layer])
-        return y_BND + self.scale * (inner_BNr @ self.up_LrD[layer] + self.up_LD[layer])
+    def inserts(self, values: Mapping[str, Tensor] | None = None) -> list[Insert]:
+        """The adapters of all blocks; values: other numbers in the place of its own, by name."""
+        values = values or dict(self.named_parameters())
+        parts = [values[name] for name in ("down_LDr", "down_Lr", "up_LrD", "up_LD")]
+        layers = range(len(parts[0]))
+        return [Change(layer, "mlp", partial(self._add, *(part[layer] for part in parts))) for layer in layers]
+
+    def _add(
+        self, down_Dr: Tensor, down_r: Tensor, up_rD: Tensor, up_D: Tensor, x_BND: Tensor, y_BND: Tensor
+    ) -> Tensor:
+        return y_BND + self.scale * (F.relu(x_BND @ down_Dr + down_r) @ up_rD + up_D)
 
 
 class ScaleShift(nn.Module):
@@ -87,8 +105,10 @@ class DeepPrompts(nn.Module):
 
 def make(
     kind: Adaptation, backbone: Backbone, size: int, generator: torch.Generator
-) -> Adapters | ScaleShift | DeepPrompts:
-    """Make an adaptation of a kind other than `none`; size: inner width of an adapter, or prompts a block."""
+) -> Adapters | ScaleShift | DeepPrompts | LoRA:
+    """Make an adaptation of a kind other than `none`; size: inner width of an adapter, rank, or prompts a block."""
     if kind == "adapter":
         return Adapters(backbone, size, generator)
+    if kind == "lora":
+        return LoRA(backbone, size, ("qkv",), generator)
     return ScaleShift(backbone, generator) if kind == "ssf" else DeepPrompts(backbone, size, generator)

@@ -15,8 +15,10 @@ from promptcl.layers.sums import Sum
 class GrowingLinear(nn.Module):
     """Linear layer whose outputs are added class by class; old rows keep their values bit for bit."""
 
-    def __init__(self, width: int, init: Literal["zero", "uniform"] = "zero") -> None:
-        """Start without outputs. New rows: `zero` (L2P release), or `uniform`, U(-1/sqrt(D), 1/sqrt(D)) (nn.Linear)."""
+    def __init__(self, width: int, init: Literal["zero", "uniform", "normal"] = "zero") -> None:
+        """Start without outputs. New rows: `zero` (L2P release), `uniform`, U(-1/sqrt(D), 1/sqrt(D)) (nn.Linear), or
+        `normal`, N(0, 0.02^2) with bias 0.
+        """
         super().__init__()
         self.init = init
         self.weight_KD = nn.Parameter(torch.zeros(0, width))
@@ -30,12 +32,126 @@ class GrowingLinear(nn.Module):
             bound = width**-0.5
             weight.uniform_(-bound, bound, generator=generator)
             bias.uniform_(-bound, bound, generator=generator)
+        elif self.init == "normal":
+            weight.normal_(0.0, 0.02, generator=generator)
         self.weight_KD = nn.Parameter(torch.cat([self.weight_KD.detach(), weight.to(device)]))
         self.bias_K = nn.Parameter(torch.cat([self.bias_K.detach(), bias.to(device)]))
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Logits [B, K]."""
         return features_BD @ self.weight_KD.T + self.bias_K
+
+
+class GrowingCosine(nn.Module):
+    """As GrowingLinear, without bias and with rows scaled to length 1; new rows start as those of torch.nn.Linear."""
+
+    def __init__(self, width: int, temperature: float | None = None) -> None:
+        """Start without outputs. temperature: logits are cosines over it; None: features keep their length."""
+        super().__init__()
+        self.temperature = temperature
+        self.weight_KD = nn.Parameter(torch.zeros(0, width))
+
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Append rows for `classes` new classes."""
+        old_KD, bound = self.weight_KD.detach(), self.weight_KD.shape[1] ** -0.5
+        new_KD = torch.empty(classes, old_KD.shape[1]).uniform_(-bound, bound, generator=generator)
+        self.weight_KD = nn.Parameter(torch.cat([old_KD, new_KD.to(old_KD)]))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        if self.temperature is None:
+            return features_BD @ F.normalize(self.weight_KD).T
+        return cosine(features_BD, self.weight_KD) / self.temperature
+
+
+class TaskLinear(GrowingLinear):
+    """Linear layer whose rows of the newest task are parameters of their own, so that weight decay moves no others."""
+
+    def __init__(self, width: int, init: Literal["zero", "uniform", "normal"] = "normal") -> None:
+        """Start without outputs; `init` as of GrowingLinear."""
+        super().__init__(width, init)
+        self.past_weight_KD = nn.Parameter(torch.zeros(0, width))
+        self.past_bias_K = nn.Parameter(torch.zeros(0))
+
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Add the rows so far to the past ones, and make `classes` new ones."""
+        self.past_weight_KD, self.past_bias_K = map(nn.Parameter, self.rows())
+        self.weight_KD, self.bias_K = nn.Parameter(self.weight_KD[:0].detach()), nn.Parameter(self.bias_K[:0].detach())
+        super().grow(classes, generator)
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """All weights [K, D] and biases [K], without gradient."""
+        pairs = (self.past_weight_KD, self.weight_KD), (self.past_bias_K, self.bias_K)
+        weight_KD, bias_K = (torch.cat(pair).detach() for pair in pairs)
+        return weight_KD, bias_K
+
+    @property
+    def new(self) -> list[nn.Parameter]:
+        """What the newest task trains."""
+        return [self.weight_KD, self.bias_K]
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        past_BK = features_BD @ self.past_weight_KD.T + self.past_bias_K
+        return torch.cat([past_BK, super().forward(features_BD)], 1)
+
+
+class TaskCosine(TaskLinear):
+    """TaskLinear whose logits are a constant times the cosine of the feature and the weights of each class."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        """Start without outputs; there are no biases."""
+        super().__init__(width, "uniform")
+        self.scale = scale
+
+    @property
+    def new(self) -> list[nn.Parameter]:
+        """What the newest task trains."""
+        return [self.weight_KD]
+
+    @property
+    def all(self) -> list[nn.Parameter]:
+        """The weights of all classes."""
+        return [self.past_weight_KD, self.weight_KD]
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        return self.scale * cosine(features_BD, torch.cat([self.past_weight_KD, self.weight_KD]))
+
+
+class ResidualHead(GrowingLinear):
+    """A growing linear head on LayerNorm(x + W2 GELU(W1 x))."""
+
+    def __init__(self, width: int, hidden: int, generator: torch.Generator) -> None:
+        """Draw W1 [H, D] and W2 [D, H] as torch.nn.Linear does."""
+        super().__init__(width, "normal")
+        self.up, self.down = GrowingLinear(width, "uniform"), GrowingLinear(hidden, "uniform")
+        self.up.grow(hidden, generator)
+        self.down.grow(width, generator)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        return super().forward(self.norm(features_BD + self.down(F.gelu(self.up(features_BD)))))
+
+
+class CosineHead(nn.Module):
+    """Logits are a scale times the cosine of the feature and a vector of each class."""
+
+    def __init__(self, width: int, scale: float = 1.0) -> None:
+        """Start without outputs; the scale is trained, from `scale` on."""
+        super().__init__()
+        self.weight_KD, self.scale = nn.Parameter(torch.zeros(0, width)), nn.Parameter(torch.tensor(scale))
+
+    def grow(self, classes: int, generator: torch.Generator) -> None:
+        """Append vectors for `classes` new classes, drawn from U(-1/sqrt(D), 1/sqrt(D))."""
+        width = self.weight_KD.shape[1]
+        new = torch.empty(classes, width).uniform_(-(width**-0.5), width**-0.5, generator=generator)
+        self.weight_KD = nn.Parameter(torch.cat([self.weight_KD.detach(), new.to(self.weight_KD.device)]))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, K]."""
+        return self.scale * cosine(features_BD, self.weight_KD)
 
 
 class ClassMeans(nn.Module):

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from promptcl.backbone import Backbone
 from promptcl.config import Section
 from promptcl.errors import UserError
 
 Init = Literal["uniform", "normal", "symmetric"]
 
 
-class PromptOptions(Section):
+class HeadOptions(Section):
+    """Settings that methods with a linear head have in common."""
+
+    head_init: Literal["zero", "uniform"] = "zero"
+    """Values that the head's rows of a new class start with: zeros, or torch.nn.Linear's uniform ones."""
+    prompt_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of all that is trained but the head (of l2p: but head and keys); null: the one of the head."""
+
+
+class PromptOptions(HeadOptions):
     """Settings that methods with prompts and a linear head have in common."""
 
     prompt_init: Init = "uniform"
@@ -24,8 +34,18 @@ class PromptOptions(Section):
     U[-s, s)."""
     init_scale: float = Field(default=0.01, gt=0)
     """Scale of the values that a prompt starts with."""
-    head_init: Literal["zero", "uniform"] = "zero"
-    """Values that the head's rows of a new class start with: zeros, or torch.nn.Linear's uniform ones."""
+
+
+def groups(method: nn.Module, head: nn.Module, lr: float, prompt_lr: float | None) -> list[dict[str, Any]]:
+    """What of `method` requires a gradient, as an optimiser takes it: `head` at `lr`, the rest at `prompt_lr`."""
+    trained = [p for p in method.parameters() if p.requires_grad]
+    if prompt_lr is None:
+        return [{"params": trained, "lr": lr}]
+    heads = set(head.parameters())
+    return [
+        {"params": [p for p in trained if p in heads], "lr": lr},
+        {"params": [p for p in trained if p not in heads], "lr": prompt_lr},
+    ]
 
 
 def initialise(shape: tuple[int, ...], kind: Init, scale: float, generator: torch.Generator) -> Tensor:
@@ -96,4 +116,13 @@ def check_layers(layers: Sequence[int], depth: int) -> None:
     if odd := [layer for layer in layers if not 0 <= layer < depth]:
         raise UserError(
             f"the method's options name layer {odd[0]}, the ViT has layers 0 to {depth - 1}; write layers that it has"
+        )
+
+
+def check_class_token(backbone: Backbone) -> None:
+    """Raise UserError for a ViT that has no class token to put something into, before anything is written."""
+    if not backbone.reads_class_token:
+        raise UserError(
+            f"this method works on the class token, which {backbone.name} does not read; take a ViT that does, for "
+            "instance backbone.name=vit_base_patch16_224"
         )

@@ -39,7 +39,10 @@ class Calibration(Section):
     def of(cls, notes: Mapping[str, Any]) -> Calibration:
         """Read the calibration from a learner's notes. Raises UserError if they hold something else under its name."""
         try:
-            return cls.model_validate(notes.get("calibration", {}))
+            found = cls.model_validate(notes.get("calibration", {}))
+            if not all(map(math.isfinite, (found.temperature, found.threshold or 0.0))):
+                raise ValueError("not finite")
+            return found
         except ValueError as error:
             raise UserError("the notes of this learner hold no valid calibration; take a copy that is whole") from error
 

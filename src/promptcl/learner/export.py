@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import io
 import json
 import logging
-import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone
 from promptcl.backbone.weights import first_line
 from promptcl.errors import UserError
-from promptcl.layers import Rows, SymmetricSum
+from promptcl.layers import ClassGaussians, Rows, SymmetricSum
+from promptcl.layers.lora import TokenMoments
 from promptcl.learner.learner import Learner
 from promptcl.methods._base import Method
-from promptcl.store import files
+from promptcl.runtime import disk
 
 SUFFIXES = (".pt2", ".onnx")
 
@@ -68,7 +69,7 @@ class Program(nn.Module):
         self.method = copy.deepcopy(learner.method).cpu().eval().requires_grad_(False)
         for part in list(self.method.modules()):  # what only learning reads, among it what is known of single images
             for name, child in part.named_children():
-                if isinstance(child, Rows | SymmetricSum):
+                if isinstance(child, ClassGaussians | Rows | SymmetricSum | TokenMoments):
                     setattr(part, name, nn.Identity())
         self.temperature = learner.calibration.temperature
 
@@ -102,20 +103,13 @@ def export(learner: Learner, file: Path) -> Path:
         )
     program, size = Program(learner).eval(), learner.backbone.image_size
     example, shapes = (torch.zeros(2, 3, size, size),), {"images_BCHW": {0: torch.export.Dim("images", min=1)}}
-    temporary = file.with_name(f".{os.getpid()}-{file.name}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with torch.no_grad():
-            exported = _exported(program, example, shapes, str(learner.config.method["name"]))
-        if file.suffix == ".onnx":
-            _write_onnx(exported, temporary)
-        else:
-            torch.export.save(exported, temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with torch.no_grad():
+        exported = _exported(program, example, shapes, str(learner.config.method["name"]))
     about = file.with_name(f"{file.name}.json")
-    files.write(about, (json.dumps(description(learner), indent=1) + "\n").encode())
+    # In memory first: torch and onnx write in C++, which ends the process where the disk is full.
+    content = _onnx(exported) if file.suffix == ".onnx" else _pt2(exported)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    disk.write_all({file: content, about: (json.dumps(description(learner), indent=1) + "\n").encode()})
     return about
 
 
@@ -131,7 +125,13 @@ def _exported(program: Program, example: tuple[Tensor], shapes: Any, method: str
         ) from error
 
 
-def _write_onnx(exported: torch.export.ExportedProgram, file: Path) -> None:
+def _pt2(exported: torch.export.ExportedProgram) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer)
+    return buffer.getvalue()
+
+
+def _onnx(exported: torch.export.ExportedProgram) -> bytes:
     from onnxscript import opset18 as op
 
     def sort(x: Any, stable: bool, dim: int = -1, descending: bool = False) -> Any:
@@ -140,16 +140,18 @@ def _write_onnx(exported: torch.export.ExportedProgram, file: Path) -> None:
         return op.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of every Split node that it leaves as it is
-    torch.onnx.export(
+    made = torch.onnx.export(
         exported,
         (),
-        file,
         input_names=["images"],
         output_names=["probabilities", "familiarity"],
         external_data=False,
         verbose=False,
         custom_translation_table={torch.ops.aten.sort.stable: sort},
     )
+    assert made is not None
+    content: bytes = made.model_proto.SerializeToString()
+    return content
 
 
 def description(learner: Learner) -> dict[str, object]:

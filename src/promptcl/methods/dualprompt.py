@@ -10,7 +10,7 @@ B images, L prefix rows, D width, S tasks so far, G and E prefixed layers, K cla
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone, Prefix
 from promptcl.config import Unread
 from promptcl.layers import GrowingLinear, cosine
-from promptcl.layers.prompts import PromptOptions, check_layers, initialise, top_n, vote
+from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise, top_n, vote
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
 
@@ -86,8 +86,7 @@ class Model(Method):
         self.past_keys_SD = torch.cat([self.past_keys_SD, self.key_1D.detach()])
         expert = initialise((1, *self.expert_1E2LD.shape[1:]), o.prompt_init, o.init_scale, task.generator)
         key = initialise((1, self.key_1D.shape[1]), "uniform", o.key_scale, task.generator)
-        self.expert_1E2LD = nn.Parameter(expert.to(self.expert_1E2LD.device))
-        self.key_1D = nn.Parameter(key.to(self.key_1D.device))
+        self.expert_1E2LD, self.key_1D = (nn.Parameter(t.to(self.key_1D.device)) for t in (expert, key))
         self.head.grow(task.new_classes, task.generator)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
@@ -118,10 +117,13 @@ class Model(Method):
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K], each image seen through the expert that its query chooses."""
         experts_SE2LD = torch.cat([self.past_experts_SE2LD, self.expert_1E2LD])
-        logits_BK: Tensor = self.head(self.features(backbone, batch, experts_SE2LD[self.choose(batch.query_BD)]))
-        return logits_BK
+        return self.head(self.features(backbone, batch, experts_SE2LD[self.choose(batch.query_BD)]))  # type: ignore[no-any-return]
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy through the task's own expert, minus lambda times the mean cosine of queries and its key."""
         loss = masked_cross_entropy(self.head(self.features(backbone, batch, self.expert_1E2LD)), batch)
         return loss - self.options.pull * cosine(batch.query_BD, self.key_1D).mean() if self.options.pull else loss
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The head at `lr`, the rest at `prompt_lr`."""
+        return groups(self, self.head, lr, self.options.prompt_lr)

@@ -54,8 +54,6 @@ class L2POptions(PromptOptions):
     """What the head reads: mean of the prompt outputs (paper, f_avg), or the class token."""
     train_prompts: bool = True
     """False: prompts keep their initial values; only keys and head are trained (ablation)."""
-    prompt_lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the prompts; None takes the one of everything else."""
 
     def unread(self) -> dict[str, Unread]:
         """The size of a vote where none is held, slots where there are none, a rate where nothing is trained by it."""

@@ -2,7 +2,8 @@
 
 `outliers` adds OVOR's second stage: the head alone learns to give features of the task a low energy and outliers around
 them a high one. `boundary` is the paper's intent (NPOS): noise around the features farthest from their neighbours;
-`origin` is what the released code does: the same noise around the origin.
+`origin` is what the released code does: the same noise around the origin. SinglePrompt (arXiv 2604.04420), for streams
+without tasks, is this with position `class`, a `cosine` head and other settings: recipe singleprompt.
 Differs from the code in: boundary outliers are scaled back to the length of the feature they come from; they are
 drawn once a task; the second stage has a schedule of its own.
 B images, L prefix rows, D width, N images of the task, O outliers, K classes so far.
@@ -11,21 +12,18 @@ B images, L prefix rows, D width, N images of the task, O outliers, K classes so
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
 from promptcl.config import Unread
-from promptcl.layers import GrowingLinear
-from promptcl.layers.prompts import PromptOptions, check_layers, initialise
+from promptcl.layers import GrowingCosine, GrowingLinear
+from promptcl.layers.outliers import draw_outliers, margin_loss
+from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
-
-_POINTS, _DRAWS, _KEPT, _NOISE = 50, 600, 40, 0.1  # for each class: features, noise vectors each, outliers; noise scale
-_INSIDE, _OUTSIDE = -15.0, -3.0  # margins: highest energy of features, lowest energy of outliers
 
 
 class OnePromptOptions(PromptOptions):
@@ -34,6 +32,11 @@ class OnePromptOptions(PromptOptions):
     layout: tuple[tuple[int, int], ...] = ((0, 5), (1, 5), (2, 20), (3, 20), (4, 20))
     """[block, rows] pairs: so many rows of keys, and as many of values, in that block (code: g length 10, e 40)."""
     init_scale: float = Field(default=1.0, gt=0)
+    position: Literal["none", "class"] = "none"
+    """`class`: add the frozen position vector of the class token to every row (SinglePrompt)."""
+    head: Literal["linear", "cosine"] = "linear"
+    """`cosine`: logits are cosines over `temperature`, without bias (SinglePrompt); `head_init` is then `uniform`."""
+    temperature: float = Field(default=0.1, gt=0)
     head_init: Literal["zero", "uniform"] = "uniform"
     outliers: Literal["none", "boundary", "origin"] = "none"
     """`none`: OnePrompt. Else OVOR: a second stage that trains the head with outliers of this kind."""
@@ -61,7 +64,9 @@ class Model(Method):
         shapes = [(2, rows, backbone.width) for _, rows in options.layout]
         drawn = [initialise(shape, options.prompt_init, options.init_scale, generator) for shape in shapes]
         self.prefixes_2LD = nn.ParameterList(drawn)
-        self.head = GrowingLinear(backbone.width, options.head_init)
+        cosine = options.head == "cosine"
+        width, o = backbone.width, options
+        self.head = GrowingCosine(width, o.temperature) if cosine else GrowingLinear(width, o.head_init)
         self._outliers_OD = torch.empty(0)
 
     def grow(self, task: TaskView) -> None:
@@ -70,8 +75,10 @@ class Model(Method):
 
     def features(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Class token [B, D] with the prefixes."""
-        layers = [layer for layer, _ in self.options.layout]
-        inserts = [Prefix(layer, p[None, 0], p[None, 1]) for layer, p in zip(layers, self.prefixes_2LD, strict=True)]
+        inserts = []
+        for (layer, _), rows_2LD in zip(self.options.layout, self.prefixes_2LD, strict=True):
+            moved_2LD = rows_2LD + backbone.class_position_D if self.options.position == "class" else rows_2LD
+            inserts.append(Prefix(layer, moved_2LD[None, 0], moved_2LD[None, 1]))
         return backbone(batch.images_BCHW, inserts).pooled_BD  # type: ignore[no-any-return]
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
@@ -79,29 +86,23 @@ class Model(Method):
         logits_BK: Tensor = self.head(self.features(backbone, batch))
         return logits_BK
 
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The head at `lr`, the rest at `prompt_lr`."""
+        return groups(self, self.head, lr, self.options.prompt_lr)
+
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train prefixes and head; with outliers, then the head alone."""
         yield Stage(task.new, replay=task.memory)
-        if self.options.outliers == "none":
+        kind = self.options.outliers
+        if kind == "none":
             return
         features_ND = task.collect(lambda batch: self.features(backbone, batch))
         labels_N = torch.as_tensor(task.new.labels, device=features_ND.device)
         classes = [features_ND[labels_N == label] for label in labels_N.unique().tolist()]
-        self._outliers_OD = torch.cat([self.draw_outliers(rows_ND, task.generator) for rows_ND in classes])
+        self._outliers_OD = torch.cat([draw_outliers(rows_ND, kind, task.generator) for rows_ND in classes])
         head = [{"params": list(self.head.parameters())}]
         # The outliers of a step belong to its whole batch, so one process computes it.
         yield Stage(task.new, self.outlier_loss, head, epochs=self.options.outlier_epochs, together=0)
-
-    def draw_outliers(self, features_ND: Tensor, generator: torch.Generator) -> Tensor:
-        """Outliers [O, D] of the features of one class: of many candidates those farthest from their neighbours."""
-        unit_ND, length_N = F.normalize(features_ND), features_ND.norm(dim=1)
-        near = min(_POINTS, len(unit_ND))
-        edge = torch.cdist(unit_ND, unit_ND).kthvalue(near, dim=1).values.topk(near).indices
-        noise = _NOISE * torch.randn(near * _DRAWS, unit_ND.shape[1], generator=generator).to(unit_ND.device)
-        if self.options.outliers == "boundary":
-            noise += unit_ND[edge].repeat_interleave(_DRAWS, 0)
-        best = torch.cdist(noise, unit_ND).kthvalue(near, dim=1).values.topk(min(_KEPT, len(noise))).indices
-        return noise[best] if self.options.outliers == "origin" else noise[best] * length_N[edge[best // _DRAWS], None]
 
     def outlier_loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy, and the energies of features and of as many outliers on their sides of a margin (Huber)."""
@@ -110,9 +111,7 @@ class Model(Method):
         drawn_B = torch.randint(len(self._outliers_OD), (len(inside_BD),), generator=batch.generator)
         outside_BD = self._outliers_OD[drawn_B.to(inside_BD.device)]
         logits_BK = self.head(inside_BD)
-        inside_B, outside_B = energy(logits_BK, batch), energy(self.head(outside_BD), batch)
-        too_high, too_low = F.relu(inside_B - _INSIDE), F.relu(_OUTSIDE - outside_B)
-        margins = F.huber_loss(too_high, torch.zeros_like(too_high)) + F.huber_loss(too_low, torch.zeros_like(too_low))
+        margins = margin_loss(energy(logits_BK, batch), energy(self.head(outside_BD), batch))
         return masked_cross_entropy(logits_BK, batch) + self.options.outlier_weight * margins
 
 

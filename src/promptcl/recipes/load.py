@@ -23,9 +23,12 @@ from promptcl.config.overrides import (
 from promptcl.config.reading import check_read, decides, is_of_a_run, keys_in
 from promptcl.errors import UserError
 from promptcl.recipes.registry import ROOT, recipe_file
+from promptcl.runtime import disk
 
 if TYPE_CHECKING:
     from promptcl.methods._base import Method
+
+_MOST = 2**20  # bytes of a recipe
 
 
 def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool = False) -> Config:
@@ -95,7 +98,7 @@ def _read(recipe_or_path: str) -> tuple[Path, dict[str, Any]]:
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
         path = recipe_file(recipe_or_path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = disk.read(path, _MOST).decode("utf-8")
         data = safe_yaml(text)
         keep_names(data, safe_yaml(text, words=True), Config)
     except (OSError, UnicodeDecodeError) as error:

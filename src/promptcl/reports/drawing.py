@@ -77,6 +77,7 @@ def drawing(name: str, title: str, alt: str, height: float, draw: Callable[[Figu
 
 def inline(svg: str, name: str, alt: str) -> str:
     """Make an SVG fit for a page with several: ids of its own, the page's text colour, fluid width, a label."""
+    assert re.fullmatch("[A-Za-z0-9-]+", name), name  # it stands in attributes, and in the name of a file
     svg = re.sub(r'(\bid="|url\(#|href="#)', lambda match: f"{match[1]}{name}-", svg[svg.index("<svg") :])
     svg = svg.replace(INK, "currentColor")
     size = re.search(r'viewBox="[^"]*"', svg)
@@ -175,9 +176,14 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
 
 
 def short(label: str, width: int = 44) -> str:
-    """`label` cut to `width` characters that can be seen; others are written as escapes."""
-    seen = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)
-    if len(seen) <= width:
-        return seen
-    cut = textwrap.shorten(seen, width, placeholder="…") if " " in seen[:width] else ""
-    return cut if len(cut) > width // 2 else seen[: width - 1] + "…"
+    """`label` cut to `width` characters that can be seen."""
+    text = seen(label)
+    if len(text) <= width:
+        return text
+    cut = textwrap.shorten(text, width, placeholder="…") if " " in text[:width] else ""
+    return cut if len(cut) > width // 2 else text[: width - 1] + "…"
+
+
+def seen(text: str) -> str:
+    """Text in which characters that cannot be seen are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import secrets
+import contextlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from promptcl.errors import UserError
-from promptcl.reports.drawing import Drawing
+from promptcl.reports.drawing import Drawing, seen
+from promptcl.runtime import disk
+
+_FOREIGN = re.compile("<(meta|base|link|script|iframe|object|embed|form|input|button)", re.IGNORECASE)
+"""Elements that no template of this package has below its head."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,20 @@ def render(template: str, **values: object) -> str:
         loader=jinja2.FunctionLoader(_source),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_finished,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values)
+    text = environment.get_template(template).render(**values)
+    # No policy in a page can forbid `refresh`: were any text not escaped one day, no page is better than that one.
+    if found := _FOREIGN.search(text.partition("<title>")[2]):
+        raise UserError(f"the page was not written: there is a raw {found[0]}> in a text of it; report this as a bug")
+    return text
+
+
+def _finished(value: object) -> object:
+    """Text without characters that cannot be seen, such as those that turn the direction of what follows."""
+    return value if isinstance(value, Markup) else "\n".join(map(seen, str(value).split("\n")))
 
 
 def _source(name: str) -> str:
@@ -57,27 +72,20 @@ def _source(name: str) -> str:
 def save(out: Path, text: str, shown: Sequence[Shown]) -> int:
     """Write the figures as PNGs into the folder `out`-figures, then the page `out`; returns the number of figures.
 
-    Each file is written whole or not at all. A link that lies where a file is to be is replaced, never followed.
+    All of them are written or none. A link that lies where a file is to be is replaced, never followed.
     Raises UserError where the folder is a link, OSError where something cannot be written.
     """
     folder = out.with_name(f"{out.stem}-figures")
     if folder.is_symlink():
         raise UserError(f"{folder} is a link, and figures belong into a folder; remove it, or write another --out")
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    for one in shown:
-        _write(folder / f"{one.drawing.name}.png", one.drawing.png)
-    _write(out, text.encode("utf-8", "backslashreplace"))  # names of files may be no Unicode
-    return len(shown)
-
-
-def _write(path: Path, data: bytes) -> None:
-    # A name that nobody can guess, and "x": whatever a stranger has put there is not opened.
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        pictures = {folder / f"{one.drawing.name}.png": one.drawing.png for one in shown}
+        disk.write_all({**pictures, out: text.encode("utf-8", "backslashreplace")})
+    except BaseException:
+        if fresh:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+    return len(shown)

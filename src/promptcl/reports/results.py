@@ -11,12 +11,23 @@ from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 Array = npt.NDArray[np.float64]
-Counts = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+# What no run can have measured would be drawn for ever, or be no number any more.
+Percent = Annotated[float, Field(ge=-100.01, le=100.01)]
+Whole = Annotated[int, Field(ge=0, le=2**53)]
+Counts = Annotated[list[Whole], Field(min_length=1)]
+_MOST_BYTES = 2**26
+_MOST_VALUES = 3_000_000
+_MOST_CELLS = 1_000_000  # of one figure
+_MOST_ROWS = 10_000
+_MOST_RUNS = 1_000
+_MOST_LEVELS = 20
+Rows = Field(max_length=_MOST_ROWS)
 
 
 class _Piece(BaseModel):
@@ -28,41 +39,48 @@ class _Piece(BaseModel):
 class Record(_Piece):
     """A measurement of a run, after one task."""
 
-    task: int
+    task: Annotated[int, Field(ge=0, le=10**6)]
     name: str
-    average_accuracy: float
-    forgetting: float | None = None
+    average_accuracy: Percent
+    forgetting: Percent | None = None
     class_names: list[str] = []
+
+
+def _drawable(rows: list[list[int] | None]) -> list[list[int] | None]:
+    """Refuse counts of prompts that fill more cells than a figure has, each row as wide as the widest."""
+    if len(rows) * max((len(row) for row in rows if row), default=0) > _MOST_CELLS:
+        raise ValueError(f"more than {_MOST_CELLS:,} tasks times prompts")
+    return rows
 
 
 class Selections(_Piece):
     """How often each prompt was selected: one list for each task."""
 
-    train: list[Counts | None] = []
-    test: list[Counts | None] = []
+    train: Annotated[list[Counts | None], Rows, AfterValidator(_drawable)] = []
+    test: Annotated[list[Counts | None], Rows, AfterValidator(_drawable)] = []
 
 
 class Match(_Piece):
     """How well the selected keys fit the queries."""
 
-    cosine: float | None = None
+    cosine: Annotated[float, Field(ge=-1.01, le=1.01)] | None = None
 
 
 class Pool(_Piece):
     """How well keys fit queries, one entry for each task, as in Selections."""
 
-    train: list[Match | None] = []
-    test: list[Match | None] = []
+    train: Annotated[list[Match | None], Rows] = []
+    test: Annotated[list[Match | None], Rows] = []
 
 
 class Schedule(_Piece):
     """The schedule of a stream without task boundaries: when each class peaks, and what each micro-task drew."""
 
-    steps: int
-    sigma: float = Field(gt=0)
-    peaks: list[float] = Field(min_length=1)
-    expected_classes: list[float]
-    included: list[list[Annotated[int, Field(ge=0)]]] = Field(min_length=1)
+    steps: Annotated[int, Field(ge=0, le=10**9)]
+    sigma: float = Field(ge=1e-6, le=1e12)
+    peaks: list[Annotated[float, Field(ge=-1e12, le=1e12)]] = Field(min_length=1)
+    expected_classes: list[Annotated[float, Field(ge=0, le=1e9)]]
+    included: list[list[Whole]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
@@ -70,6 +88,8 @@ class Schedule(_Piece):
             raise ValueError("expected_classes and included differ in length")
         if max((k for row in self.included for k in row), default=0) >= len(self.peaks):
             raise ValueError("included names a class without a peak")
+        if len(self.included) * len(self.peaks) > _MOST_CELLS:
+            raise ValueError(f"more than {_MOST_CELLS:,} micro-tasks times classes")
         return self
 
     def drawn(self) -> Array:
@@ -85,18 +105,18 @@ class Schedule(_Piece):
 class Results(_Piece):
     """The part of results.json that reports use."""
 
-    average_accuracy: float
-    forgetting: float | None
-    learning_accuracy: float | None
-    accuracy_matrix: list[list[float | None]] = Field(min_length=1)
-    trained_parameters: int
+    average_accuracy: Percent
+    forgetting: Percent | None
+    learning_accuracy: Percent | None
+    accuracy_matrix: list[list[Percent | None]] = Field(min_length=1, max_length=_MOST_ROWS)
+    trained_parameters: Whole
     prompt_selections: Selections | None = None
     pool: Pool | None = None
-    warnings: list[str] = []
+    warnings: Annotated[list[str], Rows] = []
     schedule: Schedule | None = None
-    tasks: list[Record] = Field(min_length=1)
-    test_sets: list[str] = []
-    seconds: float
+    tasks: list[Record] = Field(min_length=1, max_length=_MOST_ROWS)
+    test_sets: Annotated[list[str], Rows] = []
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
     backbone: dict[str, Any]
     device: str
     config: dict[str, Any]
@@ -108,12 +128,27 @@ class Results(_Piece):
     def _rectangle(cls, matrix: list[list[float | None]]) -> list[list[float | None]]:
         if not matrix[0] or len({len(row) for row in matrix}) > 1:
             raise ValueError("expected rows of one length")
+        if len(matrix) * len(matrix[0]) > _MOST_CELLS:
+            raise ValueError(f"more than {_MOST_CELLS:,} accuracies")
+        if all(value is None for row in matrix for value in row):
+            raise ValueError("no accuracy was measured")
         return matrix
 
+    @field_validator("config")
+    @classmethod
+    def _plain(cls, config: dict[str, Any]) -> dict[str, Any]:
+        seed = config.get("seed")
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**63):  # it names figures and their files
+            raise ValueError("seed is no whole number")
+        if _levels(config) > _MOST_LEVELS:
+            raise ValueError(f"more than {_MOST_LEVELS} levels")
+        return config
+
     @property
-    def seed(self) -> object:
+    def seed(self) -> int | None:
         """Seed of the run."""
-        return self.config.get("seed")
+        seed: int | None = self.config.get("seed")
+        return seed
 
     @property
     def settings(self) -> dict[str, str]:
@@ -166,6 +201,8 @@ def read(paths: Sequence[Path]) -> list[Group]:
         UserError: a path that is no run, or results that cannot be read.
     """
     files = dict.fromkeys(file.resolve() for path in paths for file in _files(path))
+    if len(files) > _MOST_RUNS:
+        raise UserError(f"{len(files):,} runs are too many for a page; give at most {_MOST_RUNS:,}")
     groups: dict[tuple[object, ...], Group] = {}
     seeds: dict[tuple[object, ...], list[object]] = {}
     for file in files:
@@ -206,8 +243,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _load(path: Path) -> Results:
+    text = disk.read(path, _MOST_BYTES)
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:  # each takes far more memory than bytes
+        raise UserError(f"{path}: it holds more than {_MOST_VALUES:,} values; give the results of a smaller run")
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate(json.loads(text))  # not by pydantic: a path in it may be no Unicode
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -216,6 +256,14 @@ def _load(path: Path) -> Results:
             f"{path}: not the results of a run, or of a version that this one cannot read ({reason}); "
             "give the folder of a finished run of promptcl train"
         ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: it is no whole JSON; give the folder of a finished run of promptcl train") from error
+
+
+def _levels(value: Any) -> int:
+    """How deep lists and dictionaries lie in one another."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_levels, inner), default=0)
 
 
 def _name(folder: Path) -> str:

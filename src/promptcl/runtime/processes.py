@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=5)  # no working process makes another wait so long, so one that does has hung
-_LOADING = timedelta(days=1)  # how long the others wait for process 0, which may have to download
 
 _rank, _size, _turns = 0, 1, 0
 _store: Store | None = None
@@ -234,18 +233,29 @@ def first_alone() -> Iterator[None]:
     """Context that process 0 passes before the others, which then find what it has downloaded.
 
     All processes leave it together, so that the next exchange does not time out while one of them still loads.
+    Raises UserError where one waits longer than TIMEOUT for another.
     """
     global _turns
     _turns += 1
     keys = [f"turn {_turns}, process {number}" for number in range(_size)]
     if _store is not None and _rank:
-        with _together():
-            _store.wait(keys[:1], _LOADING)
+        _wait(_store, keys[:1])
     try:
         yield
     finally:
         if _store is not None:
             _store.set(keys[_rank], "done")
     if _store is not None:
-        with _together():
-            _store.wait(keys, _LOADING)
+        _wait(_store, keys)
+
+
+def _wait(store: Store, keys: list[str]) -> None:
+    """Wait until processes have said that they have loaded everything."""
+    try:
+        store.wait(keys, TIMEOUT)
+    except RuntimeError as error:
+        raise UserError(
+            f"process {_rank} of {_size} has waited {TIMEOUT.total_seconds() / 60:g} minutes for another to load data "
+            "and weights, which has ended or hangs; if it was downloading, run the same line without torchrun until "
+            "it learns, then repeat this one"
+        ) from error

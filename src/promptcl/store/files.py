@@ -13,18 +13,20 @@ import contextlib
 import errno
 import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from torch import Tensor
 
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 from promptcl.store import tensor_file
 
-_LARGEST_JSON = 2**26
+LARGEST_JSON = 2**26
+"""Bytes of a document that are read, and so written."""
+_MOST_VALUES = 5_000_000  # as many as fit, a line each
 
 
 class Kind(NamedTuple):
@@ -47,16 +49,6 @@ class Absent(UserError):
     """The document to read does not exist."""
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write `data` to the file `path`, all of it or nothing. Raises OSError."""
-
-    def fill(file: BinaryIO) -> Path:
-        file.write(data)
-        return path
-
-    _write_whole(path.with_name(f".{path.name}.{os.getpid()}.tmp"), fill)
-
-
 def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """Replace the JSON file `path` and its tensors together, or leave both as they were; returns the new checksum.
 
@@ -69,30 +61,28 @@ def write_pair(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Te
         state.update(tensor_file.write_to(file, tensors))
         return _state_file(path, state["sha256"])
 
+    _check_writable(path, document)
     with explained(path.parent):
         make_folder(path.parent)
-        _write_whole(path.with_name(f".state-{os.getpid()}.tmp"), fill)
+        disk.write_whole(path.parent, fill, ".state-")
         full = {**document, "state": state}
         checksum = _checksum(full)
-        write(path, _text({**full, "checksum": checksum}))
+        disk.write(path, _text({**full, "checksum": checksum}), f".{path.name}.")
     _clean(path)  # only now, when the new pair is in place
     return checksum
 
 
-def _write_whole(temporary: Path, fill: Callable[[BinaryIO], Path]) -> None:
-    """Write a file with `fill`, which returns its name; the file appears only when all of it is on the disk.
-
-    In this order: temporary file beside it, fsync, rename, fsync of the folder. Raises OSError.
-    """
-    try:
-        with temporary.open("wb") as file:
-            path = fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _check_writable(path: Path, document: Mapping[str, Any]) -> None:
+    """Refuse a document that could not be read again. Raises UserError, and ValueError for what is no JSON."""
+    longest = {"sha256": "0" * 64, "bytes": 2**63}
+    text = _text({**document, "state": longest, "checksum": "0" * 64})
+    if len(text) > LARGEST_JSON:
+        raise UserError(
+            f"{path} would have {len(text) >> 20:,} MiB and at most {LARGEST_JSON >> 20} are read, so it was not "
+            "written; keep fewer notes, or begin another learner"
+        )
+    if _text(json.loads(text)) != text:
+        raise ValueError(f"{path}: the document changes when it is read again, so it was not written")
 
 
 def remove_pair(path: Path) -> None:
@@ -127,9 +117,9 @@ def _documents(folder: Path) -> list[bytes] | None:
     texts = []
     try:
         for file in folder.glob("*.json"):
-            if not file.is_file() or file.stat().st_size > _LARGEST_JSON:
+            if not file.is_file() or file.stat().st_size > LARGEST_JSON:
                 continue  # not a document of ours
-            texts.append(file.read_bytes())
+            texts.append(disk.read(file, LARGEST_JSON))
             document = json.loads(texts[-1])
             ours = isinstance(document, dict) and "checksum" in document
             if ours and document.pop("checksum") != _checksum(document):
@@ -158,8 +148,7 @@ def read_pair(path: Path, kind: Kind) -> Pair:
 def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
     """Read and check a document; returns it (with `state` and `checksum`) and its bytes. Raises as `read_pair`."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_JSON + 1)
+        text = disk.read(path, LARGEST_JSON)
     except FileNotFoundError:
         what = f"is not a {kind.name}: there is no {path.name} in it" if path.parent.is_dir() else "does not exist"
         raise Absent(f"{path.parent} {what}; expected the folder of a {kind.name}") from None
@@ -167,6 +156,8 @@ def read_json(path: Path, kind: Kind) -> tuple[dict[str, Any], bytes]:
         raise Absent(f"{path.parent} is not a {kind.name}: expected a folder with {path.name}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
         raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > _MOST_VALUES:  # each takes more memory than bytes
+        raise _damaged(path, kind, f"{path.name} holds more than {_MOST_VALUES:,} values")
     try:
         document = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -196,7 +187,7 @@ def make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync_folder(path.parent)
+        disk.sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -223,7 +214,7 @@ def _read_state(path: Path, state: Mapping[str, Any], kind: Kind) -> dict[str, T
     """
     file = _state_file(path, state["sha256"])
     try:
-        size = file.stat().st_size
+        size = disk.check(file)
         whole = size == state["bytes"] and tensor_file.sha256_of(file) == state["sha256"]
         tensors = tensor_file.load(file) if whole else {}
     except FileNotFoundError:
@@ -252,13 +243,3 @@ def _checksum(document: Mapping[str, Any]) -> str:
 
 def _damaged(path: Path, kind: Kind, why: str) -> UserError:
     return UserError(f"{path.parent} is a damaged {kind.name}: {why}; {kind.remedy}")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power failure; Windows has no such call."""
-    if os.name != "nt":
-        file = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)

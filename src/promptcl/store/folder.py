@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -19,7 +19,7 @@ from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
 from promptcl.layers.sums import packed
 from promptcl.recipes.load import resolve
-from promptcl.runtime import processes
+from promptcl.runtime import disk, processes
 from promptcl.store import files
 from promptcl.store.checkpoint import Checkpoint, discard
 from promptcl.store.files import Absent
@@ -44,15 +44,18 @@ _MAY_CHANGE = (
 )
 
 
+Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
 class TaskRecord(Section):
     """What a learner records about one task that it has learned."""
 
     name: str
     when: str
     """Time at which it was learned, UTC, ISO 8601."""
-    images: dict[str, int]
+    images: dict[str, Count]
     """Images of each class, in the order in which new classes were added."""
-    seconds: float
+    seconds: Annotated[float, Field(ge=0, le=1e12)]
     sha256: str
     """Hash of the images and their labels (ImageSet.sha256) as they were learned, before any change."""
 
@@ -75,7 +78,7 @@ class ChangeRecord(Section):
     """Time of the change, UTC, ISO 8601."""
     names: list[str]
     """Classes forgotten; old and new name; the name of the task undone; the class that images were moved to."""
-    images: int
+    images: Count
     """Images that were taken away, or whose class is another one now."""
 
     @classmethod
@@ -137,6 +140,8 @@ def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
         notes=saved.notes,
         changes=saved.changes,
     )
+    if not _agrees(document):
+        raise UserError(f"{folder} was not written: the classes of this learner are not those of its history")
     with lock(folder):
         if (found := checksum(folder)) is not None and found not in ancestors:
             raise UserError(
@@ -146,6 +151,12 @@ def save(folder: Path, saved: Saved, ancestors: Collection[str]) -> str:
         written = files.write_pair(folder / "learner.json", document.model_dump(mode="json"), saved.state)
         discard(folder)  # its task is finished, or was given up for what is saved now
     return written
+
+
+def _agrees(document: _Document) -> bool:
+    """Whether its classes are those of its tasks, in the order in which they were learned, and can be printed."""
+    learned = list(dict.fromkeys(name for task in document.tasks for name in task.images))
+    return document.classes == learned and all(name.isprintable() for name in learned)
 
 
 def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Saved:
@@ -161,8 +172,7 @@ def load(folder: Path, overrides: Sequence[str] = (), trust: bool = False) -> Sa
         document = _Document.model_validate(pair.document)
     except (ValidationError, RecursionError) as error:
         raise UserError(f"{folder} is a damaged {KIND.name}: learner.json has other fields than expected") from error
-    learned = list(dict.fromkeys(name for task in document.tasks for name in task.images))
-    if document.classes != learned or not all(name.isprintable() for name in learned):
+    if not _agrees(document):
         raise UserError(f"{folder} is a damaged {KIND.name}: its classes are not those of its tasks")
     for text in overrides:
         key = text.partition("=")[0].strip()
@@ -230,10 +240,10 @@ def checksum(folder: Path) -> str | None:
 def with_absolute_paths(config: Config) -> Config:
     """Return `config` with absolute paths of weights and data, as the next process may run in another folder."""
     if (root := config.data.root) is not None:
-        data = config.data.model_copy(update={"root": str(Path(root).expanduser().absolute())})
+        data = config.data.model_copy(update={"root": str(disk.expanded(root).absolute())})
         config = config.model_copy(update={"data": data})
     weights = config.backbone.weights
-    return config if weights in _NO_FILE else _with_weights(config, Path(weights).expanduser().absolute())
+    return config if weights in _NO_FILE else _with_weights(config, disk.expanded(weights).absolute())
 
 
 def _with_weights(config: Config, path: Path) -> Config:
@@ -244,7 +254,7 @@ def _find_weights(folder: Path, config: Config) -> Config:
     """Return `config`, with the weight file inside the store where the recorded path has none (a copied store)."""
     weights = config.backbone.weights
     inside = folder / Path(weights).name
-    if weights in _NO_FILE or Path(weights).expanduser().is_file() or not inside.is_file():
+    if weights in _NO_FILE or disk.expanded(weights).is_file() or not inside.is_file():
         return config
     return _with_weights(config, inside)
 

@@ -12,7 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from promptcl.errors import UserError
+
 _BLOCK = 2**20
+_LARGEST_HEADER = 100_000_000  # bytes; the library reads no more
 
 
 def write_to(file: BinaryIO, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -41,6 +44,10 @@ def pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
         entry.update(shape=list(tensors[name].shape), data_offsets=[begin, end])
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > _LARGEST_HEADER:
+        raise UserError(
+            f"{len(tensors):,} tensors are more than a safetensors file can name; keep fewer images (memory.per_class)"
+        )
     yield len(text).to_bytes(8, "little") + text
     for name in header:  # one on a GPU, or not contiguous, is copied when its turn comes
         yield tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

@@ -136,7 +136,7 @@ class Trainer:
         optimizer = make_optimizer(groups, lr, train)
         if self.carried is not None and number in self.carried:
             load_moments(optimizer, self.carried[number])
-        schedule = make_schedule(optimizer, train.schedule, total, per_epoch)
+        schedule = make_schedule(optimizer, train, total, per_epoch)
         labels_N, allowed_K = torch.zeros(0, dtype=torch.long, device=self.batches.device), None
         if stage.images is not None:
             labels_N = self.labels_of(stage.images)

@@ -20,23 +20,30 @@ def effective_lr(train: TrainConfig) -> float:
 
 
 def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConfig) -> torch.optim.Optimizer:
-    """Make an optimiser of `groups`, at `lr` where they name no learning rate; SGD has Nesterov momentum 0.9."""
+    """Make the optimiser that `train` names of `groups`, at `lr` where they name no learning rate."""
     groups = [dict(group) for group in groups]
-    if train.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=lr, weight_decay=train.weight_decay)
-    return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, weight_decay=train.weight_decay)
+    if train.optimizer == "sgd":
+        decay = train.weight_decay
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=train.nesterov, weight_decay=decay)
+    kind = torch.optim.Adam if train.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=lr, weight_decay=train.weight_decay)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, kind: str, total: int, per_epoch: int) -> LRScheduler | None:
+def make_schedule(
+    optimizer: torch.optim.Optimizer, train: TrainConfig, total: int, per_epoch: int
+) -> LRScheduler | None:
     """Make the schedule by which the learning rate falls over `total` steps; None where it stays.
 
     `quarter_cosine` (CODA-Prompt, OVOR): epoch e of E has lr * cos(99 pi e / (200 (E - 1))), lr where E is 1.
     """
-    if kind == "cosine":
+    if train.schedule == "cosine":
         return CosineAnnealingLR(optimizer, total)
-    if kind == "quarter_cosine":
+    if train.schedule == "quarter_cosine":
         last = max(1, -(-total // per_epoch) - 1)
         return LambdaLR(optimizer, lambda step: math.cos(99 * math.pi * min(step // per_epoch, last) / (200 * last)))
+    if train.schedule == "step":
+        steps = [epoch * per_epoch for epoch in train.milestones]
+        return LambdaLR(optimizer, lambda step: 0.1 ** sum(step >= fall for fall in steps))
     return None
 
 
@@ -62,7 +69,11 @@ def load_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
     Raises UserError where they are not moments of these parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    known = {"step", "exp_avg", "exp_avg_sq"} if isinstance(optimizer, torch.optim.Adam) else {"momentum_buffer"}
+    known = (
+        {"step", "exp_avg", "exp_avg_sq"}
+        if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
+        else {"momentum_buffer"}
+    )
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         number, _, name = key.partition(".")

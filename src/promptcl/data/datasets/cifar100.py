@@ -10,6 +10,7 @@ from promptcl.config import DataConfig
 from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 
 def load(config: DataConfig) -> Split:
@@ -17,7 +18,7 @@ def load(config: DataConfig) -> Split:
 
     test is empty where validation_per_class makes it needless. Raises UserError when the download fails.
     """
-    root = Path(config.root or "~/.cache/promptcl").expanduser()
+    root = disk.expanded(config.root or "~/.cache/promptcl")
     if root.is_file():
         raise UserError(
             f"data.name=cifar100 takes a folder as data.root but {root} is a file; "

@@ -7,13 +7,13 @@ Domain-incremental as in its NI protocol: sessions 1, 2, 4, 5, 6, 8, 9, 11 are l
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from promptcl.config import DataConfig
 from promptcl.data.archive import open_tree
 from promptcl.data.images import FileSource, ImageSet
 from promptcl.data.splits import Domain, ordered
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 TRAIN, TEST = (1, 2, 4, 5, 6, 8, 9, 11), (3, 7, 10)
 FRAME = re.compile(r"(?:^|/)s(\d+)/o(\d+)/([^/]+)\.png$", re.IGNORECASE)
@@ -27,7 +27,7 @@ def load_domains(config: DataConfig) -> list[Domain]:
     """
     if config.root is None:
         raise UserError("data.name=core50 needs data.root=PATH, the folder core50_128x128 or core50_128x128.zip")
-    tree = open_tree(Path(config.root).expanduser(), everything=True)
+    tree = open_tree(disk.expanded(config.root), everything=True)
     frames = [(int(m[1]), int(m[2]), m[3], path) for path in tree.paths if (m := FRAME.search(path))]
     objects = sorted({frame[1] for frame in frames})
     names = ordered([f"s{session}" for session in TRAIN], config.order, "sessions")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from promptcl.config import DataConfig
@@ -23,6 +22,7 @@ from promptcl.data.levels import Level, filler, opened, plain_images, split_of
 from promptcl.data.names import one_spelling
 from promptcl.data.splits import Domain, in_stored_order, ordered
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 HEADER = ("path", "split", "domain", "class")
 
@@ -43,7 +43,7 @@ def load_domains(config: DataConfig) -> list[Domain]:
     """
     if config.root is None:
         raise UserError("data.name=domains needs data.root=PATH, a folder or an archive with DOMAIN/CLASS/IMAGE.png")
-    root = Path(config.root).expanduser()
+    root = disk.expanded(config.root)
     found = sorted(file for file in root.glob("*.npz") if not never(file.name)) if root.is_dir() else []
     files = {one_spelling(file.stem): file for file in found}
     if files:

@@ -20,6 +20,7 @@ from promptcl.data.datasets import npz
 from promptcl.data.images import ArraySource, FileSource, ImageSet
 from promptcl.data.splits import Domain, Split, in_stored_order, ordered
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 NAMES = ("cifar10", "mnist", "svhn", "notmnist", "fashion_mnist")
 # Two files of notMNIST that were published damaged: neither is an image.
@@ -31,7 +32,7 @@ def load_domains(config: DataConfig) -> list[Domain]:
 
     Raises UserError: an .npz or download that is missing or damaged, a name in data.order that is none of the five.
     """
-    root = Path(config.root or "~/.cache/promptcl").expanduser()
+    root = disk.expanded(config.root or "~/.cache/promptcl")
     small = any((root / f"{name}.npz").is_file() for name in NAMES)
     domains = []
     for name in ordered(NAMES, config.order, "data sets"):

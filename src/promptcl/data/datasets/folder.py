@@ -7,8 +7,6 @@ sorted by name, images by path. Tiny-ImageNet's val_annotations.txt is read.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from promptcl.config import DataConfig
@@ -18,6 +16,7 @@ from promptcl.data.images import FileSource, ImageSet
 from promptcl.data.levels import Level, opened, plain_images, splits_among
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 
 def load(config: DataConfig) -> Split:
@@ -27,7 +26,7 @@ def load(config: DataConfig) -> Split:
     """
     if config.root is None:
         raise UserError("data.name=folder needs data.root=PATH, a folder or an archive with train/CLASS/... images")
-    tree = open_tree(Path(config.root).expanduser())
+    tree = open_tree(disk.expanded(config.root))
     level = _level(tree)
     notes: list[str] = []
     folders = [str(_folder(tree, level, "train"))]

@@ -6,8 +6,6 @@ or by the optional array `class_names` that the labels then index. val_images an
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from promptcl.config import DataConfig
 from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
+from promptcl.runtime import disk, packed
 
 
 def load(config: DataConfig) -> Split:
@@ -27,7 +26,7 @@ def load(config: DataConfig) -> Split:
     """
     if config.root is None:
         raise UserError("data.name=npz needs data.root=FILE, an .npz with train_images, train_labels, test_images, ...")
-    file = Path(config.root).expanduser()
+    file = disk.expanded(config.root)
     if not file.is_file():
         raise UserError(f"data.root={file} does not exist or is not a file; expected an .npz file")
     train = _half(file, "train")
@@ -63,8 +62,8 @@ def _half(file: Path, split: str) -> ImageSet:
 def _read(file: Path, key: str, optional: bool = False) -> Any:
     """The array `key`, or None if it is optional and missing."""
     try:
+        packed.check_zip(file)
         with np.load(file, allow_pickle=False) as arrays:
-            _check_size(file, arrays.zip.infolist())
             if key in arrays:
                 array: npt.NDArray[Any] = arrays[key]
                 return array
@@ -76,14 +75,3 @@ def _read(file: Path, key: str, optional: bool = False) -> Any:
     if optional:
         return None
     raise UserError(f"{file} has no array {key} (it has {keys}); expected the keys of MedMNIST, such as {key}")
-
-
-def _check_size(file: Path, members: Sequence[zipfile.ZipInfo]) -> None:
-    """Refuse a file that unpacks to more than a hundred times its size.
-
-    Images in plain arrays pack ten times at best; a file made to fill the memory packs a thousand times.
-    """
-    limit = max(2**28, 100 * file.stat().st_size)
-    size = sum(member.file_size for member in members)
-    if size > limit:
-        raise UserError(f"{file} unpacks to {size >> 20:,} MiB, more than 100 times its size; write it with np.savez")

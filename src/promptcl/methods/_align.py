@@ -1,0 +1,136 @@
+"""Class-Gaussian alignment: after a task a head is trained on features drawn from a Gaussian of each class.
+
+Not a method itself; any method with a head on one feature can have it. From SLCA (Zhang et al., ICCV 2023, arXiv
+2303.05118) and HiDe-Prompt (Wang et al., NeurIPS 2023, arXiv 2310.07234). N features of a step, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from promptcl.backbone import Backbone
+from promptcl.config import Section
+from promptcl.data import ImageSet
+from promptcl.layers import ClassGaussians, Covariance
+from promptcl.methods._base import Batch, Stage, TaskView
+from promptcl.runtime.seeding import task_generator
+
+
+class AlignOptions(Section):
+    """Settings of an alignment."""
+
+    covariance: Covariance = "full"
+    """Gaussians of the classes: `full`, D (D + 1) / 2 numbers a class; `diagonal`, D; `shared`, one for all classes."""
+    align_epochs: int = Field(default=5, ge=0)
+    """Epochs over what is drawn, anew in each of them; 0: no alignment."""
+    align_samples: int = Field(default=256, ge=1)
+    """Features drawn of each class in an epoch."""
+    align_batch: int = Field(default=256, ge=1)
+    """Features of a step."""
+    align_lr: float = Field(default=0.01, gt=0)
+    """Learning rate of the alignment; optimiser and schedule are those of `train`."""
+    align_decay: float = Field(default=5e-4, ge=0)
+    """Weight decay of the alignment."""
+
+
+class Alignment(nn.Module):
+    """A Gaussian of each class, and the stage that trains a head on what is drawn from all of them.
+
+    Gaussians stay those of the task that brought a class: where the features go on to change they grow old.
+    """
+
+    step: Tensor
+
+    def __init__(self, width: int, options: AlignOptions, jitter: float = 1e-4) -> None:
+        """Start with no class."""
+        super().__init__()
+        self.options = options
+        self.gaussians = ClassGaussians(width, options.covariance, jitter)
+        # a buffer, so that a checkpoint knows how far the stage has come
+        self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
+        self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
+
+    def grow(self, classes: int) -> None:
+        """Append `classes` classes."""
+        self.gaussians.grow(classes)
+
+    def add(self, task: TaskView, feature: Callable[[Batch], Tensor], images: ImageSet) -> None:
+        """Add the features [B, D] that `feature` gives for `images`."""
+        for batch in task.batches(images):
+            self.gaussians.add(feature(batch), batch.labels_B)
+
+    def stage(
+        self,
+        task: TaskView,
+        parameters: Iterable[nn.Parameter],
+        logits: Callable[[Tensor], Tensor],
+        change: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None = None,
+    ) -> Stage:
+        """The stage that trains `parameters`.
+
+        Args: logits: those [N, K] of features [N, D], of which the cross-entropy is taken; change: what to make of
+        the features of an epoch, given their class ids.
+        """
+        o, rows = self.options, len(self.gaussians.known) * self.options.align_samples
+        per_epoch = -(-rows // o.align_batch)
+        seed = int(torch.randint(2**62, (), generator=task.generator))
+        self.step.zero_()
+        self._epoch = -1
+
+        def drawn_loss(backbone: Backbone, batch: Batch) -> Tensor:
+            epoch, place = divmod(int(self.step), per_epoch)
+            if epoch != self._epoch:
+                self._epoch, self._drawn = epoch, self._draw(seed + epoch, change)
+            features_ND, labels_N = (t[place * o.align_batch : (place + 1) * o.align_batch] for t in self._drawn)
+            return F.cross_entropy(logits(features_ND), labels_N)
+
+        groups = [{"params": list(parameters), "lr": o.align_lr, "weight_decay": o.align_decay}]
+        steps = o.align_epochs * per_epoch
+        return Stage(None, drawn_loss, groups, steps=steps, lr=o.align_lr, after_step=lambda: self._count(steps))
+
+    @torch.no_grad()
+    def _draw(
+        self, seed: int, change: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Features and class ids of an epoch, shuffled."""
+        features_ND, labels_N = self.gaussians.draw(self.options.align_samples, seed)
+        generator = task_generator(seed, 0, "alignment")
+        if change is not None:
+            features_ND = change(features_ND, labels_N, generator)
+        order_N = torch.randperm(len(labels_N), generator=generator).to(labels_N.device)
+        return features_ND[order_N], labels_N[order_N]
+
+    def _count(self, steps: int) -> None:
+        self.step += 1
+        if int(self.step) == steps:  # what was drawn is large, and no longer needed
+            self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
+
+
+def normalised(logits_NK: Tensor, task_of_class_K: Tensor, temperature: float | None) -> Tensor:
+    """Divide the logits of each row by a temperature times the mean, over tasks, of the norm of those of its classes.
+
+    As in SLCA; without a temperature they stay as they are.
+    """
+    if temperature is None:
+        return logits_NK
+    tasks = torch.unique(task_of_class_K).tolist()
+    norms = [logits_NK[:, task_of_class_K == number].norm(dim=1, keepdim=True) + 1e-7 for number in tasks]
+    return logits_NK / (temperature * torch.cat(norms, 1).mean(1, keepdim=True))
+
+
+def nearer(
+    gaussians: ClassGaussians,
+    task_of_class_K: Tensor,
+    task: int,
+    features_ND: Tensor,
+    labels_N: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Move what was drawn so that the mean of each class is shorter, by up to a tenth, the older it is (SLCA)."""
+    short_K = 0.1 * (1 - (task_of_class_K + 1) / (task + 1))
+    return features_ND - (short_K[:, None] * gaussians.mean_KD).to(features_ND)[labels_N]

@@ -1,0 +1,115 @@
+"""InfLoRA: updates of low rank that cannot touch what earlier tasks put in (CVPR 2024, arXiv 2404.00228).
+
+Before a task A is chosen so that its rows span the inputs of the attention, without the space that earlier tasks need
+(DualGPM); B alone is trained, for keys and values of every block, and merged. One pass an image at test.
+Differs from the code in: the energy threshold is a constant, since the number of tasks is not known; keys that are
+computed and never used are left out. As there, the threshold acts on squares of the second moments.
+B images, N tokens, L blocks, D width, r rank, K classes so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from promptcl.backbone import Backbone, Change, Insert, Place
+from promptcl.config import Section
+from promptcl.layers import TaskLinear
+from promptcl.layers.lora import TokenMoments
+from promptcl.methods._base import Batch, Method, Stage, TaskView
+
+_PLACES: tuple[Place, ...] = ("k", "v")
+
+
+class InfLoRAOptions(Section):
+    """Settings of InfLoRA."""
+
+    rank: int = Field(default=10, ge=1)
+    """Rank of the update of keys, and of that of values, in each block."""
+    energy: float = Field(default=0.95, gt=0, le=1)
+    """Share of the energy of a task's inputs that later tasks leave alone: 0.95 for CIFAR-100, 0.98 for ImageNet-R."""
+
+
+class Model(Method):
+    """Merged updates, the present one, the space that is taken, and a growing linear head."""
+
+    Options = InfLoRAOptions
+    options: InfLoRAOptions
+    merged_2LDD: Tensor
+    taken_LDD: Tensor
+    down_LrD: Tensor
+
+    def __init__(self, options: InfLoRAOptions, backbone: Backbone, generator: torch.Generator) -> None:
+        """Start with no update and nothing taken."""
+        super().__init__(options, backbone, generator)
+        blocks, width = backbone.depth, backbone.width
+        self.register_buffer("merged_2LDD", torch.zeros(2, blocks, width, width))
+        self.register_buffer("taken_LDD", torch.zeros(blocks, width, width))
+        self.register_buffer("down_LrD", torch.zeros(blocks, options.rank, width))
+        self.up_2LDr = nn.Parameter(torch.zeros(2, blocks, width, options.rank))
+        self.moments, self.head = TokenMoments(backbone, "k"), TaskLinear(width, "uniform")
+
+    def grow(self, task: TaskView) -> None:
+        """Append head rows."""
+        _ = task.index  # refuses a stream without boundaries
+        self.head.grow(task.new_classes, task.generator)
+
+    def inserts(self) -> list[Insert]:
+        """The merged updates and the present one."""
+        layers = range(len(self.taken_LDD))
+        return [
+            Change(layer, place, partial(self._add, i, layer)) for layer in layers for i, place in enumerate(_PLACES)
+        ]
+
+    def _add(self, i: int, layer: int, x_BND: Tensor, y_BND: Tensor) -> Tensor:
+        present_BND = x_BND @ self.down_LrD[layer].T @ self.up_2LDr[i, layer].T
+        return y_BND + x_BND @ self.merged_2LDD[i, layer].T + present_BND
+
+    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
+        """Choose A, train B and the new head rows, merge, and take the space of the inputs."""
+        for layer, mean_DD in enumerate(self.look(backbone, task)):
+            self.down_LrD[layer] = directions(mean_DD, self.taken_LDD[layer].double(), self.options.rank)
+        self.up_2LDr.zero_()
+        yield Stage(task.new)
+        self.merged_2LDD += self.up_2LDr @ self.down_LrD
+        self.up_2LDr.zero_()
+        for layer, mean_DD in enumerate(self.look(backbone, task)):
+            self.taken_LDD[layer] = taken(mean_DD, self.taken_LDD[layer].double(), self.options.energy)
+
+    def look(self, backbone: Backbone, task: TaskView) -> Tensor:
+        """Mean of x x^T [L, D, D] over all tokens x of the task that enter the attention of each block."""
+        self.moments.reset()
+        for batch in task.batches():
+            backbone(batch.images_BCHW, [*self.inserts(), *self.moments.inserts()])
+        return self.moments.mean_LDD
+
+    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Logits [B, K]."""
+        logits_BK: Tensor = self.head(backbone(batch.images_BCHW, self.inserts()).pooled_BD)
+        return logits_BK
+
+    def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
+        """B of the present task and its head rows, at `lr`."""
+        return [{"params": [self.up_2LDr, *self.head.new], "lr": lr}]
+
+
+def directions(mean_DD: Tensor, taken_DD: Tensor, rank: int) -> Tensor:
+    """A [r, D]: what most of the inputs lies along outside of the space that is taken; A A^T = I / 3."""
+    left_DD: Tensor = torch.linalg.svd(mean_DD - taken_DD @ mean_DD).U
+    return left_DD[:, :rank].T / 3**0.5
+
+
+def taken(mean_DD: Tensor, taken_DD: Tensor, energy: float) -> Tensor:
+    """The space that is taken, as a projector [D, D], with as many new directions as reach `energy` (DualGPM)."""
+    total, rest_DD = mean_DD.square().sum(), mean_DD - taken_DD @ mean_DD
+    left_DD, values_D, _ = torch.linalg.svd(rest_DD)
+    reached_D = (taken_DD @ mean_DD).square().sum() + values_D.square().cumsum(0)
+    already = reached_D[0] - values_D[0].square() >= energy * total
+    count = 0 if already else int((reached_D < energy * total).sum()) + 1
+    more_DD: Tensor = left_DD[:, :count] @ left_DD[:, :count].T
+    return taken_DD + more_DD

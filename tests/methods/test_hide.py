@@ -1,0 +1,79 @@
+"""HiDe-Prompt: slots, the contrastive term, alignment that moves heads alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers import make_config
+from torch import Tensor
+
+from promptcl.backbone import Backbone
+from promptcl.data.images import ImageSet
+from promptcl.layers.losses import contrast
+from promptcl.learner.learner import Learner
+from promptcl.methods.hide import Model
+
+HIDE = {"name": "hide", "align_epochs": 1, "align_samples": 16, "layers": [0, 1], "length": 2}
+
+
+def make(backbone: Backbone, *tasks: ImageSet, **changes: Any) -> Model:
+    learner = Learner(make_config(method={**HIDE, **changes}), backbone)
+    for images in tasks:
+        learner.learn(images)
+    assert isinstance(learner.method, Model)
+    return learner.method
+
+
+def test_contrast_of_equal_and_of_far_rows() -> None:
+    assert contrast(torch.ones(3, 5), torch.ones(4, 5)).item() == pytest.approx(math.log(7))
+    assert contrast(torch.zeros(0, 5), 20 * torch.eye(5)).item() < 1e-6
+
+
+def test_the_mixture_of_slots(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """With m = 1 a slot becomes the mean of the earlier ones; earlier slots never change."""
+    slots = make(backbone, *digits[:3], momentum=1.0).slots.all
+    torch.testing.assert_close(slots[1], slots[0])
+    torch.testing.assert_close(slots[2], slots[:2].mean(0))
+    two = make(backbone, *digits[:2]).slots.all
+    assert torch.equal(make(backbone, *digits[:3]).slots.all[:2], two)
+
+
+def test_alignment_moves_heads_alone(backbone: Backbone, digits: list[ImageSet]) -> None:
+    aligned, raw = (make(backbone, *digits[:2], align_epochs=epochs).state_dict() for epochs in (1, 0))
+    moved = {name for name in raw if not torch.equal(raw[name], aligned[name])}
+    assert "head.weight_KD" in moved
+    assert all(name.startswith(("head.", "finder.")) for name in moved)
+
+
+def test_a_finder_that_is_always_right(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """Gives the logits of the slot of each image, and a known class keeps the task that introduced it."""
+    learner = Learner(make_config(method=HIDE), backbone)
+    for images in (digits[0], digits[1], digits[0]):
+        learner.learn(images)
+    method = learner.method
+    assert isinstance(method, Model)
+    assert method.task_of_class_K.tolist() == [0, 0, 1, 1]
+    labels_N = learner.labels(digits[1])
+    (batch,) = learner.batches.evaluation(digits[1], labels_N, 1)
+
+    def right(features_BD: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(labels_N, 4).float()
+
+    method.finder.forward = right  # type: ignore[method-assign]
+    forced = method.head(method.features(backbone, batch, method.slots.all[1:2]))
+    torch.testing.assert_close(method.logits(backbone, batch), forced)
+
+
+@pytest.mark.slow
+def test_numbers_of_a_slot_at_full_size() -> None:
+    large = {"kwargs": {"depth": 12, "embed_dim": 768, "num_heads": 12, "mlp_ratio": 0.1}}
+    learner = Learner(make_config(backbone=large, method={"name": "hide", "align_epochs": 0, "covariance": "diagonal"}))
+    method = learner.method
+    assert isinstance(method, Model)
+    assert 10 * method.slots.newest.shape[1:].numel() == 384_000
+    parts = {name: p.numel() for name, p in method.finder.named_parameters()}
+    assert sum(n for name, n in parts.items() if name.startswith(("up", "down"))) == 2_361_600
+    assert sum(n for name, n in parts.items() if name.startswith("norm")) == 1_536

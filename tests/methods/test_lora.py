@@ -1,0 +1,183 @@
+"""Methods with changes of low rank: slca_lora, inflora, e2lora."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from helpers import make_config
+
+from promptcl.backbone import Backbone
+from promptcl.data.images import ImageSet
+from promptcl.errors import UserError
+from promptcl.layers.lora import LoRA, NormsAndBiases, matrix
+from promptcl.layers.losses import reverse_cross_entropy
+from promptcl.layers.pool import UpdatePool, kept_ranks, rotated
+from promptcl.learner.learner import Learner
+from promptcl.methods import inflora
+from promptcl.methods._align import nearer, normalised
+from promptcl.methods.e2lora import Model as E2LoRA
+
+FEW = {"align_epochs": 1, "align_samples": 16}
+
+
+def make(backbone: Backbone, *tasks: ImageSet, **method: Any) -> Learner:
+    learner = Learner(make_config(method=method), backbone)
+    for images in tasks:
+        learner.learn(images)
+    return learner
+
+
+@pytest.mark.parametrize("name", ["slca_lora", "inflora", "e2lora"])
+def test_untrained_it_is_the_plain_model(name: str, backbone: Backbone, digits: list[ImageSet]) -> None:
+    learner = make(backbone, name=name, **({"reset_norm": False} if name == "e2lora" else {}))
+    method = cast(Any, learner.method)
+    if name == "slca_lora":
+        made = [*method.lora.inserts(), *method.rest.inserts()]
+    else:
+        made = method.inserts() if name == "inflora" else method.updates.inserts(0)
+    images_BCHW = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(backbone(images_BCHW, made).pooled_BD, backbone(images_BCHW).pooled_BD)
+
+
+@pytest.mark.slow
+def test_numbers_that_are_trained() -> None:
+    """Of a block of ViT-B/16, times twelve; the class token and the patches' bias stay frozen here."""
+    block = {"kwargs": {"depth": 1, "embed_dim": 768, "num_heads": 12, "mlp_ratio": 4.0}}
+    backbone, generator = Backbone.create(make_config(backbone=block).backbone), torch.Generator().manual_seed(0)
+    lora = LoRA(backbone, 4, ("qkv", "fc1", "fc2"), generator)
+    assert 12 * sum(p.numel() for p in lora.parameters()) == 516_096
+    rest = {name: p.numel() for name, p in NormsAndBiases(backbone).named_parameters()}
+    last = sum(count for name, count in rest.items() if name.startswith("last"))
+    assert 12 * (sum(rest.values()) - last) + last == 122_880 - 2 * 768
+    method = make(backbone, name="inflora").method
+    assert 12 * cast(inflora.Model, method).up_2LDr.numel() == 184_320
+    e2lora = make(backbone, name="e2lora", covariance="diagonal").method
+    updates = sum(p.numel() for name, p in e2lora.named_parameters() if name.startswith("updates"))
+    assert (updates, 12 * updates) == (18_874_368, 226_492_416)
+
+
+def test_lora_starts_from_singular_vectors(backbone: Backbone) -> None:
+    """Of the weights that it changes; with fewer outputs than inputs too."""
+    start = LoRA(backbone, 2, ("fc1", "fc2"), torch.Generator())
+    start.start_from_weights(backbone)
+    for name in ("fc1", "fc2"):
+        weight = getattr(backbone.vit.blocks[0].mlp, name).weight
+        vectors_ri = torch.linalg.svd(weight.double(), full_matrices=False).Vh[:2].float()
+        torch.testing.assert_close((start.downs[name][0] @ vectors_ri.T).abs(), torch.eye(2), rtol=0, atol=1e-4)
+
+
+def test_terms_of_slca() -> None:
+    tasks = torch.tensor([0, 0, 1, 1])
+    wide = normalised(torch.tensor([[3.0, 4.0, 0.0, 5.0], [3.0, 4.0, 0.0, 12.0]]), tasks, 0.1)
+    wanted = torch.tensor([[6.0, 8.0, 0.0, 10.0], [3.5294, 4.7059, 0.0, 14.1176]])
+    torch.testing.assert_close(wide, wanted, rtol=0, atol=1e-3)
+    right = torch.log(torch.tensor([[0.7, 0.3]]))
+    assert reverse_cross_entropy(right, torch.tensor([0]), None).item() == pytest.approx(2.7631, abs=1e-4)
+
+
+def test_means_that_fall_with_age() -> None:
+    """Ten tasks: 0.91 for the first, 1 for the newest; 1 for the only one."""
+
+    class Means:
+        mean_KD = torch.tensor([[1.0], [1.0]], dtype=torch.float64)
+
+    for tasks, wanted in ((9, [0.91, 1.0]), (0, [1.0, 1.0])):
+        of_class, labels = torch.tensor([0, tasks]), torch.tensor([0, 1])
+        found = nearer(cast(Any, Means()), of_class, tasks, torch.ones(2, 1), labels, torch.Generator())
+        assert found.flatten().tolist() == pytest.approx(wanted)
+
+
+def test_slca_recalls_the_heads_as_trained(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """Alignment moves the aligned head alone; one task is not aligned; the next task begins from the raw heads."""
+    first = make(backbone, digits[0], name="slca_lora", **FEW).method.state_dict()
+    assert torch.equal(first["head.weight_KD"], first["raw.weight_KD"])
+    settings = [{"name": "slca_lora", **FEW, "align_epochs": epochs} for epochs in (0, 1, 1)]
+    raw, once, twice = (make(backbone, *digits[:2], **one).method.state_dict() for one in settings)
+    moved = {key for key in raw if not torch.equal(raw[key], once[key])}
+    assert moved == {"head.weight_KD", "head.bias_K"}
+    assert all(torch.equal(once[key], twice[key]) for key in once)
+    assert torch.equal(once["raw.past_weight_KD"], first["raw.weight_KD"])
+    assert torch.equal(torch.cat([raw["raw.past_weight_KD"], raw["raw.weight_KD"]]), raw["head.weight_KD"])
+
+
+def test_inflora_stays_out_of_what_is_taken() -> None:
+    """A A^T = I / 3, and A x = 0 for old inputs of low rank, which take all of their space."""
+    generator = torch.Generator().manual_seed(0)
+    old, new = (torch.randn(rank, 12, generator=generator, dtype=torch.float64) for rank in (3, 5))
+    space = inflora.taken(old.T @ old, torch.zeros(12, 12, dtype=torch.float64), energy=1 - 1e-12)
+    assert space.trace().item() == pytest.approx(3)
+    torch.testing.assert_close(old @ space, old)
+    down = inflora.directions(new.T @ new, space, rank=4)
+    torch.testing.assert_close(down @ down.T, torch.eye(4, dtype=torch.float64) / 3)
+    assert (down @ old.T).abs().max() < 1e-10
+    more = inflora.taken(new.T @ new, space, energy=1 - 1e-12)
+    assert more.trace().item() == pytest.approx(8)
+    assert torch.equal(inflora.taken(old.T @ old, more, energy=0.9), more)
+
+
+def test_the_rotation_of_an_update_of_full_rank() -> None:
+    """Inputs of rank 3 of 6: three columns hold all of it, and more columns never less."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((40, 3), (3, 6), (8, 8), (8, 6))
+    low, wide, up, down = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes)
+    x = low @ wide
+    columns, rows, energy = rotated(up, down, torch.cov((x - x.mean(0)).T, correction=0))
+    torch.testing.assert_close(columns @ rows, up @ down)
+    torch.testing.assert_close(columns.T @ columns, torch.eye(8, dtype=torch.float64))
+    wanted, centred = x @ (up @ down).T, x - x.mean(0)
+    for rank in range(1, 9):
+        found = centred @ (columns[:, :rank] @ rows[:rank]).T
+        lost = (centred @ (up @ down).T - found).square().sum() / 40
+        assert lost.item() == pytest.approx(energy[rank:].sum().item(), abs=1e-9)
+    assert energy[3:].sum() < 1e-9 * energy[0]
+    torch.testing.assert_close(x @ (columns[:, :3] @ rows[:3]).T, wanted)
+
+
+def test_columns_that_are_handed_on() -> None:
+    """The common share falls until all fit; earlier columns are not touched while a new task trains."""
+    assert kept_ranks([torch.tensor([90.0, 9.0, 1.0])], 3) == [3]
+    assert kept_ranks([torch.tensor([90.0, 9.0, 1.0])], 2) == [2]
+    assert kept_ranks([torch.tensor([9.0, 1.0]), torch.tensor([6.0, 4.0])], 3) == [1, 2]
+    assert kept_ranks([torch.zeros(3)], 2) == [1]
+    pool = UpdatePool(1, 4, 3, 4, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pool.up_LoR.normal_(generator=torch.Generator().manual_seed(1))
+        whole = pool.update(0, 0).clone()
+        pool.end(0, torch.eye(3)[None].double())
+        torch.testing.assert_close(pool.update(0, None), whole)
+        pool.begin(1)
+        kept, before = pool.owner_LR[0] == 0, pool.update(0, None).clone()
+        assert kept.sum() <= 2
+        pool.down_LRi.fill_(1.0)
+        assert torch.equal(pool.kept_LRi[0][~kept], torch.zeros(int((~kept).sum()), 3))
+        torch.testing.assert_close(pool.update(0, None), before)
+        assert not torch.equal(pool.update(0, 1), before)
+
+
+def test_e2lora_starts_a_task_as_the_model_that_guides_it(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """With its own rows at zero the new task gives what the guide gives: the distillation is zero."""
+    learner = make(backbone, digits[0], name="e2lora", covariance="diagonal", **FEW)
+    method = learner.method
+    assert isinstance(method, E2LoRA)
+    method.updates.begin(1)
+    labels_N = learner.labels(digits[0])
+    (batch,) = learner.batches.evaluation(digits[0], labels_N, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(method.features(backbone, batch, 1), method.features(backbone, batch))
+
+
+def test_other_families_of_backbones() -> None:
+    """Three projections in the place of one are changed alike; an MLP that is not plain is refused in a sentence."""
+    small = {"depth": 2, "embed_dim": 48, "num_heads": 2}
+    eva = {"name": "eva02_tiny_patch14_224", "image_size": 28, "kwargs": {**small, "qkv_fused": False}}
+    backbone = Backbone.create(make_config(backbone=eva).backbone)
+    assert backbone.vit.blocks[0].attn.qkv is None
+    assert matrix(backbone, 0, "qkv").shape == (144, 48)
+    assert torch.equal(matrix(backbone, 0, "qkv")[48:96], matrix(backbone, 0, "k"))
+    learner = make(backbone, name="inflora")
+    assert learner.trained_parameters() == 2 * 2 * 48 * 10
+    for name in ("slca_lora", "e2lora"):
+        with pytest.raises(UserError, match=r"changes fc1 of a plain MLP, those of eva02\w+ are SwiGLU"):
+            make(backbone, name=name)
