@@ -87,8 +87,7 @@ class FileSource:
         self._cache: dict[int, Tensor] = {}
         self._room = cache_mb * 2**20
         self.depth = Depth(lambda: (largest_of(fetch(path)) for path in paths))
-        self.remarks: dict[int, str] = {}
-        """What the decoder remarked on images that it decoded all the same."""
+        self.remarks: dict[int, str] = {}  # what the decoder remarked on images that it decoded all the same
         self.sound: set[int] = set()  # rows that are known to decode
         self._lock = threading.Lock()
 
