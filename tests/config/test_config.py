@@ -146,7 +146,7 @@ def test_lists_of_names(tmp_path: Path) -> None:
         ("tasks=[5,0]", "tasks=[5, 0]: expected a whole number greater than 0, or the number of classes of each task"),
         ("seed=-1", "seed=-1: expected a whole number at least 0; write e.g. seed=42"),
         ("train.mask=7", "train.mask=7: expected true or false; write e.g. train.mask=true"),
-        ("train.optimizer=adamw", "train.optimizer=adamw: expected one of adam, sgd: did you mean adam?"),
+        ("train.optimizer=adan", "train.optimizer=adan: expected one of adam, adamw, sgd: did you mean adam?"),
         ("method.vote=bach", "method.vote=bach: expected one of image, batch: did you mean batch?"),
         ("method.top_k=11", "method: top_k=11 is more than pool_size=10"),
         ("train.clip_norm=0", "expected a number greater than 0 or null"),

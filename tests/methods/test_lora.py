@@ -171,13 +171,19 @@ def test_e2lora_starts_a_task_as_the_model_that_guides_it(backbone: Backbone, di
 def test_other_families_of_backbones() -> None:
     """Three projections in the place of one are changed alike; an MLP that is not plain is refused in a sentence."""
     small = {"depth": 2, "embed_dim": 48, "num_heads": 2}
-    eva = {"name": "eva02_tiny_patch14_224", "image_size": 28, "kwargs": {**small, "qkv_fused": False}}
+    eva: dict[str, Any] = {"name": "eva02_tiny_patch14_224", "image_size": 28, "kwargs": {**small, "qkv_fused": False}}
     backbone = Backbone.create(make_config(backbone=eva).backbone)
     assert backbone.vit.blocks[0].attn.qkv is None
     assert matrix(backbone, 0, "qkv").shape == (144, 48)
     assert torch.equal(matrix(backbone, 0, "qkv")[48:96], matrix(backbone, 0, "k"))
-    learner = make(backbone, name="inflora")
-    assert learner.trained_parameters() == 2 * 2 * 48 * 10
+    assert make(backbone, name="inflora").trained_parameters() == 2 * 2 * 48 * 10
+    images_BCHW = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    for name in ("slca_lora", "e2lora"):
+        method = cast(Any, make(backbone, name=name).method)
+        made = [*method.lora.inserts(), *method.rest.inserts()] if name == "slca_lora" else method.updates.inserts(0)
+        torch.testing.assert_close(backbone(images_BCHW, made).pooled_BD, backbone(images_BCHW).pooled_BD)
+    eva["kwargs"] = {**small, "scale_mlp": True}
+    other = Backbone.create(make_config(backbone=eva).backbone)
     for name in ("slca_lora", "e2lora"):
         with pytest.raises(UserError, match=r"changes fc1 of a plain MLP, those of eva02\w+ are SwiGLU"):
-            make(backbone, name=name)
+            make(other, name=name)

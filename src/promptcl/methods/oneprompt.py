@@ -37,6 +37,7 @@ class OnePromptOptions(PromptOptions):
     head: Literal["linear", "cosine"] = "linear"
     """`cosine`: logits are cosines over `temperature`, without bias (SinglePrompt); `head_init` is then `uniform`."""
     temperature: float = Field(default=0.1, gt=0)
+    """What cosines are divided by."""
     head_init: Literal["zero", "uniform"] = "uniform"
     outliers: Literal["none", "boundary", "origin"] = "none"
     """`none`: OnePrompt. Else OVOR: a second stage that trains the head with outliers of this kind."""

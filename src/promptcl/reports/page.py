@@ -81,8 +81,8 @@ def save(out: Path, text: str, shown: Sequence[Shown]) -> int:
     fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        pictures = {folder / f"{one.drawing.name}.png": one.drawing.png for one in shown}
-        disk.write_all({**pictures, out: text.encode("utf-8", "backslashreplace")})
+        figures = {folder / f"{one.drawing.name}.png": one.drawing.png for one in shown}
+        disk.write_all({**figures, out: text.encode("utf-8", "backslashreplace")})
     except BaseException:
         if fresh:
             with contextlib.suppress(OSError):
