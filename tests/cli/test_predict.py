@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ENVIRONMENT, ROOT, SMALL, call, good, write_folders
+from helpers import ENVIRONMENT, ROOT, SMALL, TRAINED, call, good, write_folders
 from PIL import Image
 from rich.cells import cell_len
 
@@ -32,7 +32,7 @@ def test_learning_in_two_calls_is_learning_twice_in_python(
 ) -> None:
     from promptcl.recipes.load import load_config
 
-    learner = Learner(load_config(recipe, SMALL))
+    learner = Learner(load_config(recipe, SMALL if recipe == "grow-demo" else TRAINED))
     learner.learn(folders / "first")
     learner.learn(folders / "second")
     loaded = Learner.load(request.getfixturevalue("store" if recipe == "grow-demo" else "trained_store"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import torch
 from helpers import encoded
 from PIL import Image
 
-from promptcl.data import decode
+from promptcl.data import declared, decode
+from promptcl.data.checked import assume_depth, depth_of
 from promptcl.data.inputs import labelled, unlabelled
 from promptcl.errors import UserError
 
@@ -67,11 +70,94 @@ def test_other_formats_are_not_tried_whatever_they_are_called(tmp_path: Path) ->
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
+    monkeypatch.setattr(declared, "MAX_PIXELS", 1_000_000)
     with pytest.raises(ValueError, match="1001 x 1000 pixels are more than 1 million, make it smaller"):
         decode.decode(encoded(Image.new("L", (1001, 1000)), "png"), 512)
     # A JPEG of that size is read at a fraction of it.
     assert decode.decode(encoded(Image.new("L", (2000, 2000)), "jpeg"), 512).shape == (3, 512, 512)
+
+
+def drawing(bits: int, top: int = 255) -> Any:
+    return (np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)) << (bits - 8)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_values_of_fewer_than_16_bits_are_scaled_by_the_depth_of_their_set(
+    bits: int, kind: str, tmp_path: Path
+) -> None:
+    bright, dark = (Image.fromarray(drawing(bits, top)) for top in (255, 40))
+    for name, image in (("bright", bright), ("dark", dark)):
+        (tmp_path / f"{name}.{kind}").write_bytes(encoded(image, kind))
+    images = unlabelled(tmp_path)
+    for i, top in enumerate((255, 40)):
+        assert (images.image(i)[0].int() - torch.from_numpy(drawing(8, top).astype(np.int32))).abs().max() == 0
+    assert depth_of(images) == bits
+    alone = unlabelled((tmp_path / f"dark.{kind}").read_bytes())
+    assume_depth(alone, bits)  # as a learner does with what it remembers
+    assert torch.equal(alone.image(0), images.image(1))
+
+
+def test_sixteen_bits_keep_their_upper_byte_and_rgb_is_read_to_its_lower_one() -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
+    assert torch.equal(
+        decode.decode(encoded(Image.fromarray(values), "png"), 512)[0], torch.from_numpy(values >> 8).byte()
+    )
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint16)
+    for bits in (8, 10, 12, 16):
+        png = deep_rgb(rgb << (bits - 8))
+        assert torch.equal(decode.decode(png, 512), torch.from_numpy(rgb.astype(np.uint8)).permute(2, 0, 1)), bits
+
+
+def deep_rgb(values: Any) -> bytes:
+    """A PNG of 16-bit RGB, which Pillow does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def webp_of(width: int, height: int) -> bytes:
+    """An animated WebP whose canvas is declared so large, and whose frames are small."""
+    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, (0, 0, 255))]
+    data = bytearray(encoded(frames[0], "webp", save_all=True, append_images=frames[1:]))
+    assert data[12:16] == b"VP8X"
+    data[24:27], data[27:30] = ((side - 1).to_bytes(3, "little") for side in (width, height))
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (webp_of(10_000, 10_000), "10000 x 10000 pixels of this kind take more than 512 MiB to read"),
+        (webp_of(16_384, 16_384), "268435456|more than 100 million"),
+        (encoded(Image.new("1", (1, 100_001)), "png"), "1 x 100001 pixels: a side is longer than 100000"),
+    ],
+)
+def test_what_would_take_too_much_memory_is_refused_by_its_header(data: bytes, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        decode.decode(data, 512)
+
+
+def test_large_images_of_other_modes_are_averaged_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 900, 4), dtype=np.uint8)
+    data = encoded(Image.fromarray(pixels), "png")
+    exact = decode.decode(data, 64)
+    monkeypatch.setattr(decode, "MAX_MEMORY", 1_000_000)
+    assert exact.shape == decode.decode(data, 64).shape == (3, 64, 82)
+    assert (exact.int() - decode.decode(data, 64).int()).abs().float().mean() < 4
+
+
+def test_a_progressive_jpeg_is_refused_where_its_coefficients_take_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(declared, "MAX_MEMORY", 5_000_000)
+    image = Image.new("RGB", (1000, 1000))
+    with pytest.raises(ValueError, match="of this kind take more than"):
+        decode.decode(encoded(image, "jpeg", progressive=True), 128)
+    assert decode.decode(encoded(image, "jpeg"), 128).shape == (3, 128, 128)
 
 
 def test_a_long_strip_is_squeezed() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import Split
-from promptcl.data.stream import class_incremental
+from promptcl.data.stream import class_incremental, ordered_classes
 from promptcl.errors import UserError
 
 
@@ -65,3 +65,18 @@ def test_every_class_comes_exactly_once(classes: int, tasks: int, seed: int) -> 
     assert sorted(sum((task.classes for task in stream), ())) == sorted(split.train.classes)
     sizes = [len(task.classes) for task in stream]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_unequal_tasks() -> None:
+    """A first task of half of the classes, as PyCIL's B50 protocols have it."""
+    stream = class_incremental(split_of(100, 1), [50, *[10] * 5], "shuffled", 1993)
+    assert [len(task.classes) for task in stream] == [50, 10, 10, 10, 10, 10]
+    assert stream[0].classes[:2] == ("class 068", "class 056")
+    assert sum((task.classes for task in stream), ()) == ordered_classes(
+        split_of(100, 1).train.classes, "shuffled", 1993
+    )
+    for sizes, write in (([50, 10], "tasks=[90,10]"), ([5, 60], "tasks=[40,60]"), ([101], "tasks=[100]")):
+        with pytest.raises(UserError) as caught:
+            class_incremental(split_of(100, 1), sizes)
+        assert f"are {sum(sizes)} classes but the data has 100" in str(caught.value)
+        assert write in str(caught.value)

@@ -124,6 +124,15 @@ def test_rehearsal_moves_what_the_mask_protects(backbone: Backbone, digits: list
     assert rows == [True, False]
 
 
+def test_unequal_tasks_are_in_the_results(tmp_path: Path) -> None:
+    results, _ = shown(small(tasks=[6, 1, 3], method={"name": "ncm"}), tmp_path)
+    assert [len(record["class_names"]) for record in results["tasks"]] == [6, 1, 3]
+    assert results["config"]["tasks"] == [6, 1, 3]
+    accuracies = results["accuracy_matrix"][-1]
+    assert results["average_accuracy"] == pytest.approx(sum(accuracies) / 3)
+    assert results["overall_accuracy"] == pytest.approx((6 * accuracies[0] + accuracies[1] + 3 * accuracies[2]) / 10)
+
+
 def test_a_memory_larger_than_the_data(tmp_path: Path) -> None:
     results, _ = shown(small(memory={"per_class": 1000}, tasks=2), tmp_path)
     assert results["memory_images"] == 60

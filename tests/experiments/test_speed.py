@@ -103,7 +103,7 @@ def test_the_plain_engine_learns() -> None:
     [
         (["--engine", "nothing.py"], "expected `plain`, which only a checkout of promptcl has, or a Python file"),
         (["--engine", "plain", "data.augment=flip"], "it expects data.augment=crop or none"),
-        (["--engine", "plain", "method.name=ncm"], "it expects method.name=l2p"),
+        (["--engine", "plain", "method.name=linear"], "it expects method.name=l2p"),
         (["--engine", "plain", "train.min_steps=24"], "it expects train.min_steps=None"),
         (["--rounds", "0"], "--rounds 0: expected a whole number, at least 1"),
     ],

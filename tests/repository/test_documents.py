@@ -172,7 +172,7 @@ def test_the_python_of_the_guide(
     monkeypatch.chdir(tmp_path)
     learned, *exported = blocks(ROOT / "docs" / "guide.md")
     names: dict[str, Any] = {}
-    settings = ["train.epochs=1", "train.min_steps=4", "data.eval_crop=0.8"]
+    settings = ["data.eval_crop=0.8"]
     exec(compile(smaller(learned, "grow-demo", settings), "guide.md", "exec"), names)
     assert len(names["answer"].top) == 2  # of three asked for: it knows two classes
     wanted = names["answer"]

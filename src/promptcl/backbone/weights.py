@@ -9,6 +9,7 @@ import pickle
 import re
 import textwrap
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".npz")
 EMBEDDED = Path(__file__).parents[1] / "assets" / "demo_vit.safetensors"
 _MOST_BYTES = 2**36  # of a weight file
 _HEADS = ("head.", "head_dist.", "fc.", "pre_logits.")  # classifiers of the pre-training task: never used here
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # the order of timm.models.load_state_dict
+# The first four in the order of timm.models.load_state_dict; of several copies the averaged one is meant.
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "ema", "teacher", "student")
+_TELLING = ("cls_token", "patch_embed.proj.weight")  # what stands before these stands before all names of a ViT
 _NPZ_ROOTS = ("", "opt/target/", "params/", "params/img/")  # the layouts timm's npz reader knows
 _NPZ_NAMES = ("cls", "embedding", "Transformer", "pos_embedding", "head", "pre_logits", "MAPHead_0")
 
@@ -107,9 +110,9 @@ def load(model: Any, path: Path, name: str, resample_patches: bool = False) -> N
     if path.suffix == ".npz":
         _load_npz(model, path, name, resample_patches)
         return
-    state = _read(path)
-    _check_dense(path, state)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    state = _unwrapped(_read(path), path, list(shapes))
+    _check_dense(path, state)
     patches, wanted = _shape(state.get("patch_embed.proj.weight")), shapes["patch_embed.proj.weight"]
     _check_size(path, name, patches[:1], wanted[:1], "width")
     if not resample_patches:
@@ -130,8 +133,8 @@ def load(model: Any, path: Path, name: str, resample_patches: bool = False) -> N
     _check_finite(path, model)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """State dict of a .safetensors or torch file. Nothing in the file is ever executed."""
+def _read(path: Path) -> Any:
+    """What is in a .safetensors or torch file. Nothing in the file is ever executed."""
     try:
         if path.suffix == ".safetensors":
             content: Any = safetensors.torch.load_file(path)
@@ -149,13 +152,36 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read, expected a complete {path.suffix} weight file ({first_line(error)})"
         ) from error
-    for key in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    return content
+
+
+def _unwrapped(content: Any, path: Path, names: list[str]) -> dict[str, Any]:
+    """The tensors of the ViT by its own names, out of whatever a trainer has put around them and before the names.
+
+    Where no part of the file has most of `names`, after a common prefix or without, the largest part as it is.
+    Raises UserError where there are no tensors.
+    """
+    parts = list(_parts(content))
+    if not parts:
         raise UserError(f"{path} holds a {type(content).__name__}, expected a state dict (names and tensors)")
-    return dict(clean_state_dict(content))
+    found, best = len(names) // 2, dict(clean_state_dict(max(parts, key=lambda part: len(part))))
+    for part in parts:
+        for prefix in {"": 0} | {key.removesuffix(end): 0 for key in part for end in _TELLING if key.endswith(end)}:
+            inner = {key.removeprefix(prefix): value for key, value in part.items() if key.startswith(prefix)}
+            if (count := sum(one in inner for one in names)) > found:
+                found, best = count, inner
+    return best
+
+
+def _parts(content: Any, depth: int = 0) -> Iterator[dict[str, Any]]:
+    """The dictionaries of tensors in a file, those first that trainers usually mean."""
+    if not isinstance(content, dict) or depth > 3:
+        return
+    for key in sorted(content, key=lambda key: _WRAPPERS.index(key) if key in _WRAPPERS else len(_WRAPPERS)):
+        yield from _parts(content[key], depth + 1)
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    if tensors:
+        yield tensors
 
 
 def _check_dense(path: Path, state: dict[str, Any]) -> None:
@@ -178,6 +204,12 @@ def _check_finite(path: Path, model: Any) -> None:
 
 def _check_names(path: Path, name: str, state: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     hint = "set backbone.name (and backbone.kwargs) to the model of this file"
+    if 2 * sum(key in state for key in shapes) < len(shapes):
+        theirs, ours = (", ".join(list(names)[:3]) for names in (state, shapes))
+        raise UserError(
+            f"{path} has other names than {name}, {theirs}, where {ours} are expected, with any common prefix: {hint}, "
+            "or save it with timm's names"
+        )
     for key in shapes:
         if key not in state:
             raise UserError(f"{path} lacks {key}, which {name} needs: {hint}")

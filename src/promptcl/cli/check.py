@@ -32,6 +32,8 @@ class Check:
 
     def begin(self, learner: Learner, images: ImageSet) -> None:
         """Measure the old classes. Raises UserError where the check would say nothing about learning `images`."""
+        from promptcl.data.checked import check_images
+
         self.known = {*self.old, *images.classes}
         if not self.known & set(self.tests.classes):
             raise UserError(
@@ -43,6 +45,7 @@ class Check:
                 f"--check {self.folder} has none of the old classes ({some(self.old)}), so --max-drop could not see "
                 "what they lose; give images of those too"
             )
+        check_images(self.tests.of_classes([name for name in self.tests.classes if name in self.known]))
         if left_out := [name for name in self.tests.classes if name not in self.known]:
             note(f"left out of the check, because the learner does not know them: {some(left_out)}")
         self.before = self._measure(learner, self.old)

@@ -41,7 +41,10 @@ def one_sentence(command: Callable[..., None]) -> Callable[..., None]:
 def explained(error: BaseException) -> None:
     """End with a sentence and exit code 2 where `error` is bad input, a full disk or full memory."""
     if isinstance(error, UserError):
-        fail(str(error))
+        *others, last = getattr(error, "sentences", [str(error)])  # of bad images one each
+        for sentence in others:
+            print(f"error: {printable(' '.join(sentence.split()))}", file=sys.stderr)
+        fail(last)
     if isinstance(error, OSError):
         fail(explain(error))
     if isinstance(error, MemoryError | RuntimeError | ImportError) and out_of_memory(error):

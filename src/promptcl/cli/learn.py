@@ -54,11 +54,14 @@ def learn(
     from promptcl.data import labelled
     from promptcl.learner.sifting import distinct
 
-    budget = cache_mb_of(settings)
-    images, twice = distinct(said(labelled(folder, cache_mb=budget)))
+    budget = cache_mb_of(settings, learns=True)
+    images = said(labelled(folder, cache_mb=budget))
+    tests = None if check is None else said(labelled(check, cache_mb=budget))
+    if stores.checksum(store) is None:
+        _check_first(images, tests)
+    images, twice = distinct(images)
     if twice:
         note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
-    tests = None if check is None else said(labelled(check, cache_mb=budget))
     with stores.lock(store):
         learner = _open_or_make(store, settings or [], recipe, trust)
         left, before = (images, 0) if again else _never_learned(learner, images)
@@ -69,6 +72,15 @@ def learn(
             return
         checked = None if tests is None or check is None else Check(check, tests, list(learner.classes), max_drop)
         _learn_and_keep(learner, left, store, folder.name, before, checked, quiet)
+
+
+def _check_first(images: ImageSet, tests: ImageSet | None) -> None:
+    """Raise UserError where nothing can be learned of the images, so that no store is made for it."""
+    from promptcl.data.checked import check_images
+    from promptcl.learner.records import check_names
+
+    check_names(images.classes)
+    check_images(*([images] if tests is None else [images, tests]))
 
 
 def _never_learned(learner: Learner, images: ImageSet) -> tuple[ImageSet, int]:
@@ -85,6 +97,8 @@ def _learn_and_keep(
     learner: Learner, images: ImageSet, store: Path, name: str, before: int, check: Check | None, quiet: bool
 ) -> None:
     """Learn the images, check that not too much was forgotten, save, and say how it went."""
+    from promptcl.data.checked import remarks_on
+
     old, kept = list(learner.classes), learner.calibration
     new = learner.new(images.classes)
     warn_of_twins(new, old, store)
@@ -104,6 +118,8 @@ def _learn_and_keep(
     if check is not None:
         check.end(learner, store)
     learner.save(store)
+    for sentence in remarks_on(images):
+        note(sentence)
     more = f"; {before} {'was' if before == 1 else 'were'} learned before (--again learns them once more)"
     print(f"learned {count(len(images), 'image')}{more if before else ''}")
     if new:

@@ -112,7 +112,7 @@ def correct(
     from promptcl import store as stores
     from promptcl.learner.learner import Learner
 
-    found, _ = gather(words, cache_mb_of(settings))
+    found, _ = gather(words, cache_mb_of(settings, learns=True))
     with stores.lock(store):
         learner = Learner.load(store, settings, trust=trust)
         warn_of_twins(learner.new([name]), learner.classes, store)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from promptcl.config.reading import check_settings_of_answers, check_settings_of_learning
 from promptcl.errors import UserError
 
 DEFAULT = "grow"
@@ -64,11 +65,15 @@ Trust = Annotated[
 ]
 
 
-def cache_mb_of(settings: list[str] | None) -> int:
-    """The memory for decoded images, in MiB, among the settings: images are looked for before a learner is opened."""
+def cache_mb_of(settings: list[str] | None, learns: bool = False) -> int:
+    """The memory for decoded images, in MiB, among the settings: images are looked for before a learner is opened.
+
+    Raises UserError for a setting that has no effect: on what is answered, or, with `learns`, on what is learned.
+    """
     from promptcl.recipes import load_config
 
     if stray := next((text for text in settings or [] if "=" not in text), None):
         raise UserError(f"{stray}: expected one image, folder or archive, then settings such as device=cpu")
+    (check_settings_of_learning if learns else check_settings_of_answers)(settings or [])
     given = [text for text in settings or [] if text.partition("=")[0].strip() == "data.cache_mb"]
     return load_config(DEFAULT, given).data.cache_mb

@@ -14,6 +14,7 @@ from promptcl.cli.images import check_folders, check_store, gather, images_and_s
 from promptcl.cli.mend import described
 from promptcl.cli.options import Json, Settings, Store, Trust, cache_mb_of
 from promptcl.cli.terminal import bars, count, note, table, unknown_below
+from promptcl.config.reading import check_settings_of_answers
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,11 +59,14 @@ def predict(
         raise UserError(f"--threshold {threshold:g}: expected a probability from 0 to 1, such as 0.5")
     check_store(store)
     words, settings = images_and_settings(images)
+    from promptcl.data.checked import remarks_on
     from promptcl.learner.learner import Learner
 
     found, names = gather(words, cache_mb_of(settings))
     learner = Learner.load(store, settings, trust=trust)
-    bad = _unreadable(found)
+    bad = _unreadable(learner.as_learned(found))
+    for sentence in remarks_on(found):
+        note(sentence)
     good = [i for i in range(len(found)) if i not in bad]
     answers = dict(zip(good, learner.predict(found.select(good), top, threshold) if good else [], strict=True))
     if as_json:
@@ -116,10 +120,13 @@ def evaluate(
     check_store(store)
     check_folders(folder)
     from promptcl.data import labelled
+    from promptcl.data.checked import remarks_on
     from promptcl.learner.learner import Learner
 
     images = said(labelled(folder, cache_mb=cache_mb_of(settings)))
     result = Learner.load(store, settings or [], trust=trust).evaluate(images)
+    for sentence in remarks_on(images):
+        note(sentence)
     for sentence in result.warnings:
         note(sentence, kind="warning")
     if as_json:
@@ -199,6 +206,7 @@ def export(
 ) -> None:
     """Write the learner as one program, backbone included, that runs without promptcl: images in, probabilities out."""
     check_store(store)
+    check_settings_of_answers(settings or [])
     from promptcl.learner.export import export as write
     from promptcl.learner.learner import Learner
 

@@ -9,6 +9,7 @@ from promptcl.config.schema import (
     MemoryConfig,
     Section,
     TrainConfig,
+    Unread,
     dump_config,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "MemoryConfig",
     "Section",
     "TrainConfig",
+    "Unread",
     "dump_config",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import types
 from collections.abc import Iterable
 from typing import Any, Literal, Union, get_args, get_origin
@@ -30,23 +29,53 @@ _LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The text `: did you mean X?` for the nearest known word, or an empty text if none is near."""
-    close = difflib.get_close_matches(str(word).lower(), list(known), n=1, cutoff=0.5)
-    return f": did you mean {close[0]}?" if close else ""
+    close = _nearest(str(word), list(known))
+    return f": did you mean {close}?" if close else ""
 
 
 def unknown_key(key: str, known: list[str]) -> str:
     """The sentence for a dotted key that is not among the `known` ones, with the nearest or all of its neighbours."""
-    last = key.rpartition(".")[2]
+    section, _, last = key.rpartition(".")
     lasts = {name.rpartition(".")[2]: name for name in reversed(known)}
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    close += [lasts[word] for word in difflib.get_close_matches(last, lasts, n=1)]
-    close += difflib.get_close_matches(key, known, n=1)
-    for candidate in (lasts.get(last), _ALIASES.get(last), *close):
+    lasts |= {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    inside = next((name for name in known if key.startswith(f"{name}.")), None)
+    for candidate in (lasts.get(last), _ALIASES.get(last), inside, lasts.get(_nearest(last, list(lasts)) or "")):
         if candidate in known:
             return f"unknown key {key}: did you mean {candidate}?"
-    section = key.partition(".")[0] + "."
-    siblings = [name for name in known if name.startswith(section)] or list(dict.fromkeys(map(_outline, known)))
-    return f"unknown key {key}: expected one of {', '.join(siblings)}"
+    siblings = [name for name in known if name.startswith(f"{section or key}.")]
+    return f"unknown key {key}: expected one of {', '.join(siblings or dict.fromkeys(map(_outline, known)))}"
+
+
+def _nearest(word: str, known: list[str]) -> str | None:
+    """The known word that `word` is a slip of the fingers away from, or that has it for a part; None if none is."""
+    word = word.lower()
+    slips = {name: _slips(word, name.lower()) for name in known}
+    close = [name for name in known if slips[name] <= min(len(word) // 3, max(1, len(word) // 4))]
+    close.sort(key=lambda name: (slips[name], not name.startswith(word)))
+    close = close or [name for name in known if _part(word, name.lower())]
+    return close[0] if close else None
+
+
+def _part(one: str, other: str) -> bool:
+    """Whether one word begins with the other, or all words of one (`num_epochs`) are among those of the other."""
+    begins = min(len(one), len(other)) >= 3 and (one.startswith(other) or other.startswith(one))
+    left, right = set(one.split("_")), set(other.split("_"))
+    return begins or left <= right or right <= left
+
+
+def _slips(one: str, other: str) -> int:
+    """Letters to insert, take out, replace or swap with their neighbour until `one` is `other`."""
+    if abs(len(one) - len(other)) > len(one) // 4 + 1:
+        return len(other) + len(one)
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, left in enumerate(one):
+        last, before, row = before, row, [i + 1]
+        for j, right in enumerate(other):
+            row.append(min(before[j] + (left != right), before[j + 1] + 1, row[j] + 1))
+            if i and j and left == other[j - 1] and one[i - 1] == right:
+                row[-1] = min(row[-1], last[j - 1] + 1)
+    return row[-1]
 
 
 def _outline(key: str) -> str:
@@ -64,7 +93,9 @@ def describe(field: FieldInfo) -> str:
         f"one of {', '.join(words)}" if words else next((names[kind] for kind in allowed if kind in names), "a value")
     )
     if any(get_origin(kind) is tuple for kind in allowed):
-        text = "a list such as [a, b]"
+        numbers = any(int in get_args(kind) for kind in allowed)
+        text = "a list such as [50, 10, 10]" if numbers else "a list such as [a, b]"
+        text = f"a whole number or {text}" if int in allowed else text
     if get_origin(field.annotation) is tuple:
         text = f"{len(get_args(field.annotation))} numbers"
     if get_origin(field.annotation) is dict:

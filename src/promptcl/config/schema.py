@@ -5,11 +5,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+
+class Unread(NamedTuple):
+    """Why a setting is not read."""
+
+    because: str
+    """The other setting that makes it so: `augment=none`."""
+    instead: str = ""
+    """What to write for it to be read: `augment=crop`."""
 
 
 class Section(BaseModel):
@@ -25,6 +34,10 @@ class Section(BaseModel):
         if isinstance(value, bool) and {int, float} & set(get_args(annotation) or (annotation,)):
             raise PydanticCustomError("bool_for_number", "a number was expected")
         return value
+
+    def unread(self) -> dict[str, Unread]:
+        """Settings of this section that other ones leave unread, by name, or by `section.` for all of a section."""
+        return {}
 
 
 class BackboneConfig(Section):
@@ -85,6 +98,14 @@ class DataConfig(Section):
             raise ValueError(f"expected 0 < low <= high{' <= 1' if top == 1 else ''}")
         return pair
 
+    def unread(self) -> dict[str, Unread]:
+        """How crops and flips are drawn, where there are none."""
+        why = Unread(f"augment={self.augment}", "augment=crop")
+        found = {} if self.augment == "crop" else dict.fromkeys(("crop_scale", "crop_ratio"), why)
+        if self.augment == "none":
+            found["hflip"] = why
+        return found
+
 
 class TrainConfig(Section):
     """How one task is trained."""
@@ -130,6 +151,10 @@ class TrainConfig(Section):
             raise ValueError("schedule=step and milestones go together: write schedule=step milestones=[30]")
         return self
 
+    def unread(self) -> dict[str, Unread]:
+        """Which classes a mask leaves in, where there is none."""
+        return {} if self.mask else {"mask_classes": Unread("mask=false", "mask=true")}
+
 
 class EvalConfig(Section):
     """How test images are answered."""
@@ -151,6 +176,10 @@ class GaussianConfig(Section):
     """What the release's shipped file does: steps = -1, so a five times wider schedule, and micro-tasks that train on
     ALL images of their classes; `steps` is then not read."""
 
+    def unread(self) -> dict[str, Unread]:
+        """The steps, where the release's stand for them."""
+        return {"steps": Unread("release_schedule=true", "release_schedule=false")} if self.release_schedule else {}
+
 
 class MemoryConfig(Section):
     """Rehearsal: images of earlier tasks, replayed beside the new ones."""
@@ -162,14 +191,19 @@ class MemoryConfig(Section):
     store: bool = False
     """Keep these images, decoded, in the learner's folder, so that `learn` in a new process replays them."""
 
+    def unread(self) -> dict[str, Unread]:
+        """Everything about replaying, where nothing is kept."""
+        return {} if self.per_class else {"batch_size": Unread("per_class=0", "per_class=10")}
+
 
 class Config(Section):
     """All settings of one run."""
 
     scenario: Literal["class", "domain", "gaussian"] = "class"
     """`class`: new classes in every task; `domain`: the same classes in a new domain; `gaussian`: no tasks at all."""
-    tasks: int = Field(default=10, gt=0)
-    """Tasks of a class-incremental stream. Data of several data sets or domains have one task for each of them, unless
+    tasks: int | tuple[int, ...] = 10
+    """Tasks of a class-incremental stream: how many, of as equal numbers of classes as can be, or the number of classes
+    of each, `[50, 10, 10, 10, 10, 10]`. Data of several data sets or domains have one task for each of them, unless
     this is 1: everything at once. Not read with scenario=gaussian."""
     joint: bool = False
     """Learn all tasks at once: the bound that any method's sequence is measured against. The test sets stay those of
@@ -186,6 +220,14 @@ class Config(Section):
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "l2p"})
     """`name` plus the options of that method (class Options in methods/<name>.py)."""
 
+    @field_validator("tasks")
+    @classmethod
+    def _positive(cls, tasks: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        sizes = tasks if isinstance(tasks, tuple) else (tasks,)
+        if not sizes or min(sizes) < 1:
+            raise ValueError("expected a whole number greater than 0, or the number of classes of each task")
+        return tasks if isinstance(tasks, int) or len(tasks) > 1 else 1
+
     @model_validator(mode="after")
     def _images_to_store(self) -> Config:
         if self.memory.store and not self.memory.per_class:
@@ -198,6 +240,25 @@ class Config(Section):
             given = f"train.schedule={self.train.schedule}"
             raise ValueError(f"{given} needs task ends; with scenario=gaussian write train.schedule=constant")
         return self
+
+    def unread(self) -> dict[str, Unread]:
+        """What belongs to other scenarios, and what each section leaves unread."""
+        found: dict[str, Unread] = {}
+        if self.scenario != "gaussian":
+            found["gaussian."] = Unread(f"scenario={self.scenario}", "scenario=gaussian")
+        if self.scenario != "class" and self.tasks != 1:
+            found["tasks"] = Unread(f"scenario={self.scenario}", "scenario=class")
+        if self.scenario == "domain":
+            found |= dict.fromkeys(("data.class_order", "train.mask", "train.mask_classes"), Unread("scenario=domain"))
+        elif self.data.test_set == "common":
+            found["data.test_set"] = Unread(f"scenario={self.scenario}", "scenario=domain")
+        for name in type(self).model_fields:
+            inner = getattr(self, name)
+            if isinstance(inner, Section):
+                for key, why in inner.unread().items():
+                    prefixed = Unread(f"{name}.{why.because}", why.instead and f"{name}.{why.instead}")
+                    found.setdefault(f"{name}.{key}", prefixed)
+        return found
 
 
 def dump_config(config: Config) -> str:

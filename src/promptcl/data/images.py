@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from promptcl.data.archive import MAX_FILE
-from promptcl.data.decode import decode
+from promptcl.data.decode import decode, largest_of
+from promptcl.data.deep import Depth
 from promptcl.data.kinds import advice
 from promptcl.data.names import LabelsLike, joined, numbered, one_spelling
 from promptcl.errors import UserError
@@ -84,6 +86,9 @@ class FileSource:
         self._paths, self._fetch, self._where, self._max_side = paths, fetch, where, max_side
         self._cache: dict[int, Tensor] = {}
         self._room = cache_mb * 2**20
+        self.depth = Depth(lambda: (largest_of(fetch(path)) for path in paths))
+        self.remarks: dict[int, str] = {}  # what the decoder remarked on images that it decoded all the same
+        self.sound: set[int] = set()  # rows that are known to decode
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -107,16 +112,28 @@ class FileSource:
         if cached is not None:
             return cached
         try:
-            image = decode(self._fetch(self._paths[row]), self._max_side)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                image = decode(self._fetch(self._paths[row]), self._max_side, self.depth.largest)
         except Exception as error:  # Pillow's decoders raise about anything on damaged files, and bombs
             raise UserError(
                 f"{self.name(row)} does not decode as an image ({error}); {advice(self._paths[row])}"
             ) from error
+        if said:
+            self.remarks[row] = f"{self.name(row)}: {' '.join(str(said[0].message).split())}"
         with self._lock:
+            self.sound.add(row)
             if image.nbytes <= self._room and row not in self._cache:
                 self._cache[row] = image
                 self._room -= image.nbytes
         return image
+
+    def assume(self, bits: int, at_least: bool = False) -> None:
+        """Take images that hold more than 8 bits for so deep, or for what they are if that is more (`at_least`)."""
+        if self.depth.assume(bits, at_least):
+            with self._lock:
+                self._room += sum(image.nbytes for image in self._cache.values())
+                self._cache.clear()
 
 
 class ImageSet:
@@ -163,6 +180,18 @@ class ImageSet:
     def image(self, i: int) -> Tensor:
         """Image `i` as uint8 (3, H, W), RGB; not to be written to. Raises UserError when it does not decode."""
         return self._source.read(int(self._rows[i]))
+
+    @property
+    def sources(self) -> list[Source]:
+        """Where the pixels come from, each source once."""
+        return list(self._source.sources) if isinstance(self._source, MixedSource) else [self._source]
+
+    def place(self, i: int) -> tuple[Source, int]:
+        """The source of image `i`, and its row there."""
+        row, source = int(self._rows[i]), self._source
+        if isinstance(source, MixedSource):
+            return source.sources[int(source.which[row])], int(source.rows[row])
+        return source, row
 
     def images(self, indices: Indices) -> list[Tensor]:
         """The images at `indices`; their sizes may differ."""

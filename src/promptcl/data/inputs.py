@@ -12,7 +12,8 @@ from torch import Tensor
 
 from promptcl.data.archive import ARCHIVES, MAX_FILE, Tree, open_tree
 from promptcl.data.classes import but, left_out, no_images, read_classes
-from promptcl.data.decode import decode, from_array, from_pil
+from promptcl.data.decode import decode, from_array, from_pil, largest_of
+from promptcl.data.deep import Depth
 from promptcl.data.images import FileSource, ImageSet
 from promptcl.data.kinds import KINDS, is_image
 from promptcl.data.levels import Level
@@ -30,8 +31,17 @@ _MAX_SIDE = 512  # pixels: larger images are reduced
 class _Given:
     """A source of images that are in memory."""
 
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        self._images = images
+    def __init__(self, images: Sequence[Any]) -> None:
+        # Of those of more than 8 bits the depth is known only once all are there.
+        self._given = [image if isinstance(image, bytes | Image.Image) else None for image in images]
+        self.depth = Depth(lambda: (None if image is None else largest_of(image) for image in self._given))
+        self._images = [_pixels(image, row, self.depth) for row, image in enumerate(images)]
+
+    def assume(self, bits: int, at_least: bool = False) -> None:
+        if self.depth.assume(bits, at_least):
+            for row, image in enumerate(self._given):
+                if image is not None:
+                    self._images[row] = _pixels(image, row, self.depth)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -91,7 +101,7 @@ def unlabelled(images: ImagesLike, cache_mb: int = 2048) -> ImageSet:
         if missing := next((path for path in paths if not Path(path).is_file()), None):
             raise UserError(f"{missing}: there is no such file; expected a {KINDS}, or a folder of them")
         return _unnamed(FileSource(paths, lambda path: disk.read(path, MAX_FILE), cache_mb=cache_mb))
-    return _unnamed(_Given([_pixels(image, row) for row, image in enumerate(images)]))
+    return _unnamed(_Given(images))
 
 
 def _all_below(path: Path, cache_mb: int) -> ImageSet:
@@ -108,15 +118,15 @@ def _unnamed(source: Any) -> ImageSet:
     return ImageSet(source, [""], np.zeros(len(source), dtype=np.int64))
 
 
-def _pixels(image: Any, row: int) -> Tensor:
+def _pixels(image: Any, row: int, depth: Depth) -> Tensor:
     """Pixels of one image in any form, uint8 (3, H, W); `row` is its number for an error message."""
     try:
         if isinstance(image, str | Path):
             image = disk.read(disk.expanded(image), MAX_FILE)
         if isinstance(image, bytes):
-            return decode(image, _MAX_SIDE)
+            return decode(image, _MAX_SIDE, depth.largest)
         if isinstance(image, Image.Image):
-            return from_pil(image, _MAX_SIDE)
+            return from_pil(image, _MAX_SIDE, depth.largest)
         if isinstance(image, np.ndarray | Tensor):
             return from_array(image, _MAX_SIDE)
     except Exception as error:  # Pillow's decoders raise about anything

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from promptcl.config import DataConfig
 from promptcl.config.extensions import load_module
+from promptcl.config.reading import Watched
 from promptcl.data import datasets
 from promptcl.data.images import ImageSet, concat
 from promptcl.data.kinds import KINDS
@@ -54,7 +55,9 @@ def load_domains(config: DataConfig) -> list[Domain]:
         raise UserError(
             f"data.order needs several domains or data sets but data.name={config.name} is one; leave data.order out"
         )
-    found: list[Domain] = module.load_domains(config) if several else [Domain(config.name, *module.load(config))]
+    seen = Watched.of(config)
+    found: list[Domain] = module.load_domains(seen) if several else [Domain(config.name, *module.load(seen))]
+    seen.check()
     domains = []
     tests: dict[int, ImageSet] = {}
     for domain in found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -88,21 +88,42 @@ def ordered_classes(names: Sequence[str], order: Order, seed: int) -> tuple[str,
     return tuple(names[k] for k in np.random.RandomState(seed % 2**32).permutation(len(names)))
 
 
-def class_incremental(split: Split, tasks: int, class_order: Order = "official", seed: int = 0) -> list[Task]:
-    """Cut the classes into `tasks` consecutive groups, as equal as they can be (the first ones get the remainder).
+def class_incremental(
+    split: Split, tasks: int | Sequence[int], class_order: Order = "official", seed: int = 0
+) -> list[Task]:
+    """Cut the classes into consecutive groups: `tasks` of them, as equal as they can be (the first ones get the
+    remainder), or of so many classes each.
 
-    Raises UserError when there are too few classes.
+    Raises UserError: too few classes, or sizes that do not add up to the number of classes.
     """
     names = ordered_classes(split.train.classes, class_order, seed)
-    if tasks > len(names):
-        raise UserError(f"tasks={tasks} but the data has {len(names)} classes; write tasks={len(names)} or fewer")
-    size, larger = divmod(len(names), tasks)
-    starts = [t * size + min(t, larger) for t in range(tasks + 1)]
+    starts = [0, *accumulate(_sizes(tasks, len(names)))]
     groups = [names[a:b] for a, b in pairwise(starts)]
     return [
         Task(f"task {number}", group, split.train.of_classes(group), split.test.of_classes(group))
         for number, group in enumerate(groups, start=1)
     ]
+
+
+def _sizes(tasks: int | Sequence[int], classes: int) -> list[int]:
+    """The number of classes of each task. Raises UserError as `class_incremental` does."""
+    if isinstance(tasks, int):
+        if tasks > classes:
+            raise UserError(f"tasks={tasks} but the data has {classes} classes; write tasks={classes} or fewer")
+        size, larger = divmod(classes, tasks)
+        return [size + (t < larger) for t in range(tasks)]
+    sizes = list(tasks)
+    if sum(sizes) != classes or min(sizes) < 1:
+        given = ",".join(map(str, sizes))
+        # What a first task that is larger leaves, as the others are given.
+        rest = max(1, sizes[-1])
+        first = classes - rest * (len(sizes) - 1)
+        like = [first, *[rest] * (len(sizes) - 1)] if first > 0 else _sizes(min(2, classes), classes)
+        raise UserError(
+            f"tasks=[{given}] are {sum(sizes)} classes but the data has {classes}; write numbers that add up to that, "
+            f"such as tasks=[{','.join(map(str, like))}]"
+        )
+    return sizes
 
 
 def domain_incremental(domains: Sequence[Domain], common: bool) -> list[Task]:

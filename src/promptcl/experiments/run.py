@@ -13,6 +13,7 @@ from typing import Any
 from promptcl import store
 from promptcl.config.extensions import needs_trust
 from promptcl.config.schema import Config, dump_config
+from promptcl.data.checked import check_images, remarks_on
 from promptcl.data.scenario import make_stream
 from promptcl.data.splits import join, load_domains
 from promptcl.data.stream import Stream, Task
@@ -21,6 +22,7 @@ from promptcl.experiments import metrics
 from promptcl.experiments.journal import Journal
 from promptcl.experiments.progress import Ui
 from promptcl.learner.learner import Learner
+from promptcl.learner.records import check_names
 from promptcl.runtime import disk, processes
 from promptcl.runtime.provenance import git_commit, versions
 
@@ -49,13 +51,16 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         stream = make_stream(domains, config)
         fresh = Learner(config)
         config = fresh.config  # keeps the meaning of precision=auto if the run goes on elsewhere
+    check_names(list(dict.fromkeys(name for task in stream.tasks for name in task.classes)))
+    sets = [stream.everything.train, *(task.test for task in stream.tests)]
+    check_images(*sets)  # before anything is learned or written
     with processes.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
         journal, tasks = Journal(out / JOURNAL), stream.tasks
         # A run of an older promptcl knew less.
         done = journal.read({**nothing_done(), **learner.notes["run"]}, len(stream.tests))
         ui.start(len(tasks), config)
-        for sentence in join(domains).train.notes:  # what was left out of the folders, and the like
+        for sentence in (*join(domains).train.notes, *remarks_on(*sets)):  # what was left out of the folders, and such
             _warn_once(done, sentence, ui)
         for record in done["records"]:
             ui.task(record["task"], record["name"])
@@ -212,6 +217,8 @@ def _record(
         "classes": len(learner.classes),
         "accuracies": [e["accuracy"] for e in evaluations],
         "average_accuracy": sum(e["accuracy"] for e in evaluations) / len(evaluations),
+        # The same where tasks have equally many test images; what papers with a larger first task report.
+        "overall_accuracy": sum(e["accuracy"] * e["images"] for e in evaluations) / images,
         "train_images": train_images,
         "train_seconds": train_seconds,
         "train_images_per_second": train_images / train_seconds,
@@ -230,6 +237,7 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
     return {
         "scenario": config.scenario,
         "average_accuracy": metrics.average_accuracy(matrix),
+        "overall_accuracy": done["records"][-1].get("overall_accuracy"),  # none in a run of an older promptcl
         "final_accuracy": matrix[-1][0] if stream.one_test else None,
         "accuracy_curve": [[r["task"] + 1, r["images_so_far"], r["average_accuracy"]] for r in done["records"]],
         "forgetting": metrics.forgetting(matrix) if several else None,

@@ -18,6 +18,7 @@ from promptcl.backbone import Backbone
 from promptcl.backbone.weights import first_line
 from promptcl.config import Config
 from promptcl.data import SCENARIOS, ImageSet
+from promptcl.data.checked import check_images
 from promptcl.data.inputs import ImagesLike, labelled, unlabelled
 from promptcl.data.names import LabelsLike
 from promptcl.errors import UserError
@@ -61,13 +62,11 @@ class Learner(Mending):
         self.method = self._new_method()
         if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
             copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, 0, boundaries=False)))
-        self.classes, self.history, self.changes, self.ledger = [], [], [], Ledger()
-        self.notes = {}
+        self.classes, self.history, self.changes, self.notes, self.ledger = [], [], [], {}, Ledger()
         self.ancestors: list[str] = []
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
-        self._whole = True
+        self._whole, self.moments = True, {}
         self.memory = Memory(config.memory.per_class)
-        self.moments = {}
         self.batches = Batches(self.backbone, config, self.device, self._query)
 
     @classmethod
@@ -184,12 +183,14 @@ class Learner(Mending):
     ) -> LearnRecord:
         start = time.perf_counter()
         self._check(images)
+        said = self._decoded(images)
         sha256 = images.sha256()
         kept_at = None
         if checkpoint is not None:
             kept_at = store.open_checkpoint(Path(checkpoint), self.ancestors, sha256, len(self.history), self.config)
         self._whole = False
         task = self.begin(images)
+        task.warnings += said
         trainer = self.trainer(task, kept_at, progress)
         with processes.in_first(lambda: store.lock(kept_at.store) if kept_at else contextlib.nullcontext()):
             self.tell(task, trainer)
@@ -208,12 +209,6 @@ class Learner(Mending):
             task.warn(f"method.name={self.config.method['name']} does not replay images, so memory.per_class is idle")
         seen = trainer.seen or len(task.new)
         return LearnRecord(seen, seconds, statistics, task.warnings, held_out)
-
-    def remember(self, images: ImageSet, task: int) -> None:
-        """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
-        kept, held = self.parts(images, task)
-        self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
-        self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
 
     def _keep(self, images: ImageSet) -> dict[str, Tensor]:
         """What the method has the memory keep beside `images`, by name, one row for each image."""
@@ -267,6 +262,7 @@ class Learner(Mending):
             UserError: a class of `images` that was never learned, without `unseen`.
         """
         images = labelled(images, labels, self.config.data.cache_mb)
+        check_images(self.as_learned(images))
         start, labels_N = time.perf_counter(), self.labels(images, unseen)
         self.method.stats.clear()
         right_N = self.logits(images, labels_N).argmax(1) == labels_N
@@ -283,7 +279,7 @@ class Learner(Mending):
         """
         if not self.classes:
             raise UserError("this learner knows no class yet; learn a folder of images first")
-        images, calibration = unlabelled(images, self.config.data.cache_mb), self.calibration
+        images, calibration = self.as_learned(unlabelled(images, self.config.data.cache_mb)), self.calibration
         labels_N = torch.zeros(len(images), dtype=torch.long, device=self.device)
         logits_NK, familiarity_N = self.answers(images, labels_N)
         self.method.stats.clear()

@@ -48,6 +48,7 @@ def distinct(images: ImageSet) -> tuple[ImageSet, int]:
     for i, digest in enumerate(digests_of(images)):
         other = first.setdefault(digest, i)
         if images.labels[other] != images.labels[i]:
+            images.image(i)  # error pages of a server, for one, are alike, and no images
             raise UserError(
                 f"{images.name(other)} and {images.name(i)} are the same image in two classes; remove the wrong one"
             )

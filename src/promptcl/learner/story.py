@@ -12,6 +12,7 @@ from torch import Tensor
 from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet, Scenario
+from promptcl.data.checked import assume_depth, check_images, depth_of
 from promptcl.errors import UserError
 from promptcl.learner.calibration import hold_out
 from promptcl.learner.ledger import Ledger
@@ -59,6 +60,37 @@ class Story(ABC):
         method = model(options, self.backbone, task_generator(self.config.seed, 0, "initial values"))
         check_dtypes(method, self.device)
         return method.to(self.device).eval()
+
+    def _decoded(self, images: ImageSet) -> list[str]:
+        """Decode all images that are to be learned; sentences about what was assumed of them.
+
+        Raises UserError, which names all that do not decode.
+        """
+        before = self._depth
+        assume_depth(images, before, at_least=True)
+        check_images(images)
+        if (bits := depth_of(images)) in (None, before):
+            return []
+        self.notes["depth"] = bits
+        was = f", so far they were taken for {before} bits" if before else ""
+        return [f"images of more than 8 bits are taken for {bits} bits, which hold their largest value{was}"]
+
+    @property
+    def _depth(self) -> int | None:
+        """The depth of images that hold more than 8 bits, in what was learned so far."""
+        bits = self.notes.get("depth")
+        return bits if isinstance(bits, int) and 8 <= bits <= 16 else None
+
+    def as_learned(self, images: ImageSet) -> ImageSet:
+        """The images, those of more than 8 bits taken for as deep as those that were learned."""
+        assume_depth(images, self._depth)
+        return images
+
+    def remember(self, images: ImageSet, task: int) -> None:
+        """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
+        kept, held = self.parts(images, task)
+        self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
+        self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
 
     @abstractmethod
     def _take_in(self, images: ImageSet, name: str | None) -> LearnRecord:

@@ -163,6 +163,13 @@ class Method(nn.Module, ABC):
         self.stats = Statistics()
         """Counts and means by name, which the learner collects."""
 
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Sections outside of `method` that are read with these options: `train.` where something is trained, `memory.`
+        where images are replayed. What is given by hand of others is refused. Here both.
+        """
+        return ("train.", "memory.")
+
     @abstractmethod
     def grow(self, task: TaskView) -> None:
         """Make room for a task: shapes change here and nowhere else, since this is repeated when a learner is loaded.

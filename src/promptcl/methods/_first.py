@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone
+from promptcl.config import Unread
 from promptcl.errors import UserError
 from promptcl.layers import CosineHead, GrowingLinear
 from promptcl.layers.adapters import Adaptation, make
@@ -32,6 +33,15 @@ class FirstSessionOptions(FrozenOptions):
     adapt_lr: float | None = Field(default=None, gt=0)
     """Learning rate of what is adapted; null: as `train.lr`, which the training head has."""
 
+    def unread(self) -> dict[str, Unread]:
+        """What says how something is adapted, where nothing is."""
+        found = super().unread()
+        if self.adapt in ("none", "ssf"):
+            found["size"] = Unread(f"adapt={self.adapt}", "adapt=adapter")
+        if self.adapt == "none":
+            found["adapt_lr"] = Unread("adapt=none", "adapt=adapter")
+        return found
+
     @model_validator(mode="after")
     def _rows_are_frozen(self) -> FirstSessionOptions:
         if self.adapt != "none" and self.rows:
@@ -44,6 +54,11 @@ class FirstSession(FrozenFeatures):
 
     options: FirstSessionOptions
     head: GrowingLinear | CosineHead
+
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Training, where something is adapted; nothing is replayed."""
+        return () if options.adapt == "none" else ("train.",)
 
     def adapt(self, backbone: Backbone, generator: torch.Generator, head: GrowingLinear | CosineHead) -> None:
         """Draw what is adapted, and take the head that trains it; to be called once, in the constructor."""

@@ -68,6 +68,11 @@ class FrozenFeatures(Method):
     def begin_sums(self) -> None:
         """Called once, when rows are no longer kept: make room for sums where there is none."""
 
+    @classmethod
+    def reads(cls, options: FrozenOptions) -> tuple[str, ...]:
+        """Nothing of training and replaying."""
+        return ()
+
     def query(self, backbone: Backbone, images_BCHW: Tensor) -> Tensor:
         """The feature [B, F] of the frozen model that `features` names."""
         return backbone.query(images_BCHW, self.options.features)

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
+from promptcl.config import Unread
 from promptcl.layers import GrowingLinear, cosine
 from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise, top_n, vote
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
@@ -45,6 +46,10 @@ class DualPromptOptions(PromptOptions):
     vote_size: int = Field(default=24, gt=0)
     """Images that vote together with `vote: batch`."""
 
+    def unread(self) -> dict[str, Unread]:
+        """The size of a vote, where none is held."""
+        return {} if self.vote == "batch" else {"vote_size": Unread("vote=image", "vote=batch")}
+
 
 class Model(Method):
     """General prefixes, an expert and a key a task, and a growing linear head on the class token."""
@@ -68,6 +73,11 @@ class Model(Method):
         self.register_buffer("past_keys_SD", self.key_1D.detach().clone())
         self.head = GrowingLinear(width, o.head_init)
         self.together = o.vote_size if o.vote == "batch" else 1
+
+    @classmethod
+    def reads(cls, options: DualPromptOptions) -> tuple[str, ...]:
+        """Training; an old image would belong to another expert, so none is replayed."""
+        return ("train.",)
 
     def grow(self, task: TaskView) -> None:
         """Add the last task's expert and key to the past ones, and draw new ones."""

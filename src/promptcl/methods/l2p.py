@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Features, Tokens
+from promptcl.config import Unread
 from promptcl.layers import GrowingLinear, PromptPool, Sum
 from promptcl.layers.prompts import Init, PromptOptions, initialise, rarely_chosen, top_n, vote
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
@@ -53,6 +54,15 @@ class L2POptions(PromptOptions):
     """What the head reads: mean of the prompt outputs (paper, f_avg), or the class token."""
     train_prompts: bool = True
     """False: prompts keep their initial values; only keys and head are trained (ablation)."""
+
+    def unread(self) -> dict[str, Unread]:
+        """The size of a vote where none is held, slots where there are none, a rate where nothing is trained by it."""
+        found = {} if self.vote == "batch" else {"vote_size": Unread("vote=image", "vote=batch")}
+        if self.diversify != "slots":
+            found["copy_slots"] = Unread(f"diversify={self.diversify}", "diversify=slots")
+        if not self.train_prompts:
+            found["prompt_lr"] = Unread("train_prompts=false", "train_prompts=true")
+        return found
 
     @model_validator(mode="after")
     def _pool_holds_selection(self) -> L2POptions:

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptcl.backbone import Backbone, Feature
+from promptcl.config import Unread
 from promptcl.data import ImageSet
 from promptcl.layers import Penalty, RidgeHead
 from promptcl.methods import l2p
@@ -35,6 +36,11 @@ class L2PRidgeOptions(l2p.L2POptions):
     """What of an image, seen through the prompts, the classifier reads: `class`, as `pooling` says, or `deep`, tokens
     of several blocks (`Backbone.deep`)."""
 
+    def unread(self) -> dict[str, Unread]:
+        """As for L2P, and what else would be read of an image."""
+        deep = {"pooling": Unread("features=deep", "features=class")} if self.features == "deep" else {}
+        return {**super().unread(), **deep}
+
 
 class Model(l2p.Model):
     """Prompt pool, keys, an auxiliary linear head for training, and a ridge classifier."""
@@ -46,6 +52,11 @@ class Model(l2p.Model):
         """Draw prompts and keys; start the sums at zero."""
         super().__init__(options, backbone, generator)
         self.ridge = RidgeHead(backbone.feature_width(options.features), options.strength, options.penalty)
+
+    @classmethod
+    def reads(cls, options: L2PRidgeOptions) -> tuple[str, ...]:
+        """Training; nothing is trained any more once there are images to replay."""
+        return ("train.",)
 
     def grow(self, task: TaskView) -> None:
         """Append rows to both heads."""

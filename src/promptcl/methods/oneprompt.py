@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Prefix
+from promptcl.config import Unread
 from promptcl.layers import GrowingCosine, GrowingLinear
 from promptcl.layers.outliers import draw_outliers, margin_loss
 from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise
@@ -44,6 +45,11 @@ class OnePromptOptions(PromptOptions):
     """Epochs of the second stage; with train.epochs=16 the paper's 20 of CIFAR-100."""
     outlier_weight: float = Field(default=0.1, ge=0)
     """Weight of the two energy terms."""
+
+    def unread(self) -> dict[str, Unread]:
+        """What says how outliers are learned, where there are none."""
+        why = Unread("outliers=none", "outliers=boundary")
+        return {"outlier_epochs": why, "outlier_weight": why} if self.outliers == "none" else {}
 
 
 class Model(Method):

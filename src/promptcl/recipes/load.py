@@ -20,8 +20,9 @@ from promptcl.config.overrides import (
     split_override,
     validate,
 )
+from promptcl.config.reading import check_read, decides, is_of_a_run, keys_in
 from promptcl.errors import UserError
-from promptcl.recipes.registry import recipe_file
+from promptcl.recipes.registry import ROOT, recipe_file
 from promptcl.runtime import disk
 
 if TYPE_CHECKING:
@@ -33,33 +34,40 @@ _MOST = 2**20  # bytes of a recipe
 def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool = False) -> Config:
     """The configuration of a recipe (by name) or YAML file, changed by `key=value` with dotted keys.
 
-    Naming another method drops the recipe's options of its own method, naming another backbone its `backbone.kwargs`.
+    Naming another method drops the recipe's options of its own method, naming another backbone its `backbone.kwargs`,
+    naming another data set its `data.root` and `data.order`.
     Every option of the method is filled in. `trust` allows a method or data set outside promptcl, whose code then runs:
     NAME.py in the current folder, or a dotted name.
     Raises UserError, in one sentence, for an unknown recipe, method, data set or key and for a bad value.
     """
-    data = _read(recipe_or_path)
+    path, data = _read(recipe_or_path)
+    given = [] if path.is_relative_to(ROOT) or is_of_a_run(data) else keys_in(data)
     try:
-        return resolve(copy.deepcopy(data), overrides, trust)
+        return resolve(copy.deepcopy(data), overrides, trust, given)
     except UserError as error:
         try:
-            resolve(data, (), trust)
+            resolve(data, (), trust, given)
         except UserError as alone:
             if str(alone) == str(error) and Path(recipe_or_path).is_file():  # the file is wrong, not an override
                 raise UserError(f"{recipe_or_path}: {error}") from None
         raise
 
 
-def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = False) -> Config:
+def resolve(
+    data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = False, given: Sequence[str] = ()
+) -> Config:
     """The configuration in `data`, the content of a YAML file, changed by `key=value`; `data` is used up.
 
-    `trust` as of `load_config`; without it nothing outside promptcl is imported.
+    `trust` as of `load_config`; without it nothing outside promptcl is imported. `given`: keys of `data` that were
+    written by hand; where an override makes one idle, as another method does, that is not held against it.
     Raises UserError as `load_config` does.
     """
     changes = [split_override(text) for text in overrides]
-    backbone = data.get("backbone")
-    if isinstance(backbone, dict) and dict(changes).get("backbone.name", backbone.get("name")) != backbone.get("name"):
-        backbone.pop("kwargs", None)
+    for section, belongs in (("backbone", ("kwargs",)), ("data", ("root", "order"))):
+        inner = data.get(section)
+        if isinstance(inner, dict) and dict(changes).get(f"{section}.name", inner.get("name")) != inner.get("name"):
+            for key in belongs:
+                inner.pop(key, None)
     method = _method(data.pop("method", None), [text for key, text in changes if key in ("method", "method.name")])
     name = method.pop("name")
     check_trust("method", name, trust)
@@ -69,7 +77,8 @@ def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = F
                 assign(data, Config, key, text)
         config: Config = validate(Config, data)
         check_trust("data", config.data.name, trust)
-        options = _model(name).Options
+        model = _model(name)
+        options = model.Options
         for key, text in changes:
             if key.startswith("method.") and key != "method.name":
                 assign(method, options, key, text, prefix="method.")
@@ -77,11 +86,14 @@ def resolve(data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = F
     except UnknownKey as error:
         known = [*keys_of(Config), "method.name", *keys_of(_model(name).Options, "method.")]
         raise UserError(unknown_key(error.key, [key for key in known if key != "method"])) from None
-    return config.model_copy(update={"method": {"name": name, **resolved.model_dump(mode="json")}})
+    config = config.model_copy(update={"method": {"name": name, **resolved.model_dump(mode="json")}})
+    keys = [key for key, _ in changes]
+    check_read(config, resolved, model.reads(resolved), keys if any(map(decides, keys)) else [*keys, *given])
+    return config
 
 
-def _read(recipe_or_path: str) -> dict[str, Any]:
-    """The mapping in the YAML of a recipe or file. Raises UserError for what cannot be read or is no mapping."""
+def _read(recipe_or_path: str) -> tuple[Path, dict[str, Any]]:
+    """The file of a recipe or path, and the mapping in it. Raises UserError: it cannot be read, it is no mapping."""
     path = Path(recipe_or_path)
     if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
         path = recipe_file(recipe_or_path)
@@ -97,7 +109,7 @@ def _read(recipe_or_path: str) -> dict[str, Any]:
     if not isinstance(data or {}, dict):
         raise UserError(f"{path}: expected a YAML mapping such as `tasks: 10`, got {type(data).__name__}")
     # A section whose lines are all commented out reads as null.
-    return {
+    return path, {
         str(key): {} if value is None and section_of(Config, str(key)) else value for key, value in (data or {}).items()
     }
 

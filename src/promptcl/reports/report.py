@@ -228,6 +228,7 @@ def _origins(group: Group) -> list[tuple[str, str, bool]]:
         "device": lambda run: run.device,
         "versions": lambda run: ", ".join(f"{name} {version}" for name, version in run.versions.items()),
         "commit": lambda run: run.git_commit,
+        "classes of each task": lambda run: ", ".join(str(len(task.class_names)) for task in run.tasks[:50]),
         "trained parameters": lambda run: f"{run.trained_parameters:,}",
     }
     rows = []

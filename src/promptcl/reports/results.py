@@ -43,6 +43,7 @@ class Record(_Piece):
     name: str
     average_accuracy: Percent
     forgetting: Percent | None = None
+    class_names: list[str] = []
 
 
 def _drawable(rows: list[list[int] | None]) -> list[list[int] | None]:
