@@ -19,6 +19,7 @@ _SMALLEST = 1e-10  # share of the largest principal value below which a directio
 _CANDIDATES = tuple(10.0 ** (0.25 * step) for step in range(-20, 13))
 _NEAR = 0.2  # standard errors
 _UNEQUAL = 4
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Fit:
         size_C = out_CR.square() @ power_R + rest * (1 - pull_C).square()
         score_C = agree_C / (size_C * total).sqrt().clamp_min(1e-30)
         best = score_C.max()
-        near = score_C >= best - _NEAR * (1 - best.square()).clamp_min(0) / n.sqrt()
+        # scores of labels that are fitted without error differ by rounding alone
+        near = score_C >= best - _NEAR * (1 - best.square()).clamp_min(0) / n.sqrt() - _ROUNDING
         return float(penalties_C[near.nonzero()[-1, 0]])
 
     def weights(self, penalty: float, balance: bool) -> tuple[Tensor, Tensor]:
