@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
-import time
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +22,7 @@ from promptcl.data import ImageSet, load_split
 from promptcl.learner import Learner
 from promptcl.methods._base import Method, load_method
 from promptcl.recipes import load_config
+from promptcl.testing import starter
 from promptcl.training import Silent
 
 _PAIRS = ("01", "67")  # digits of the two tasks
@@ -156,29 +155,13 @@ class Bench:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-        started = [self._start({**group, "RANK": str(number), "LOCAL_RANK": str(number)}) for number in range(count)]
-        try:
-            until = time.monotonic() + _LIMIT
-            # Who fails alone leaves the others waiting for it.
-            while any(one.poll() is None for one in started) and not any(one.poll() for one in started):
-                assert time.monotonic() < until, f"{count} other processes hang: one waits for what another never does"
-                time.sleep(0.02)
-            time.sleep(0.5 * any(one.poll() for one in started))  # what failed first says why
-        finally:
-            for one in started:
-                one.kill()
-                one.wait()
-        if any(one.returncode for one in started):
+        codes = starter.run(str(self.folder / "job.json"), group, count, _LIMIT)
+        assert codes is not None, f"{count} other processes hang: one waits for what another never does"
+        if any(codes):
             said = [(self.folder / f"stderr-{number}").read_text().strip() for number in range(count)]
             last = [text.splitlines()[-1] for text in said if text]
             reasons = [line.partition("AssertionError: ")[2] for line in last if "AssertionError: " in line]
             raise AssertionError([*reasons, *last, "another process died"][0])
-
-    def _start(self, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "promptcl.testing", str(self.folder / "job.json")]
-        whole = {**os.environ, **environment, "OMP_NUM_THREADS": "1"}
-        with (self.folder / f"stderr-{environment['RANK']}").open("wb") as stderr:
-            return subprocess.Popen(command, env=whole, stderr=stderr)
 
 
 def _digits(folder: Path) -> list[list[ImageSet]]:

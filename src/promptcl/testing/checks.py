@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import re
 import sys
@@ -104,6 +105,8 @@ _TOGETHER: dict[str, Any] = {"train": {"optimizer": "sgd", "lr": 0.01}}
 
 
 def _in_other_processes(bench: Bench) -> str:
+    if not hasattr(os, "fork"):
+        return "refused: this system starts no process as a copy of another, which this check needs"
     bench.whole.save(bench.folder / "whole")
     torch.save(bench.answers(bench.whole), bench.folder / "whole.pt")
     torch.save(bench.answers(bench.learned(**_TOGETHER)), bench.folder / "together.pt")
