@@ -47,7 +47,7 @@ def main() -> None:
     given = arguments(__doc__ or "", draws=1)
     if not given.table:
         settings = ["backbone.name=vit_tiny_patch16_224", f"backbone.weights={given.weights}", "device=cpu"]
-        settings += [f"backbone.image_size={SIZE}", "backbone.precision=fp32"]
+        settings += [f"backbone.image_size={SIZE}", "backbone.precision=auto"]
         rows = []
         for name, first, more, images in CASES:
             train = load_split(data(name, given.cifar100 if name == "cifar100" else given.five)).train
