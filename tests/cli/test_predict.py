@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import ENVIRONMENT, ROOT, SMALL, TRAINED, call, good, write_folders
+from helpers import SMALL, TRAINED, call, good, write_folders
 from PIL import Image
-from rich.cells import cell_len
 
-from promptcl.cli.terminal import bars
 from promptcl.config.schema import Config, DataConfig
 from promptcl.data.augment import eval_view
 from promptcl.data.inputs import labelled
@@ -286,23 +282,3 @@ def test_balanced_batches_draw_each_class_alike() -> None:
     drawn = images.labels[learner.batches.order(images, torch.Generator().manual_seed(0)).numpy()]
     assert len(drawn) == 405
     assert 160 < (drawn == 0).sum() < 240
-
-
-def test_bars_fit_eighty_columns() -> None:
-    counts = {"a": (1, 2), "日本語の長い名前の花の写真たち": (3, 3), "x" * 70: (0, 12345)}
-    lines = bars(counts, {"a": (2, 2)})
-    assert all(cell_len(line) <= 80 for line in lines)
-    assert "50 %     1/2  was 100 %" in lines[0]
-    many = bars({str(i): (i, 100) for i in range(100)})
-    assert len(many) == 41
-    assert many[0].startswith("0 ")
-    assert many[-1] == "and 60 more classes, none of them worse"
-
-
-@pytest.mark.slow
-def test_the_example_remembers(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "grow.py"
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    remembered = float(done.stdout.rsplit("of the first five digits, ")[1].split(" %")[0])
-    assert remembered > 60  # chance is 10

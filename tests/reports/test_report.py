@@ -18,10 +18,9 @@ from PIL import Image
 
 from promptcl.data.splits import load_split
 from promptcl.errors import UserError
-from promptcl.reports.drawing import apart
 from promptcl.reports.page import save
-from promptcl.reports.report import entropy, write
-from promptcl.reports.results import Schedule, read
+from promptcl.reports.report import write
+from promptcl.reports.results import read
 
 FIGURES = {"average-accuracy", "average-accuracy-last", "forgetting", "forgetting-last", "a-accuracy", "b-accuracy"}
 FIGURES |= {f"a-prompts-seed{seed}-{part}" for seed in (1, 2) for part in ("train", "test")}
@@ -277,25 +276,3 @@ def test_planted_links_are_not_followed(tmp_path: Path) -> None:
         save(page, "newer", [])
     assert page.read_text() == "new \\udcff"
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_texts_that_stand_beside_lines_keep_apart() -> None:
-    values = [50.0, 10.0, 10.5, 11.0, 49.0]
-    places = apart(values, 5.0)
-    assert np.diff(sorted(places)).min() >= 5 - 1e-9
-    assert np.argsort(places).tolist() == np.argsort(values).tolist()
-    assert np.mean(places) == pytest.approx(np.mean(values))
-    assert apart([1.0, 99.0], 5.0) == [1.0, 99.0]
-
-
-def test_probability_of_drawn_classes_by_hand() -> None:
-    schedule = Schedule(steps=2, sigma=4.0, peaks=[2, 5, 8], expected_classes=[1, 1], included=[[0], [0, 1]])
-    drawn = schedule.drawn()
-    assert drawn[1, 0] == 1.0  # e = 1, s = 2: at the peak of class 0
-    assert drawn[1, 1] == pytest.approx(np.exp(-9 / 32))
-    assert np.isnan(drawn[1, 2])
-
-
-def test_entropy_is_log2_of_the_prompts_that_share_evenly() -> None:
-    shares = np.array([[1.0, 0, 0, 0], [0.5, 0.5, 0, 0], [0.25] * 4, [np.nan] * 4])
-    np.testing.assert_allclose(entropy(shares), [0, 1, 2, np.nan])

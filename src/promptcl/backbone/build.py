@@ -131,8 +131,10 @@ def _tags(name: str) -> str:
 
 
 def has_class_feature(vit: Any) -> bool:
-    """Whether the class token passes a final norm, and so is a feature; else the model pools its tokens itself."""
-    return vit.cls_token is not None and not isinstance(vit.norm, nn.Identity)
+    """Whether the class token passes a final norm and is what the classifier reads, or one of its tokens; else the
+    model pools them itself: by attention (SigLIP, Perception Encoder), or before the norm.
+    """
+    return vit.cls_token is not None and vit.attn_pool is None and not isinstance(vit.norm, nn.Identity)
 
 
 def unfit(vit: Any) -> str | None:

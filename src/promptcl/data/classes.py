@@ -91,6 +91,7 @@ def _refuse_splits(tree: Tree, level: Level, where: str) -> None:
     raise UserError(
         f"{where} holds {', '.join(sorted(found))} and no classes; {write}"
         + (f", or one of the others ({', '.join(names[1:])})" if len(names) > 1 else "")
+        + (f", or give {best} another name if it is a class" if len(level.below) > len(names) else "")
     )
 
 

@@ -14,8 +14,10 @@ _WORDS = {
 }
 SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 """Words for a split, each with what it is: train, test or val."""
-_FILLERS = {"set", "split", "data", "dataset", "image", "img", "photo", "sample", "folder", "class", "seg", "the", "my"}
-_FILLERS |= set(["full", "all", "raw", "copy", "resized", "cropped", "original", "orig", "jpg", "jpeg", "png", "rgb"])
+_FILLERS = set(
+    "set split data dataset image img pic picture photo sample folder class seg the my full all raw copy resized cropped"
+    " original orig jpg jpeg png rgb".split()
+)
 
 
 def _tokens(name: str) -> list[str]:
@@ -30,7 +32,7 @@ def filler(name: str) -> bool:
 
 
 def _fills(word: str) -> bool:
-    return word in _FILLERS or word.removesuffix("s") in _FILLERS or word.startswith("pic") or word == "classes"
+    return word in _FILLERS or word.removesuffix("s") in _FILLERS or word == "classes"
 
 
 def _read(name: str) -> tuple[str, str]:

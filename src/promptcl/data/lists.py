@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import TypeAlias
 
 from promptcl.config import DataConfig
@@ -12,6 +12,7 @@ from promptcl.data.images import FileSource, ImageSet
 from promptcl.data.names import one_spelling
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
+from promptcl.runtime import disk
 
 Rows: TypeAlias = "list[tuple[str, str]]"
 """Images of a split: the path in the tree, and the class."""
@@ -25,7 +26,7 @@ class Listed:
         if config.root is None:
             raise UserError(f"data.name={config.name} needs data.root=PATH, {what}")
         self.config, self.what = config, what
-        self.tree: Tree = open_tree(Path(config.root).expanduser(), everything=True)
+        self.tree: Tree = open_tree(disk.expanded(config.root), everything=True)
         self._paths = {one_spelling(path): path for path in self.tree.paths}
         self._ends: dict[str, str] = {}
         for path in sorted(self._paths, key=lambda path: (path.count("/"), path), reverse=True):
@@ -78,7 +79,7 @@ class Listed:
         Leading folders of the list's own are passed over. Raises UserError where there is no such image.
         """
         parts = [part for part in one_spelling(path.replace("\\", "/")).split("/") if part not in ("", ".")]
-        folders = [beside.rstrip("/"), *(str(folder) for folder in Path(beside).parents)] if beside else ["."]
+        folders = [beside.rstrip("/"), *(str(folder) for folder in PurePosixPath(beside).parents)] if beside else ["."]
         for start in range(len(parts)):
             for folder in folders:
                 inner = "/".join(([] if folder in (".", "") else [folder]) + parts[start:])

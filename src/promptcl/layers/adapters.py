@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone, Change, Insert, Place, Prefix
-from promptcl.layers.lora import LoRA
+from promptcl.layers.lora import LoRA, matrix
 
 Adaptation = Literal["none", "adapter", "ssf", "prompts", "lora"]
 """What may be trained: nothing, an adapter beside each MLP (AdaptFormer, Chen et al. 2022), a scale and a shift of
@@ -73,7 +73,7 @@ class ScaleShift(nn.Module):
         super().__init__()
         self.scales, self.shifts = nn.ParameterDict(), nn.ParameterDict()
         for place in _PLACES:
-            width = backbone.hidden if place == "fc1" else backbone.width
+            width = len(matrix(backbone, 0, "fc1")) if place == "fc1" else backbone.width
             shape = (backbone.depth, width)
             self.scales[place] = nn.Parameter(1 + 0.02 * torch.randn(shape, generator=generator))
             self.shifts[place] = nn.Parameter(0.02 * torch.randn(shape, generator=generator))

@@ -24,6 +24,11 @@ class KnowsTasks(Method):
         """Number of the newest task."""
         self.register_buffer("task_of_class_K", torch.zeros(0, dtype=torch.long))
 
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Training; nothing is replayed, since what earlier tasks learned is frozen."""
+        return ("train.",)
+
     def grow(self, task: TaskView) -> None:
         """Note the task of its new classes."""
         self.index = task.index

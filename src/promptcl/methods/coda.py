@@ -54,6 +54,11 @@ class Model(Method):
         self.components = Components(options.layers, options.length, backbone.width, self.attention)
         self.head = GrowingLinear(backbone.width, options.head_init)
 
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Training; nothing is replayed, since what earlier tasks learned is frozen."""
+        return ("train.",)
+
     def grow(self, task: TaskView) -> None:
         """Freeze the components of the last task, draw new ones and append head rows."""
         o = self.options

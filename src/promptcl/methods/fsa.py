@@ -10,7 +10,7 @@ B images, D width, K classes so far.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -40,6 +40,11 @@ class Model(SumsOnly):
 
     Options = FSAOptions
     options: FSAOptions
+
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Training, where something is adapted or the head is aligned; nothing is replayed."""
+        return super().reads(options) if options.classifier == "ridge" else ("train.",)
 
     def __init__(self, options: FSAOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw what is adapted."""

@@ -54,6 +54,11 @@ class Model(Method):
         self.up_2LDr = nn.Parameter(torch.zeros(2, blocks, width, options.rank))
         self.moments, self.head = TokenMoments(backbone, "k"), TaskLinear(width, "uniform")
 
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Training; nothing is replayed, as earlier updates are frozen."""
+        return ("train.",)
+
     def grow(self, task: TaskView) -> None:
         """Append head rows."""
         _ = task.index  # refuses a stream without boundaries

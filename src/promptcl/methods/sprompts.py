@@ -58,6 +58,11 @@ class Model(Method):
         self.register_buffer("known_SK", torch.zeros(0, 0, dtype=torch.bool))
         self.heads = nn.ModuleList()
 
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Training; nothing is replayed, since what earlier tasks learned is frozen."""
+        return ("train.",)
+
     def grow(self, task: TaskView) -> None:
         """Freeze what the last domain learned, and make a prompt and a head with rows for all classes so far."""
         _, o, device = task.index, self.options, self.centres_SCD.device  # refuses a stream without boundaries

@@ -6,7 +6,6 @@ A pipe or a device may never end, and a file with holes is as large as its maker
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import secrets
@@ -93,14 +92,18 @@ def _is_hollow(file: int, size: int) -> bool:
     if not hasattr(os, "SEEK_DATA"):
         return False
     there = end = 0
-    with contextlib.suppress(OSError):  # ENXIO: nothing but a hole up to the end; EINVAL: no such question here
+    try:
         for _ in range(10_000):
             start = os.lseek(file, end, os.SEEK_DATA)
             end = os.lseek(file, start, os.SEEK_HOLE)
             there += end - start
             if there * MAX_RATIO >= size or end >= size:
                 break
-    os.lseek(file, 0, os.SEEK_SET)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which says that there is nothing but a hole up to the end
+            return False
+    finally:
+        os.lseek(file, 0, os.SEEK_SET)
     return there * MAX_RATIO < size
 
 

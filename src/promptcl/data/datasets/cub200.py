@@ -21,7 +21,7 @@ def load(config: DataConfig) -> Split:
     files = listed.pairs("images.txt")
     labels = listed.pairs("image_class_labels.txt")
     trained = listed.pairs("train_test_split.txt")
-    if odd := next((n for n in files if n not in labels or trained.get(n) not in ("0", "1")), None):
+    if odd := next((n for n in files if not labels.get(n, "").isdecimal() or trained.get(n) not in ("0", "1")), None):
         raise UserError(f"image {odd} of images.txt in {config.root} has no class or no split; get the lists again")
     folder = listed.beside("images.txt", "images")
     rows = {n: (listed.image(path, folder), path.split("/")[0]) for n, path in files.items()}
