@@ -14,10 +14,9 @@ _WORDS = {
 }
 SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 """Words for a split, each with what it is: train, test or val."""
-_FILLERS = set(
-    "set split data dataset image img pic picture photo sample folder class seg the my full all raw copy resized cropped"
-    " original orig jpg jpeg png rgb".split()
-)
+_FILLERS = {"set", "split", "data", "dataset", "image", "img", "photo", "sample", "folder", "class", "seg", "the", "my"}
+_FILLERS |= {"full", "all", "raw", "copy", "resized", "cropped", "original", "orig", "jpg", "jpeg", "png", "rgb"}
+_FILLERS |= {"pic", "picture"}
 
 
 def _tokens(name: str) -> list[str]:
