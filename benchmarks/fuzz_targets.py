@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fuzz_lists
 import numpy as np
 import safetensors.torch
 import torch
@@ -270,6 +271,7 @@ def targets() -> dict[str, Target]:
         **archives,
         **odd,
         "report": Target(read_report, result_files()),
+        "lists": Target(fuzz_lists.reader(), fuzz_lists.seeds()),
         "npz": Target(read_npz, _npz()),
         "recipe": Target(read_recipe, [*recipes, b"a: &x [1]\nb: [*x, *x]", b"tasks: 0x_1\nseed: 2001-99-99"]),
         "key=value": Target(read_settings, settings),

@@ -92,7 +92,7 @@ def no_working_folder(place: Path) -> None:
     [
         (another_store, "holds a learner that this one does not descend from"),
         (no_store, ""),
-        (no_images, "No such file or directory"),
+        (no_images, ""),  # all were decoded, and are kept, before anything is learned
         (no_working_folder, ""),
     ],
 )
@@ -104,7 +104,7 @@ def test_what_vanishes_while_it_learns(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the middle of learning: once the images are listed and hashed, before they are decoded."""
+    """In the middle of learning: once the images are listed, hashed and decoded."""
     shutil.copytree(store, tmp_path / "store")
     shutil.copytree(folders / "first", tmp_path / "images")
     (tmp_path / "here").mkdir()

@@ -105,11 +105,19 @@ class Listed:
         return rows
 
     def split(self, train: Rows, test: Rows, classes: Sequence[str]) -> Split:
-        """Both halves, over one source; test is empty where validation_per_class makes it needless."""
+        """Both halves, over one source; test is empty where validation_per_class makes it needless.
+
+        Raises UserError: an image of none of the classes.
+        """
         test = [] if self.config.validation_per_class is not None else test
         rows = [*train, *test]
         source = FileSource([path for path, _ in rows], self.tree.read, str(self.tree.where), self.config.cache_mb)
         number = {name: k for k, name in enumerate(classes)}
+        if odd := next((name for _, name in rows if name not in number), None):
+            raise UserError(
+                f"{self.tree.where}: its lists have images of {odd} to test and none to learn, or give its label to "
+                "another class too; get them again"
+            )
         labels = [number[name] for _, name in rows]
         cut = len(train)
         halves = [
