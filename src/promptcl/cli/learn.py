@@ -44,7 +44,7 @@ def learn(
     quiet: Annotated[bool, typer.Option("--quiet", help="No bars; what is left out is said.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Learn the classes in FOLDER; STORE is made if need be. Known classes get more training."""
+    """Learn the classes in FOLDER; STORE is made if need be. Known classes learn the new images too."""
     if max_drop is not None and check is None:
         raise UserError("--max-drop needs images to check with; write --check FOLDER too")
     if max_drop is not None and max_drop < 0:

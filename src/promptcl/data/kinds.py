@@ -22,7 +22,7 @@ ENDINGS = (
     *(HEIF_ENDINGS if _HEIF else ()),
 )
 """Endings of the files that are read as images, in lower case."""
-KINDS = "png, jpg, webp, bmp, gif, tiff or ppm"
+KINDS = f"png, jpg, webp, bmp, gif, tiff{', avif' if _AVIF else ''}{', heic' if _HEIF else ''} or ppm"
 # Nothing else is tried, whatever a file is called: Pillow's reader of EPS, for one, starts Ghostscript.
 FORMATS = (
     *("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM"),
