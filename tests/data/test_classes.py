@@ -118,7 +118,7 @@ def test_a_learner_and_a_run_among_the_images_are_skipped_and_named(tmp_path: Pa
         (images("train/a", "valid/a", "extra"), "holds train, valid and no classes; give .*/train, or"),
         (
             images("train_images/a", "train_images/b", "more"),
-            "holds train_images and .*; give .*/train_images$",
+            "holds train_images and .*; give .*/train_images, or give train_images another name",
         ),
         (images("Train set/a", "Test set/a"), "give .*/Train set, or one of the others .Test set."),
         (images("fruits-train/a", "fruits-test/a"), "give .*/fruits-train"),

@@ -18,7 +18,7 @@ GOOD_FOR = {
     "vit_base_patch16_224.augreg_in21k": "the benchmarks of this field: L2P's own weights, ImageNet-21k",
     "vit_base_patch16_224.augreg_in21k_ft_in1k": "the benchmarks of CODA-Prompt and its successors",
     "vit_small_patch14_reg4_dinov2.lvd142m": "fine differences, textures, images unlike photos; learned without labels",
-    "vit_base_patch16_dinov3.lvd1689m": "fine differences and textures, on a GPU; learned without labels (its licence has conditions)",
+    "vit_base_patch16_dinov3.lvd1689m": "fine differences, with a GPU; without labels (licence has conditions)",
     "vit_base_patch16_siglip_224.v2_webli": "things that have names: learned from images and their texts",
     "vit_pe_core_tiny_patch16_384.fb": "things that have names, on a laptop",
     "eva02_base_patch14_448.mim_in22k_ft_in22k_in1k": "accuracy before speed",

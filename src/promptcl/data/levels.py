@@ -16,7 +16,7 @@ SPLITS = {word: split for split, words in _WORDS.items() for word in words}
 """Words for a split, each with what it is: train, test or val."""
 _FILLERS = {"set", "split", "data", "dataset", "image", "img", "photo", "sample", "folder", "class", "seg", "the", "my"}
 _FILLERS |= {"full", "all", "raw", "copy", "resized", "cropped", "original", "orig", "jpg", "jpeg", "png", "rgb"}
-_FILLERS |= {"pic", "picture"}
+_PICS = ("", "s", "ture", "tures")
 
 
 def _tokens(name: str) -> list[str]:
@@ -31,7 +31,12 @@ def filler(name: str) -> bool:
 
 
 def _fills(word: str) -> bool:
-    return word in _FILLERS or word.removesuffix("s") in _FILLERS or word == "classes"
+    return (
+        word in _FILLERS
+        or word.removesuffix("s") in _FILLERS
+        or word == "classes"
+        or (word[:3] == "pic" and word[3:] in _PICS)
+    )
 
 
 def _read(name: str) -> tuple[str, str]:
