@@ -88,6 +88,7 @@ def images_and_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def gather(words: Sequence[str], cache_mb: int) -> tuple[ImageSet, list[str]]:
     """The images that the words stand for, in that order, and what to call each."""
     from promptcl.data import concat, unlabelled
+    from promptcl.data.archive import MAX_FILE
 
     def alone(word: str) -> bool:
         return word == "-" or disk.expanded(word).is_dir() or word.lower().endswith(_ARCHIVES)
@@ -100,7 +101,9 @@ def gather(words: Sequence[str], cache_mb: int) -> tuple[ImageSet, list[str]]:
             groups.append([word])
     sets, names = [], []
     for group in groups:
-        given = sys.stdin.buffer.read() if group == ["-"] else group[0] if alone(group[0]) else group
+        given = sys.stdin.buffer.read(MAX_FILE + 1) if group == ["-"] else group[0] if alone(group[0]) else group
+        if isinstance(given, bytes) and len(given) > MAX_FILE:
+            raise UserError(f"predict - reads one image from stdin, at most {MAX_FILE >> 20} MiB; give a smaller one")
         if not given:
             raise UserError("predict - reads one image from stdin, which is empty; write e.g. < photo.jpg")
         images = unlabelled(given, cache_mb // len(groups))
