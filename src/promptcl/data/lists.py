@@ -113,10 +113,11 @@ class Listed:
         rows = [*train, *test]
         source = FileSource([path for path, _ in rows], self.tree.read, str(self.tree.where), self.config.cache_mb)
         number = {name: k for k, name in enumerate(classes)}
-        if odd := next((name for _, name in rows if name not in number), None):
+        odd = [name for _, name in rows if name not in number]
+        if odd:
             raise UserError(
-                f"{self.tree.where}: its lists have images of {odd} to test and none to learn, or give its label to "
-                "another class too; get them again"
+                f"{self.tree.where}: its lists have images of '{odd[0]}' to test and none to learn, or give its label "
+                "to another class too; get them again"
             )
         labels = [number[name] for _, name in rows]
         cut = len(train)

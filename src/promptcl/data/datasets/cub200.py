@@ -21,8 +21,12 @@ def load(config: DataConfig) -> Split:
     files = listed.pairs("images.txt")
     labels = listed.pairs("image_class_labels.txt")
     trained = listed.pairs("train_test_split.txt")
-    if odd := next((n for n in files if not labels.get(n, "").isdecimal() or trained.get(n) not in ("0", "1")), None):
-        raise UserError(f"image {odd} of images.txt in {config.root} has no class or no split; get the lists again")
+    numbered = {n for n, label in labels.items() if label.isdecimal() and len(label) < 10}
+    odd = [n for n in files if n not in numbered or trained.get(n) not in ("0", "1")]
+    if odd:
+        raise UserError(
+            f"image {odd[0][:20]} of images.txt in {config.root} has no class or no split; get the lists again"
+        )
     folder = listed.beside("images.txt", "images")
     rows = {n: (listed.image(path, folder), path.split("/")[0]) for n, path in files.items()}
     named = {int(labels[n]): rows[n][1] for n in rows}
