@@ -255,7 +255,7 @@ def targets() -> dict[str, Target]:
     ]
     settings = [
         b"train.epochs=5",
-        b"data.crop_scale=[0.1, 1]",
+        b"data.order=[0.1, 1]",
         b"method.name=ncm",
         b"backbone.kwargs.depth=6",
         b"seed=7",

@@ -257,7 +257,9 @@ def _load(path: Path) -> Results:
             "give the folder of a finished run of promptcl train"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: it is no whole JSON; give the folder of a finished run of promptcl train") from error
+        raise UserError(
+            f"{path}: not the results of a run, no whole JSON; give the folder of a finished run of promptcl train"
+        ) from error
 
 
 def _levels(value: Any) -> int:
