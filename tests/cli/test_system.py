@@ -64,6 +64,7 @@ def test_signals_end_a_command_as_ctrl_c_does(
         finally:
             left.append(number)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
     heed_signals()
     with pytest.raises(typer.Exit) as ended:
