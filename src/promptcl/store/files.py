@@ -134,13 +134,15 @@ def read_pair(path: Path, kind: Kind) -> Pair:
 
     Raises Absent where there is none, UserError where it is damaged, of a newer format or cannot be read.
     """
+    missing = 0
     for _ in range(20):  # a writer may replace the pair, and remove its tensors, between our two reads
         document, text = read_json(path, kind)
         checksum, state = document.pop("checksum"), document.pop("state")
         tensors = _read_state(path, state, kind)
         if tensors is not None:
             return Pair(document, tensors, checksum)
-        if read_json(path, kind)[1] == text:
+        missing += read_json(path, kind)[1] == text  # once may be a writer that came back to the same pair
+        if missing == 3:
             raise _damaged(path, kind, f"its file {_state_file(path, state['sha256']).name} is missing")
     raise UserError(f"{path.parent} is being rewritten all the time; try again when nothing writes to it")
 
