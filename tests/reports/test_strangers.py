@@ -128,6 +128,7 @@ def test_a_raw_text_in_a_page_keeps_it_from_being_written() -> None:
         page.render("page.html.j2", title=Markup(TAG))
 
 
+@pytest.mark.slow
 def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And never through links: those in the place of a file are replaced."""
     victim, out = tmp_path / "victim", tmp_path / "run" / "report.html"

@@ -52,6 +52,7 @@ def refused(folder: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", available("methods"))
 def test_every_method_comes_back_bit_for_bit_and_learns_on(
     name: str, backbone: Backbone, digits: list[ImageSet], tmp_path: Path
