@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -101,20 +102,20 @@ def settings(folder: Path) -> Config:
     )
 
 
-class Victim:
+class Victim(ABC):
     """Something to kill: `work` does it, `check` looks at what a kill left, `same` compares the end."""
 
+    @abstractmethod
     def work(self, folder: Path) -> None:
         """Begin, or go on, in `folder`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, folder: Path) -> str:
         """Name of the whole state that lies in `folder`, `mixture` for one that should not be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def same(self, folder: Path) -> bool:
         """Whether the end in `folder` is that of a process left alone, bit for bit."""
-        raise NotImplementedError
 
     def begin(self, folder: Path) -> None:
         """Put what was there before into the new `folder`."""

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 
 from promptcl.backbone import Backbone
-from promptcl.backbone.weights import EMBEDDED
 from promptcl.config.schema import BackboneConfig
 from promptcl.errors import UserError
 
@@ -65,9 +64,7 @@ def test_a_failed_download_says_how_to_go_on(
         )
 
 
-def test_the_embedded_weights(tmp_path: Path) -> None:
-    if not EMBEDDED.is_file():
-        pytest.skip(f"{EMBEDDED.name} is not in this checkout")
+def test_the_embedded_weights() -> None:
     kwargs = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3}
     backbone = Backbone.create(BackboneConfig(name="vit_tiny_patch16_224", weights="embedded", kwargs=kwargs))
     assert (backbone.image_size, backbone.describe()["weights"]) == (32, "demo_vit.safetensors")

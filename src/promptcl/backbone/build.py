@@ -84,13 +84,13 @@ def build(config: BackboneConfig) -> Any:
     kwargs = dict(config.kwargs)
     if config.image_size is not None:
         kwargs["img_size"] = config.image_size
-    _check(name, _create(name, kwargs, torch.device("meta")))  # a model of 28 GB is refused before it fills memory
+    _check(name, create(name, kwargs, torch.device("meta")))  # a model of 28 GB is refused before it fills memory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return _create(name, kwargs, torch.device("cpu"))
+        return create(name, kwargs, torch.device("cpu"))
 
 
-def _create(name: str, kwargs: dict[str, Any], device: torch.device) -> Any:
+def create(name: str, kwargs: dict[str, Any], device: torch.device) -> Any:
     """The timm model without classifier on `device`. Raises UserError where timm cannot build it."""
     try:
         with device:
@@ -131,8 +131,8 @@ def _tags(name: str) -> str:
 
 
 def has_class_feature(vit: Any) -> bool:
-    """Whether the class token passes a final norm and is what the classifier reads, or one of its tokens; else the
-    model pools them itself: by attention (SigLIP, Perception Encoder), or before the norm.
+    """Whether the feature of an image is its class token after the final norm. Else it is what the model pools itself,
+    because it has no class token, pools by attention (SigLIP, Perception Encoder), or pools before its norm.
     """
     return vit.cls_token is not None and vit.attn_pool is None and not isinstance(vit.norm, nn.Identity)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import timm
 import torch
 
-from promptcl.backbone.build import unfit
+from promptcl.backbone.build import create, unfit
 from promptcl.config.messages import did_you_mean
 from promptcl.errors import UserError
 
@@ -46,9 +45,8 @@ def _line(name: str) -> str | None:
     """What stands behind a name; None for a model that cannot take inserts."""
     logging.getLogger("timm").setLevel(logging.ERROR)
     try:
-        with torch.device("meta"):
-            vit: Any = timm.create_model(name, num_classes=0)
-    except Exception:  # models that timm itself cannot build without weights are no plain ViTs
+        vit = create(name, {}, torch.device("meta"))
+    except UserError:  # models that timm itself cannot build without weights are no plain ViTs
         return None
     if unfit(vit):
         return None

@@ -1,4 +1,4 @@
-"""Building blocks of methods: heads, prompts and sums; nothing here knows about tasks."""
+"""Building blocks of methods: heads, prompts, adapters and sums; nothing here reads images or runs stages."""
 
 from promptcl.layers.gaussians import ClassGaussians, Covariance
 from promptcl.layers.heads import (

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from promptcl.layers.sums import Sum, packed
+from promptcl.layers.sums import Sum, packed, unpacked
 from promptcl.runtime.seeding import task_generator
 
 Covariance = Literal["full", "diagonal", "shared"]
@@ -66,9 +66,9 @@ class ClassGaussians(nn.Module):
             return spread.clamp_min(0) / (count_K[label] - 1).clamp_min(1)
         if self.kind == "shared":
             inside, n = packed(mean_KD.T @ (count_K[:, None] * mean_KD)), count_K.sum() - len(self.known)
-            return _unpacked((self.squares.value[0] - inside) / n.clamp_min(1), mean_KD.shape[1])
+            return unpacked((self.squares.value[0] - inside) / n.clamp_min(1), mean_KD.shape[1])
         own = self.squares.value[label] - count_K[label] * packed(torch.outer(mean_KD[label], mean_KD[label]))
-        return _unpacked(own / (count_K[label] - 1).clamp_min(1), mean_KD.shape[1])
+        return unpacked(own / (count_K[label] - 1).clamp_min(1), mean_KD.shape[1])
 
     def factor(self, label: int = 0) -> Tensor:
         """Lower triangle [D, D] whose product with its transpose is the covariance plus jitter; deviations if
@@ -94,11 +94,3 @@ class ClassGaussians(nn.Module):
             drawn.append((mean_KD[label] + (noise * factor if factor.ndim == 1 else noise @ factor.T)).float())
         labels_K = torch.tensor(known, dtype=torch.long, device=mean_KD.device)
         return torch.cat([mean_KD[:0].float(), *drawn]), labels_K.repeat_interleave(rows)
-
-
-def _unpacked(triangle_P: Tensor, width: int) -> Tensor:
-    """The symmetric matrix [D, D] of a lower triangle."""
-    row, column = torch.tril_indices(width, width, device=triangle_P.device)
-    matrix_DD = triangle_P.new_zeros(width, width)
-    matrix_DD[row, column] = matrix_DD[column, row] = triangle_P
-    return matrix_DD

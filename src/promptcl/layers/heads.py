@@ -135,19 +135,13 @@ class ResidualHead(GrowingLinear):
         return super().forward(self.norm(features_BD + self.down(F.gelu(self.up(features_BD)))))
 
 
-class CosineHead(nn.Module):
-    """Logits are a scale times the cosine of the feature and a vector of each class."""
+class CosineHead(GrowingCosine):
+    """Logits are a scale, trained too, times the cosine of the feature and a vector of each class."""
 
     def __init__(self, width: int, scale: float = 1.0) -> None:
-        """Start without outputs; the scale is trained, from `scale` on."""
-        super().__init__()
-        self.weight_KD, self.scale = nn.Parameter(torch.zeros(0, width)), nn.Parameter(torch.tensor(scale))
-
-    def grow(self, classes: int, generator: torch.Generator) -> None:
-        """Append vectors for `classes` new classes, drawn from U(-1/sqrt(D), 1/sqrt(D))."""
-        width = self.weight_KD.shape[1]
-        new = torch.empty(classes, width).uniform_(-(width**-0.5), width**-0.5, generator=generator)
-        self.weight_KD = nn.Parameter(torch.cat([self.weight_KD.detach(), new.to(self.weight_KD.device)]))
+        """Start without outputs, with this scale."""
+        super().__init__(width)
+        self.scale = nn.Parameter(torch.tensor(scale))
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Logits [B, K]."""

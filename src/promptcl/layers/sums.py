@@ -54,18 +54,21 @@ class SymmetricSum(Sum):
         destination[f"{prefix}value"] = packed(self.value)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        row, column = _triangle(self.value)
-        self.value[row, column] = self.value[column, row] = state_dict[f"{prefix}value"].to(self.value)
+        self.value.copy_(unpacked(state_dict[f"{prefix}value"], len(self.value)))
 
 
 def packed(matrix_DD: Tensor) -> Tensor:
     """The lower triangle [D (D + 1) / 2] of a symmetric matrix."""
-    row, column = _triangle(matrix_DD)
+    row, column = torch.tril_indices(*matrix_DD.shape, device=matrix_DD.device)
     return matrix_DD[row, column]
 
 
-def _triangle(matrix_DD: Tensor) -> Tensor:
-    return torch.tril_indices(*matrix_DD.shape, device=matrix_DD.device)
+def unpacked(triangle_P: Tensor, width: int) -> Tensor:
+    """The symmetric matrix [D, D] of a lower triangle [D (D + 1) / 2]."""
+    row, column = torch.tril_indices(width, width, device=triangle_P.device)
+    matrix_DD = triangle_P.new_zeros(width, width)
+    matrix_DD[row, column] = matrix_DD[column, row] = triangle_P
+    return matrix_DD
 
 
 def sums_of(module: nn.Module) -> list[Tensor]:

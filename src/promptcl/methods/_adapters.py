@@ -5,6 +5,7 @@ Not a method itself. S tasks so far, B images, D width, K classes so far.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -42,9 +43,9 @@ class TaskAdapters(KnowsTasks):
         pooled_BD: Tensor = backbone(images_BCHW, cast(Adapters, adapters).inserts()).pooled_BD
         return pooled_BD
 
+    @abstractmethod
     def trained_head(self) -> list[nn.Parameter]:
         """What is trained beside the adapters of the task."""
-        raise NotImplementedError
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The adapters of the task and the head, at `lr`."""

@@ -53,6 +53,7 @@ class Alignment(nn.Module):
         self.gaussians = ClassGaussians(width, options.covariance, jitter)
         # a buffer, so that a checkpoint knows how far the stage has come
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
+        self._at: int | None = None  # the same on the host, read once a stage: to ask the device would wait for it
         self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
 
     def grow(self, classes: int) -> None:
@@ -80,10 +81,12 @@ class Alignment(nn.Module):
         per_epoch = -(-rows // o.align_batch)
         seed = int(torch.randint(2**62, (), generator=task.generator))
         self.step.zero_()
-        self._epoch = -1
+        self._epoch, self._at = -1, None
 
         def drawn_loss(backbone: Backbone, batch: Batch) -> Tensor:
-            epoch, place = divmod(int(self.step), per_epoch)
+            if self._at is None:
+                self._at = int(self.step)
+            epoch, place = divmod(self._at, per_epoch)
             if epoch != self._epoch:
                 self._epoch, self._drawn = epoch, self._draw(seed + epoch, change)
             features_ND, labels_N = (t[place * o.align_batch : (place + 1) * o.align_batch] for t in self._drawn)
@@ -106,8 +109,9 @@ class Alignment(nn.Module):
         return features_ND[order_N], labels_N[order_N]
 
     def _count(self, steps: int) -> None:
-        self.step += 1
-        if int(self.step) == steps:  # what was drawn is large, and no longer needed
+        self._at = (int(self.step) if self._at is None else self._at) + 1
+        self.step.fill_(self._at)
+        if self._at == steps:  # what was drawn is large, and no longer needed
             self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
 
 

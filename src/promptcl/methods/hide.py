@@ -60,6 +60,7 @@ class Model(KnowsTasks):
         self.head = GrowingLinear(backbone.width, "normal")
         self.finder = ResidualHead(backbone.width, options.finder_width * backbone.width, generator)
         self.prompted, self.plain = Alignment(backbone.width, options), Alignment(backbone.width, options)
+        self._earlier_KD = torch.empty(0, backbone.width)
 
     def grow(self, task: TaskView) -> None:
         """Add the last slot to the past ones, make a new one and rows of both heads."""
@@ -73,6 +74,7 @@ class Model(KnowsTasks):
         """Train slot, head and classifier; then align both heads, but for the first task."""
         if task.index:
             self.slots.newest.copy_(self.slots.past[-1:])
+        self._earlier_KD = self.prompted.gaussians.mean_KD[self.prompted.gaussians.known].float()
         # The contrastive term compares the images of a batch, so one process computes it.
         yield Stage(task.new, together=0 if self.options.contrast else 1)
         self.slots.newest.copy_(self.slots.mixed(self.options.momentum))
@@ -92,8 +94,7 @@ class Model(KnowsTasks):
 
     def features(self, backbone: Backbone, batch: Batch, slot_BG2LD: Tensor) -> Tensor:
         """Class token [B, D] seen through slots, one for each image or one for all."""
-        keyed = enumerate(self.options.layers)
-        inserts = [Prefix(layer, slot_BG2LD[:, g, 0], slot_BG2LD[:, g, 1]) for g, layer in keyed]
+        inserts = [Prefix(layer, *slot_BG2LD[:, g].unbind(1)) for g, layer in enumerate(self.options.layers)]
         return backbone(batch.images_BCHW, inserts).pooled_BD  # type: ignore[no-any-return]
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
@@ -106,8 +107,7 @@ class Model(KnowsTasks):
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy of both models, and the contrastive term."""
         features_BD = self.features(backbone, batch, self.slots.mixed(self.options.momentum))
-        gaussians = self.prompted.gaussians
-        apart = contrast(gaussians.mean_KD[gaussians.known].float(), features_BD)
+        apart = contrast(self._earlier_KD, features_BD) if self.options.contrast else 0.0
         loss = masked_cross_entropy(self.head(features_BD), batch) + self.options.contrast * apart
         return loss + masked_cross_entropy(self.finder(batch.query_BD), batch)
 
