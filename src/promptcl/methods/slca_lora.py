@@ -81,8 +81,7 @@ class Model(KnowsTasks):
 
     def features(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Class token [B, D] of the changed model."""
-        changes = [*self.lora.inserts(), *self.rest.inserts()]
-        return self.rest.last(backbone(batch.images_BCHW, changes).pooled_BD)
+        return self.rest.last(backbone(batch.images_BCHW, [*self.lora.inserts(), *self.rest.inserts()]).pooled_BD)
 
     @property
     def age_K(self) -> Tensor:
