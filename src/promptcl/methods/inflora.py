@@ -116,4 +116,4 @@ def taken(mean_DD: Tensor, taken_DD: Tensor, energy: float) -> Tensor:
     reached_D = (taken_DD @ mean_DD).square().sum() + values_D.square().cumsum(0)
     already = reached_D[0] - values_D[0].square() >= energy * total
     count = 0 if already else int((reached_D < energy * total).sum()) + 1
-    return taken_DD + left_DD[:, :count] @ left_DD[:, :count].T
+    return taken_DD + left_DD[:, :count] @ left_DD[:, :count].T  # type: ignore[no-any-return]
