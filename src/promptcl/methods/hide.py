@@ -49,6 +49,7 @@ class HiDeOptions(AlignOptions):
 class Model(KnowsTasks):
     """Slots of prefixes, a head on the prompted class token, and the classifier that finds the slot."""
 
+    about = "prefixes a task, aligned head, aligned task finder; 2 passes"
     Options = HiDeOptions
     options: HiDeOptions
 

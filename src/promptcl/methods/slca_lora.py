@@ -47,6 +47,7 @@ class SLCAOptions(AlignOptions):
 class Model(KnowsTasks):
     """LoRA, norms, biases, the heads as trained, and the aligned head."""
 
+    about = "low-rank changes, norms and biases, aligned head; 1 pass"
     Options = SLCAOptions
     options: SLCAOptions
 
