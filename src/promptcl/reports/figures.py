@@ -173,6 +173,36 @@ def finals(
     return bars(name, title, alt, rows, (low, high), "%" if low <= 0 else f"% (the axis begins at {low:.0f})")
 
 
+def against_seconds(name: str, title: str, alt: str, points: Sequence[Bar], seconds: Sequence[float]) -> Drawing:
+    """Draw each accuracy (in percent, with its name) against the seconds that a run took, on a logarithmic axis."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        values = np.array([point.value for point in points])
+        low, high = fitted(values)
+        axes.set(xscale="log", ylim=(low - 1, high + 1), xlabel="seconds a run", ylabel="% (the axis is cut)")
+        axes.set_xlim(0.8 * min(seconds), 4 * max(seconds))  # names stand to the right
+        for point, second in zip(points, seconds, strict=True):
+            axes.plot(second, point.value, MARKERS[point.colour % len(MARKERS)], ms=5, color=_colour(point))
+        places = apart(values.tolist(), 0.035 * (high - low + 2))
+        for point, second, place in zip(points, seconds, places, strict=True):
+            axes.annotate(
+                short(point.label, 30),
+                (second, point.value),
+                (1.04 * second, place),
+                fontsize=7,
+                va="center",
+                color=_colour(point),
+            )
+        axes.grid(color="#808080", alpha=0.3, lw=0.6)
+
+    return drawing(name, title, alt, max(3.0, 1.2 + 0.16 * len(points)), draw)
+
+
+def _colour(point: Bar) -> str:
+    return COLOURS[point.colour % len(COLOURS)]
+
+
 def limits(values: Array) -> tuple[float, float]:
     """Limits of an axis in percent that exaggerates nothing: 0 to 100, and lower where a value is negative."""
     low = float(np.nanmin(values))
