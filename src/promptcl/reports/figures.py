@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from promptcl.reports.drawing import (
     COLOURS,
@@ -182,6 +182,9 @@ def against_seconds(name: str, title: str, alt: str, points: Sequence[Bar], seco
         low, high = fitted(values)
         axes.set(xscale="log", ylim=(low - 1, high + 1), xlabel="seconds a run", ylabel="% (the axis is cut)")
         axes.set_xlim(0.8 * min(seconds), 4 * max(seconds))  # names stand to the right
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         for point, second in zip(points, seconds, strict=True):
             axes.plot(second, point.value, MARKERS[point.colour % len(MARKERS)], ms=5, color=_colour(point))
         places = apart(values.tolist(), 0.035 * (high - low + 2))
