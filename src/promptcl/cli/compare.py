@@ -82,8 +82,8 @@ def split(arguments: list[str]) -> tuple[str, list[str], list[str]]:
     if given := next((text for text in settings if text.partition("=")[0].strip().startswith("method")), None):
         raise UserError(f"{given}: options belong to one method; write them behind it in quotes: '{words[1]} {given}'")
     recipe, *methods = words
-    folders = [_folder(method) for method in methods]
-    if twice := next((method for method in methods if folders.count(_folder(method)) > 1), None):
+    folders = [folder_of(method) for method in methods]
+    if twice := next((method for method in methods if folders.count(folder_of(method)) > 1), None):
         raise UserError(f"{twice} is there twice; leave one out, or give it other settings: '{twice} train.lr=0.01'")
     return recipe, methods, settings
 
@@ -100,11 +100,11 @@ def entries(
     for text in methods:
         name, *changes = shlex.split(text)
         configs = [of_another(base, name, [*changes, *seed], own, trust) for seed in numbers]
-        made.append(Entry(text, _folder(text), configs))
+        made.append(Entry(text, folder_of(text), configs))
     return made
 
 
-def _folder(method: str) -> str:
+def folder_of(method: str) -> str:
     """The name of the folder of a method's runs."""
     return re.sub(r"[^\w.=,-]+", "-", method).strip("-.")[:100]
 
