@@ -177,6 +177,8 @@ def measured() -> Numbers:
     found: Numbers = {}
     for folder in sorted(path.parent for path in RESULTS.glob("*/rows.yaml")):
         for row in read_rows(folder)[0]:
+            if not (folder / row["row"]).exists():  # a comparison may have rows that are still to be measured
+                continue
             runs = load_row(folder / row["row"])
             method = runs[0]["config"]["method"]["name"]
             found.setdefault(method, []).append((folder.name, row["label"], runs, row.get("says", "")))

@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--rows", help="names, comma-separated (default: all)")
     parser.add_argument("--seeds", default="42")
     parser.add_argument("--out", type=Path, default=ROOT / "runs", help="folder of the runs themselves")
+    parser.add_argument("--collect", action="store_true", help="of a comparison: run nothing, keep what is finished")
     arguments = parser.parse_args()
     folder = ROOT / "benchmarks" / "results" / arguments.table
     rows = yaml.safe_load((folder / "rows.yaml").read_text(encoding="utf-8"))
@@ -37,7 +38,7 @@ def main() -> int:
     wanted = arguments.rows.split(",") if arguments.rows else [row["row"] for row in rows]
     rows, seeds = [row for row in rows if row["row"] in wanted], arguments.seeds.split(",")
     if common is not None:
-        return compared(common, rows, seeds, folder, arguments.out / arguments.table)
+        return compared(common, rows, seeds, folder, arguments.out / arguments.table, arguments.collect)
     failed = 0
     for row in rows:
         for seed in seeds:
@@ -54,12 +55,14 @@ def main() -> int:
     return failed
 
 
-def compared(common: str, rows: list[dict[str, str]], seeds: list[str], folder: Path, out: Path) -> int:
+def compared(
+    common: str, rows: list[dict[str, str]], seeds: list[str], folder: Path, out: Path, collect: bool = False
+) -> int:
     """Compare the methods of which a result is missing, and keep what is finished; returns how many are not."""
     missing = {(row["row"], seed): folder / row["row"] / f"{seed}.json" for row in rows for seed in seeds}
     missing = {key: kept for key, kept in missing.items() if not kept.exists()}
     methods = {row["row"]: row["method"] for row in rows if any(row["row"] == name for name, _ in missing)}
-    if methods:
+    if methods and not collect:
         words = [*shlex.split(os.path.expandvars(common)), *methods.values(), "--seeds", ",".join(seeds)]
         command = [sys.executable, "-m", "promptcl", "compare", *words, "--out", str(out), "--quiet"]
         subprocess.run(command, cwd=ROOT, check=False)

@@ -5,6 +5,7 @@ T tasks, M prompts, E micro-tasks, K classes. Missing values are NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -187,19 +188,30 @@ def against_seconds(name: str, title: str, alt: str, points: Sequence[Bar], seco
         axes.xaxis.set_minor_formatter(NullFormatter())
         for point, second in zip(points, seconds, strict=True):
             axes.plot(second, point.value, MARKERS[point.colour % len(MARKERS)], ms=5, color=_colour(point))
-        places = apart(values.tolist(), 0.035 * (high - low + 2))
-        for point, second, place in zip(points, seconds, places, strict=True):
-            axes.annotate(
-                short(point.label, 30),
-                (second, point.value),
-                (1.04 * second, place),
-                fontsize=7,
-                va="center",
-                color=_colour(point),
-            )
+        names = [short(point.label, 30) for point in points]
+        places = _free([math.log(s) for s in seconds], values, names, math.log(5 * max(seconds) / min(seconds)))
+        for point, name, second, place in zip(points, names, seconds, places, strict=True):
+            axes.text(1.06 * second, place, name, fontsize=7, va="center", color=_colour(point))
         axes.grid(color="#808080", alpha=0.3, lw=0.6)
 
     return drawing(name, title, alt, max(3.0, 1.2 + 0.16 * len(points)), draw)
+
+
+def _free(lefts: Sequence[float], values: Array, names: Sequence[str], width: float) -> list[float]:
+    """Heights for names that begin at `lefts`, near their values, so that none lies on another or on a point."""
+    step = 0.02 * (float(values.max() - values.min()) + 2)
+    taken = [
+        (left - 0.02 * width, left + 0.02 * width, float(value)) for left, value in zip(lefts, values, strict=True)
+    ]
+    places = []
+    for i, (left, name) in enumerate(zip(lefts, names, strict=True)):
+        right = left + (0.03 + 0.0155 * len(name)) * width
+        others = [box for number, box in enumerate(taken) if number != i and box[0] < right and left < box[1]]
+        tries = (float(values[i]) + sign * n * step / 2 for n in range(200) for sign in (1, -1))
+        place = next(y for y in tries if all(abs(y - box[2]) >= 1.5 * step for box in others))
+        places.append(place)
+        taken.append((left, right, place))
+    return places
 
 
 def _colour(point: Bar) -> str:
