@@ -205,14 +205,6 @@ class MemoryConfig(Section):
         """Images kept, of each class or in all; 0: none, no rehearsal."""
         return self.per_class or self.total
 
-    @model_validator(mode="after")
-    def _one_limit(self) -> MemoryConfig:
-        if self.per_class and self.total:
-            raise ValueError("per_class and total both say how many images are kept: expected one of them; leave one 0")
-        if self.rule != "class" and not self.total:
-            raise ValueError(f"rule={self.rule} chooses among a fixed number of images in all; write total=500")
-        return self
-
 
 class Config(Section):
     """All settings of one run."""
@@ -248,6 +240,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _images_to_store(self) -> Config:
+        if self.memory.per_class and self.memory.total:
+            raise ValueError("memory.per_class and memory.total both say how many images are kept; write one of them")
+        if self.memory.rule != "class" and not self.memory.total:
+            raise ValueError(f"memory.rule={self.memory.rule} chooses among images in all; write memory.total=500")
         if self.memory.store and not self.memory.size:
             raise ValueError("memory.store=true keeps memory.per_class images of each class; write memory.per_class=10")
         return self

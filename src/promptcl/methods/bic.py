@@ -42,6 +42,7 @@ class BiCOptions(TunedOptions):
 class Model(Tuned):
     """The ViT and a head, and the correction of its newest logits."""
 
+    about = "the ViT, head, two numbers against its bias; 1 pass"
     Options = BiCOptions
     options: BiCOptions
 

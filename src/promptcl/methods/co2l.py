@@ -51,6 +51,7 @@ class Co2LOptions(TunedOptions):
 class Model(Tuned):
     """The ViT, a projector D -> D -> 128, and a head."""
 
+    about = "the ViT and a projector by contrast, head; 1 pass"
     Options = Co2LOptions
     options: Co2LOptions
 

@@ -36,6 +36,7 @@ class DERPPOptions(TunedOptions):
 class Model(Tuned):
     """The ViT and a head, and, while a task is learned, the logits of its images."""
 
+    about = "the ViT, head, images and logits replayed; 1 pass"
     Options = DERPPOptions
     options: DERPPOptions
 

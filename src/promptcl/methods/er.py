@@ -28,6 +28,7 @@ class EROptions(TunedOptions):
 class Model(Tuned):
     """The ViT and a head."""
 
+    about = "the ViT, head, images replayed; 1 pass"
     Options = EROptions
     options: EROptions
 

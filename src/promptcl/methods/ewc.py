@@ -25,7 +25,7 @@ from promptcl.methods._tuned import Tuned, TunedOptions
 class EWCOptions(TunedOptions):
     """Settings of EWC."""
 
-    strength: float = Field(default=1000.0, ge=0)
+    weight: float = Field(default=1000.0, ge=0)
     """Lambda, to be chosen on `data.validation_per_class`: no value carries over from other code."""
     anchor: Literal["separate", "online", "moving"] = "online"
     """A spring for each task; one for all, at the last weights; or EWC++."""
@@ -52,6 +52,7 @@ class EWCOptions(TunedOptions):
 class Model(Tuned):
     """The ViT and a head, and the springs of both."""
 
+    about = "the ViT, head, held by springs; 1 pass"
     Options = EWCOptions
     options: EWCOptions
     step: Tensor
@@ -114,7 +115,7 @@ class Model(Tuned):
             if self._at % o.every == 0:
                 rows = min(len(batch.labels_B), o.fisher_images)
                 self.average.average([part / rows for part in self._squares(batch, rows)], o.average)
-        return loss + o.strength * self.springs.energy(self.trained) if self.tasks > 1 and o.strength else loss
+        return loss + o.weight * self.springs.energy(self.trained) if self.tasks > 1 and o.weight else loss
 
     def _count(self) -> None:
         self._at = (int(self.step) if self._at is None else self._at) + 1

@@ -17,6 +17,7 @@ from promptcl.methods._tuned import Tuned, TunedOptions
 class Model(Tuned):
     """The ViT and a head."""
 
+    about = "the ViT, head; 1 pass"
     Options = TunedOptions
 
     @classmethod

@@ -18,6 +18,7 @@ from promptcl.methods._tuned import Tuned, TunedOptions, start_again
 class Model(Tuned):
     """The ViT and a head."""
 
+    about = "the ViT and head, anew from the memory; 1 pass"
     Options = TunedOptions
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:

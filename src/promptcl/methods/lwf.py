@@ -45,6 +45,7 @@ class LwFOptions(TunedOptions):
 class Model(Tuned):
     """The ViT and a head."""
 
+    about = "the ViT, head, distilled outputs; 1 pass"
     Options = LwFOptions
     options: LwFOptions
 

@@ -34,6 +34,7 @@ class SLCAOptions(AlignOptions, ViTOptions):
 class Model(KnowsTasks):
     """The ViT, the heads as trained, and the aligned head."""
 
+    about = "the ViT slowly, aligned head; 1 pass"
     Options = SLCAOptions
     options: SLCAOptions
 
