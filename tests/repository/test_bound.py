@@ -1,7 +1,7 @@
 """No published result is better than its own forgetting allows: A <= 100 - (1 - 1/T) F over T tasks.
 
-Forgetting is the mean over the first T - 1 tasks of best minus last, and no accuracy is above 100; so the sum of the last
-accuracies of these tasks is at most (T - 1) (100 - F). A row of a published table breaks it: 33.61 with 86.87.
+Forgetting is the mean over the first T - 1 tasks of best minus last, and no accuracy is above 100; so the sum of the
+last accuracies of these tasks is at most (T - 1) (100 - F). A row of a published table breaks it: 33.61 with 86.87.
 """
 
 from __future__ import annotations
