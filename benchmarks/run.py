@@ -2,6 +2,7 @@
 
 The rows and their commands are in benchmarks/results/TABLE/rows.yaml; `$LITE` and other variables in a command
 come from the environment (docs/results.md says what they hold). A result that is already there is not made again.
+Where rows.yaml holds `compare`, its rows are methods of one `promptcl compare`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 
 import yaml
 
+from promptcl.cli.compare import folder_of
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,13 +29,19 @@ def main() -> int:
     parser.add_argument("--rows", help="names, comma-separated (default: all)")
     parser.add_argument("--seeds", default="42")
     parser.add_argument("--out", type=Path, default=ROOT / "runs", help="folder of the runs themselves")
+    parser.add_argument("--collect", action="store_true", help="of a comparison: run nothing, keep what is finished")
     arguments = parser.parse_args()
     folder = ROOT / "benchmarks" / "results" / arguments.table
     rows = yaml.safe_load((folder / "rows.yaml").read_text(encoding="utf-8"))
+    common = rows["compare"] if isinstance(rows, dict) else None
+    rows = rows if common is None else rows["rows"]
     wanted = arguments.rows.split(",") if arguments.rows else [row["row"] for row in rows]
+    rows, seeds = [row for row in rows if row["row"] in wanted], arguments.seeds.split(",")
+    if common is not None:
+        return compared(common, rows, seeds, folder, arguments.out / arguments.table, arguments.collect)
     failed = 0
-    for row in (row for row in rows if row["row"] in wanted):
-        for seed in arguments.seeds.split(","):
+    for row in rows:
+        for seed in seeds:
             kept = folder / row["row"] / f"{seed}.json"
             if kept.exists():
                 continue
@@ -44,6 +53,24 @@ def main() -> int:
                 continue
             keep(out / "results.json", kept)
     return failed
+
+
+def compared(
+    common: str, rows: list[dict[str, str]], seeds: list[str], folder: Path, out: Path, collect: bool = False
+) -> int:
+    """Compare the methods of which a result is missing, and keep what is finished; returns how many are not."""
+    missing = {(row["row"], seed): folder / row["row"] / f"{seed}.json" for row in rows for seed in seeds}
+    missing = {key: kept for key, kept in missing.items() if not kept.exists()}
+    methods = {row["row"]: row["method"] for row in rows if any(row["row"] == name for name, _ in missing)}
+    if methods and not collect:
+        words = [*shlex.split(os.path.expandvars(common)), *methods.values(), "--seeds", ",".join(seeds)]
+        command = [sys.executable, "-m", "promptcl", "compare", *words, "--out", str(out), "--quiet"]
+        subprocess.run(command, cwd=ROOT, check=False)
+    for (row, seed), kept in missing.items():
+        made = out / folder_of(methods[row]) / f"seed{seed}" / "results.json"
+        if made.exists():
+            keep(made, kept)
+    return sum(not kept.exists() for kept in missing.values())
 
 
 def keep(results: Path, kept: Path) -> None:

@@ -4,13 +4,15 @@ With `--check` the pages are only compared. In docs/results.md a table NAME stan
 `<!-- end -->`, with the command of each row below it; the README shows one table without the commands, between
 `<!-- numbers: NAME -->` and `<!-- end -->`. The rows of a table, in order, are the entries of
 benchmarks/results/NAME/rows.yaml (row, label, command and, if wanted, note); the numbers of a row come from
-benchmarks/results/NAME/ROW/*.json, each the results.json of one seed.
+benchmarks/results/NAME/ROW/*.json, each the results.json of one seed. Where rows.yaml holds `compare`, with the words
+common to all rows of `promptcl compare`, and `rows` with a `method` each, the rows are sorted by accuracy.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -20,6 +22,7 @@ import yaml
 
 from promptcl.config.schema import Config
 from promptcl.experiments.metrics import mean_std
+from promptcl.methods._base import load_method
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -29,6 +32,10 @@ BLOCK = re.compile(
 HEAD = (
     "| | accuracy % | forgetting | learning accuracy % | seeds | trained parameters | images/s (learning, testing) |\n"
     "|:--|--:|--:|--:|--:|--:|--:|\n"
+)
+COMPARED = (
+    "| | last accuracy (A_T) % | incremental accuracy (A-bar) % | forgetting | orders | numbers trained | stored MB "
+    "| seconds a run | images/s (learning, testing) | passes |\n|:--|--:|--:|--:|--:|--:|--:|--:|--:|:--|\n"
 )
 Results = dict[str, Any]
 
@@ -95,16 +102,32 @@ def table(folder: Path, commands: bool = True) -> str:
     Raises:
         TableError: rows and folders differ; a row's files differ in more than the seed, or repeat one.
     """
-    rows = yaml.safe_load((folder / "rows.yaml").read_text(encoding="utf-8"))
+    rows, common = read_rows(folder)
     named, found = [row["row"] for row in rows], sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if sorted(named) != found:
+    if sorted(named) != found and not (common is not None and set(found) < set(named)):
         raise TableError(f"{folder / 'rows.yaml'} names {sorted(named)}, but the folders are {found}")
-    lines = [f"| {row['label']} | {' | '.join(cells(load_row(folder / row['row'])))} |\n" for row in rows]
+    later = [row["label"] for row in rows if row["row"] not in found]
+    rows = [row for row in rows if row["row"] in found]
+    runs = {row["row"]: load_row(folder / row["row"]) for row in rows}
+    head, of = HEAD, cells
+    if common is not None:
+        head, of = COMPARED, compared_cells
+        rows = sorted(rows, key=lambda row: -statistics.mean(run["average_accuracy"] for run in runs[row["row"]]))
+    lines = [f"| {row['label']} | {' | '.join(of(runs[row['row']]))} |\n" for row in rows]
     if not commands:
-        return "".join([HEAD, *lines])
-    notes = [f"- {row['label']}: {row['note']}\n" for row in rows if row.get("note")]
-    made_by = [f"{row['command']}  # {row['label']}\n" for row in rows]
-    return "".join([HEAD, *lines, "\n", *notes, "\n" if notes else "", "```sh\n", *made_by, "```\n"])
+        return "".join([head, *lines])
+    notes = [f"- {row['label']}: {row[key]}\n" for row in rows for key in ("note", "says") if row.get(key)]
+    notes += [f"- Not measured yet: {', '.join(later)}\n"] if later else []
+    made_by = [f"{row['command']}  # {row['label']}\n" for row in rows if "command" in row]
+    if common is not None:
+        made_by = [f"promptcl compare {common} {' '.join(shlex.quote(row['method']) for row in rows)}\n"]
+    return "".join([head, *lines, "\n", *notes, "\n" if notes else "", "```sh\n", *made_by, "```\n"])
+
+
+def read_rows(folder: Path) -> tuple[list[dict[str, str]], str | None]:
+    """The rows of a table, and the common words of a comparison, None where each row has a command."""
+    content = yaml.safe_load((folder / "rows.yaml").read_text(encoding="utf-8"))
+    return (content["rows"], content["compare"]) if isinstance(content, dict) else (content, None)
 
 
 def load_row(folder: Path) -> list[Results]:
@@ -136,6 +159,22 @@ def cells(runs: list[Results]) -> list[str]:
         str(len(runs)),
         f"{max(run['trained_parameters'] for run in runs):,}",
         f"{', '.join(speeds)} ({', '.join(devices)})",
+    ]
+
+
+def compared_cells(runs: list[Results]) -> list[str]:
+    """The cells of a row of a comparison after its label."""
+    keys = ("average_accuracy", "average_incremental_accuracy", "forgetting")
+    speeds = [f"{statistics.mean(speed(run, kind) for run in runs):,.0f}" for kind in ("train", "eval")]
+    passes = load_method(runs[0]["config"]["method"]["name"]).about.rpartition("; ")[2]
+    return [
+        *(spread([run[key] for run in runs]) for key in keys),
+        str(len(runs)),
+        f"{max(run['trained_parameters'] for run in runs):,}",
+        f"{max(run['stored_bytes'] for run in runs) / 1e6:,.2f}",
+        f"{statistics.mean(run['seconds'] for run in runs):,.0f}",
+        ", ".join(speeds),
+        passes.removesuffix("es").removesuffix(" pass"),
     ]
 
 

@@ -70,9 +70,15 @@ def test_lora_starts_from_singular_vectors(backbone: Backbone) -> None:
 
 def test_terms_of_slca() -> None:
     tasks = torch.tensor([0, 0, 1, 1])
-    wide = normalised(torch.tensor([[3.0, 4.0, 0.0, 5.0], [3.0, 4.0, 0.0, 12.0]]), tasks, 0.1)
+    wide = normalised(torch.tensor([[3.0, 4.0, 0.0, 5.0], [3.0, 4.0, 0.0, 12.0]]), tasks, 2, 0.1)
     wanted = torch.tensor([[6.0, 8.0, 0.0, 10.0], [3.5294, 4.7059, 0.0, 14.1176]])
     torch.testing.assert_close(wide, wanted, rtol=0, atol=1e-3)
+    gap = normalised(torch.tensor([[3.0, 4.0, 0.0, 5.0]], requires_grad=True), torch.tensor([0, 0, 2, 2]), 4, 0.1)
+    torch.testing.assert_close(gap.detach(), wanted[:1], rtol=0, atol=1e-3)  # tasks without classes do not count
+    nothing = torch.zeros(1, 4, requires_grad=True)
+    normalised(nothing, tasks, 2, 0.1).sum().backward()
+    assert nothing.grad is not None
+    assert nothing.grad.isfinite().all()
     right = torch.log(torch.tensor([[0.7, 0.3]]))
     assert reverse_cross_entropy(right, torch.tensor([0]), None).item() == pytest.approx(2.7631, abs=1e-4)
 

@@ -64,6 +64,21 @@ def test_rows_numbers_notes_and_commands(results: Path) -> None:
     assert "old" not in filled
 
 
+def test_a_comparison_is_sorted_and_names_what_is_still_to_be_measured(tmp_path: Path) -> None:
+    more = {"average_incremental_accuracy": 90.0, "stored_bytes": 2_500_000, "seconds": 61.0}
+    for name, accuracy in (("ncm", 70.0), ("coda", 80.0)):
+        file = tmp_path / "all" / name / "1.json"
+        write_run(file, 1, accuracy, method={"name": name})
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    rows = "- {row: ncm, method: ncm, label: N}\n- {row: coda, method: coda method.length=8, label: C, says: Good.}\n"
+    (tmp_path / "all" / "rows.yaml").write_text(f"compare: lite $FEW\nrows:\n{rows}- {{row: x, method: x, label: X}}\n")
+    lines = table.fill("<!-- table: all -->\n<!-- end -->\n", tmp_path).splitlines()
+    assert lines[3] == "| C | 80.00 | 90.00 | - | 1 | 12,345 | 2.50 | 61 | 5, 2 | 2 |"
+    assert lines[4].startswith("| N | 70.00 |")
+    assert lines[6:9] == ["- C: Good.", "- Not measured yet: X", ""]
+    assert lines[10] == "promptcl compare lite $FEW 'coda method.length=8' ncm"
+
+
 @pytest.mark.parametrize(
     ("path", "seed", "changes", "sentence"),
     [

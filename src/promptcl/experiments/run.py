@@ -246,6 +246,7 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
         "accuracy_matrix": matrix,
         "test_sets": [test.name for test in stream.tests],
         "trained_parameters": learner.trained_parameters(),
+        "stored_bytes": sum(t.numel() * t.element_size() for t in learner.method.state_dict().values()),
         "memory_images": len(learner.memory),
         "statistics": statistics,
         "prompt_selections": pool and {k: [e and e["counts"] for e in rows] for k, rows in pool.items()},

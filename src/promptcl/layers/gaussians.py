@@ -5,6 +5,7 @@ N features, D width, K classes so far, P = D (D + 1) / 2 numbers of a symmetric 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -81,16 +82,21 @@ class ClassGaussians(nn.Module):
         lower_DD: Tensor = torch.linalg.cholesky(covariance)
         return lower_DD
 
-    def draw(self, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    def factors(self) -> list[Tensor]:
+        """The factor of each known class, in the order of `known`, for `draw`."""
+        if self.kind == "shared":
+            return [self.factor()] * len(self.known) if self.known else []
+        return [self.factor(label) for label in self.known]
+
+    def draw(self, rows: int, seed: int, factors: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Draw `rows` features of each known class: features [N, D] and class ids [N].
 
-        What is drawn of a class depends on the seed and on that class alone, whatever others there are.
+        What is drawn of a class depends on the seed and on that class alone, whatever others there are. factors: as
+        `factors` gives them, for who draws more than once.
         """
-        known, shared = self.known, self.factor() if self.kind == "shared" and self.known else None
-        mean_KD, drawn = self.mean_KD, []
-        for label in known:
+        known, mean_KD, drawn = self.known, self.mean_KD, []
+        for label, factor in zip(known, self.factors() if factors is None else factors, strict=True):
             noise = torch.randn(rows, mean_KD.shape[1], generator=task_generator(seed, label, "class")).to(mean_KD)
-            factor = self.factor(label) if shared is None else shared
             drawn.append((mean_KD[label] + (noise * factor if factor.ndim == 1 else noise @ factor.T)).float())
         labels_K = torch.tensor(known, dtype=torch.long, device=mean_KD.device)
         return torch.cat([mean_KD[:0].float(), *drawn]), labels_K.repeat_interleave(rows)

@@ -55,6 +55,7 @@ class Alignment(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
         self._at: int | None = None  # the same on the host, read once a stage: to ask the device would wait for it
         self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
+        self._factors: list[Tensor] | None = None  # of the covariances, which no step of a stage changes
 
     def grow(self, classes: int) -> None:
         """Append `classes` classes."""
@@ -81,7 +82,7 @@ class Alignment(nn.Module):
         per_epoch = -(-rows // o.align_batch)
         seed = int(torch.randint(2**62, (), generator=task.generator))
         self.step.zero_()
-        self._epoch, self._at = -1, None
+        self._epoch, self._at, self._factors = -1, None, None
 
         def drawn_loss(backbone: Backbone, batch: Batch) -> Tensor:
             if self._at is None:
@@ -101,7 +102,9 @@ class Alignment(nn.Module):
         self, seed: int, change: Callable[[Tensor, Tensor, torch.Generator], Tensor] | None
     ) -> tuple[Tensor, Tensor]:
         """Features and class ids of an epoch, shuffled."""
-        features_ND, labels_N = self.gaussians.draw(self.options.align_samples, seed)
+        if self._factors is None:
+            self._factors = self.gaussians.factors()
+        features_ND, labels_N = self.gaussians.draw(self.options.align_samples, seed, self._factors)
         generator = task_generator(seed, 0, "alignment")
         if change is not None:
             features_ND = change(features_ND, labels_N, generator)
@@ -112,19 +115,20 @@ class Alignment(nn.Module):
         self._at = (int(self.step) if self._at is None else self._at) + 1
         self.step.fill_(self._at)
         if self._at == steps:  # what was drawn is large, and no longer needed
-            self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
+            self._epoch, self._drawn, self._factors = -1, (torch.empty(0), torch.empty(0)), None
 
 
-def normalised(logits_NK: Tensor, task_of_class_K: Tensor, temperature: float | None) -> Tensor:
+def normalised(logits_NK: Tensor, task_of_class_K: Tensor, tasks: int, temperature: float | None) -> Tensor:
     """Divide the logits of each row by a temperature times the mean, over tasks, of the norm of those of its classes.
 
-    As in SLCA; without a temperature they stay as they are.
+    As in SLCA; without a temperature they stay as they are. tasks: their number, of which some may have no new class.
     """
     if temperature is None:
         return logits_NK
-    tasks = torch.unique(task_of_class_K).tolist()
-    norms = [logits_NK[:, task_of_class_K == number].norm(dim=1, keepdim=True) + 1e-7 for number in tasks]
-    return logits_NK / (temperature * torch.cat(norms, 1).mean(1, keepdim=True))
+    member_KS = F.one_hot(task_of_class_K, tasks).to(logits_NK)  # no question to the device in a step
+    some_S = member_KS.amax(0)
+    norm_NS = (logits_NK.square() @ member_KS).clamp_min(1e-14).sqrt() * some_S  # at 0 a root has no gradient
+    return logits_NK / (temperature * norm_NS.sum(1, keepdim=True) / some_S.sum())
 
 
 def nearer(

@@ -168,6 +168,8 @@ class Method(nn.Module, ABC):
     called Model, lives in methods/<name>.py and has its settings in `Options`.
     """
 
+    about: ClassVar[str] = ""
+    """What is learned; passes of a test image through the ViT: `prompts with keys, head; 2 passes`. For lists alone."""
     Options: ClassVar[type[Section]] = Section
     together: int = 1
     """Number of consecutive images whose predictions depend on each other (a vote); such groups are never split."""

@@ -43,6 +43,7 @@ class AnaCPOptions(FirstSessionOptions):
 class Model(SumsOnly):
     """Sums of random features and class Gaussians, and what is solved from them."""
 
+    about = "random features, shifts and ridge in closed form (adapters if asked); 1 pass"
     Options = AnaCPOptions
     options: AnaCPOptions
     directions_HDM: Tensor

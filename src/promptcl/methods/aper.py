@@ -27,6 +27,7 @@ class APEROptions(FirstSessionOptions, ncm.NCMOptions):
 class Model(FirstSession, ncm.Model):
     """The mean of both features of each class."""
 
+    about = "adapters in the first task, class means; 2 passes"
     Options = APEROptions
     options: APEROptions
 

@@ -39,6 +39,7 @@ class APTOptions(Section):
 class Model(Method):
     """Vectors for keys and values of every block, their average, and rows of length 1 for each class."""
 
+    about = "a vector for keys and one for values of each block, head; 1 pass"
     Options = APTOptions
     options: APTOptions
     average_L2D: Tensor

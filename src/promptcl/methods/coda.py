@@ -42,6 +42,7 @@ class ComponentOptions(HeadOptions):
 class Model(Method):
     """Components in some blocks and a growing linear head on the class token."""
 
+    about = "components with keys and attention, head; 2 passes"
     Options: ClassVar[type[ComponentOptions]] = ComponentOptions
     options: ComponentOptions
     attention = True

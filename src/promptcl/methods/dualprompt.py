@@ -54,6 +54,7 @@ class DualPromptOptions(PromptOptions):
 class Model(Method):
     """General prefixes, an expert and a key a task, and a growing linear head on the class token."""
 
+    about = "a shared prefix, a prefix and a key a task, head; 2 passes"
     Options = DualPromptOptions
     options: DualPromptOptions
     past_experts_SE2LD: Tensor

@@ -46,6 +46,7 @@ class E2LoRAOptions(AlignOptions):
 class Model(KnowsTasks):
     """Pools of updates of qkv and fc1, and one head."""
 
+    about = "updates of full rank of qkv and fc1, aligned head; 1 pass"
     Options = E2LoRAOptions
     options: E2LoRAOptions
 

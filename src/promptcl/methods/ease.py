@@ -36,6 +36,7 @@ class EASEOptions(Section):
 class Model(TaskAdapters):
     """Adapters of all tasks, and a prototype of each class in the space of each."""
 
+    about = "adapters a task, prototypes in all their spaces; 1 pass a task"
     Options = EASEOptions
     options: EASEOptions
     prototypes_SKD: Tensor

@@ -38,6 +38,7 @@ class FSAOptions(AlignOptions, FirstSessionOptions):
 class Model(SumsOnly):
     """Class Gaussians and means of the adapted features, and the heads made of them."""
 
+    about = "adapters in the first task, aligned head, class means; 1 pass"
     Options = FSAOptions
     options: FSAOptions
 

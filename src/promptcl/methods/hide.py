@@ -49,6 +49,7 @@ class HiDeOptions(AlignOptions):
 class Model(KnowsTasks):
     """Slots of prefixes, a head on the prompted class token, and the classifier that finds the slot."""
 
+    about = "prefixes a task, aligned head, aligned task finder; 2 passes"
     Options = HiDeOptions
     options: HiDeOptions
 
@@ -71,12 +72,13 @@ class Model(KnowsTasks):
             alignment.grow(task.new_classes)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
-        """Train slot, head and classifier; then align both heads, but for the first task."""
+        """Train slot, head and classifier, if there is a new class; then align both heads, but for the first task."""
         if task.index:
             self.slots.newest.copy_(self.slots.past[-1:])
         self._earlier_KD = self.prompted.gaussians.mean_KD[self.prompted.gaussians.known].float()
         # The contrastive term compares the images of a batch, so one process computes it.
-        yield Stage(task.new, together=0 if self.options.contrast else 1)
+        if task.new_classes:  # known classes keep their slots, so no image would ever see the new one
+            yield Stage(task.new, together=0 if self.options.contrast else 1)
         self.slots.newest.copy_(self.slots.mixed(self.options.momentum))
         self.absorb(backbone, task, task.new)
         if task.index:

@@ -38,6 +38,7 @@ class InfLoRAOptions(Section):
 class Model(Method):
     """Merged updates, the present one, the space that is taken, and a growing linear head."""
 
+    about = "merged updates of keys and values, head; 1 pass"
     Options = InfLoRAOptions
     options: InfLoRAOptions
     merged_2LDD: Tensor

@@ -74,6 +74,7 @@ class L2POptions(PromptOptions):
 class Model(Method):
     """Prompt pool, keys and a growing linear head."""
 
+    about = "a pool of prompts with keys, head; 2 passes"
     Options = L2POptions
     options: L2POptions
     frequency_M: Tensor

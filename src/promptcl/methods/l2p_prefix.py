@@ -46,6 +46,7 @@ class L2PPrefixOptions(PromptOptions):
 class Model(Method):
     """A pool of prefixes with keys in some blocks, and a growing linear head on the class token."""
 
+    about = "a pool of prefixes with keys, head; 2 passes"
     Options = L2PPrefixOptions
     options: L2PPrefixOptions
 

@@ -45,6 +45,7 @@ class L2PRidgeOptions(l2p.L2POptions):
 class Model(l2p.Model):
     """Prompt pool, keys, an auxiliary linear head for training, and a ridge classifier."""
 
+    about = "prompts in the first task, ridge regression; 2 passes"
     Options = L2PRidgeOptions
     options: L2PRidgeOptions
 

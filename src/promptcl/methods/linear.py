@@ -23,6 +23,7 @@ class LinearOptions(Section):
 class Model(Method):
     """A growing linear head."""
 
+    about = "head; 1 pass"
     Options = LinearOptions
 
     def __init__(self, options: LinearOptions, backbone: Backbone, generator: torch.Generator) -> None:

@@ -21,6 +21,7 @@ class NCMOptions(FrozenOptions):
 class Model(FrozenFeatures):
     """The mean feature of each class, and nothing else."""
 
+    about = "class means; 1 pass"
     Options = NCMOptions
 
     def __init__(self, options: NCMOptions, backbone: Backbone, generator: torch.Generator) -> None:

@@ -55,6 +55,7 @@ class OnePromptOptions(PromptOptions):
 class Model(Method):
     """Prefixes [2, L, D] (keys, values) in some blocks and a growing linear head on the class token."""
 
+    about = "a prefix, head; 1 pass"
     Options = OnePromptOptions
     options: OnePromptOptions
 

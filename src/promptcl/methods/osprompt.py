@@ -35,6 +35,7 @@ class OSPromptOptions(coda.ComponentOptions):
 class Model(coda.Model):
     """Components in some blocks and a growing linear head on the class token."""
 
+    about = "components with keys, head; 1 pass"
     Options: ClassVar[type[coda.ComponentOptions]] = OSPromptOptions
     options: OSPromptOptions
     attention = False

@@ -34,6 +34,7 @@ class RanPACOptions(FirstSessionOptions, ridge.RidgeOptions):
 class Model(FirstSession, ridge.Model):
     """A ridge classifier on max(0, f W), W a fixed random matrix."""
 
+    about = "random features and ridge in closed form (adapters in the first task if asked); 1 pass"
     Options: ClassVar[type[ridge.RidgeOptions]] = RanPACOptions
     options: RanPACOptions
     directions_FM: Tensor

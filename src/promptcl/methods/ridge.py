@@ -40,6 +40,7 @@ class RidgeOptions(FrozenOptions):
 class Model(FrozenFeatures):
     """A ridge classifier on frozen features: `l2p_ridge` without its prompts."""
 
+    about = "ridge regression in closed form; 1 pass"
     Options: ClassVar[type[RidgeOptions]] = RidgeOptions
     options: RidgeOptions
 

@@ -47,6 +47,7 @@ class SLCAOptions(AlignOptions):
 class Model(KnowsTasks):
     """LoRA, norms, biases, the heads as trained, and the aligned head."""
 
+    about = "low-rank changes, norms and biases, aligned head; 1 pass"
     Options = SLCAOptions
     options: SLCAOptions
 
@@ -94,7 +95,8 @@ class Model(KnowsTasks):
 
     def aligned_logits(self, features_ND: Tensor) -> Tensor:
         """What the alignment takes the cross-entropy of [N, K]."""
-        return normalised(self.head_logits(features_ND), self.task_of_class_K, self.options.temperature)
+        temperature, logits_NK = self.options.temperature, self.head_logits(features_ND)
+        return normalised(logits_NK, self.task_of_class_K, self.index + 1, temperature)
 
     def shrink(self, features_ND: Tensor, labels_N: Tensor, generator: torch.Generator) -> Tensor:
         """Divide what was drawn of old classes by 1 + r times their age, r uniform in half to one and a half `age`."""

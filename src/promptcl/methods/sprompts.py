@@ -42,6 +42,7 @@ class SPromptsOptions(PromptOptions):
 class Model(Method):
     """A prompt, centres and a linear head for each domain; those of earlier domains are frozen."""
 
+    about = "prompts and a head a domain, cluster centres; 2 passes"
     Options = SPromptsOptions
     options: SPromptsOptions
     past_prompts_SLD: Tensor

@@ -40,6 +40,7 @@ class TUNAOptions(AlignOptions):
 class Model(TaskAdapters):
     """Adapters of all tasks and one cosine head."""
 
+    about = "adapters a task, aligned head; 1 pass a task and 1 more"
     Options = TUNAOptions
     options: TUNAOptions
 

@@ -52,6 +52,7 @@ class Choice(NamedTuple):
 class Model(Method):
     """A pool of prompts with keys in some blocks, and a growing linear head on the class token."""
 
+    about = "a pool of prompts with keys, chosen by the loss, head; 2 passes"
     Options = VQOptions
     options: VQOptions
 

@@ -22,7 +22,7 @@ from promptcl.config.overrides import (
 )
 from promptcl.config.reading import check_read, decides, is_of_a_run, keys_in
 from promptcl.errors import UserError
-from promptcl.recipes.registry import ROOT, recipe_file
+from promptcl.recipes.registry import ROOT, available, recipe_file
 from promptcl.runtime import disk
 
 if TYPE_CHECKING:
@@ -51,6 +51,25 @@ def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool 
             if str(alone) == str(error) and Path(recipe_or_path).is_file():  # the file is wrong, not an override
                 raise UserError(f"{recipe_or_path}: {error}") from None
         raise
+
+
+def of_another(base: Config, name: str, overrides: Sequence[str], own: bool = False, trust: bool = False) -> Config:
+    """The configuration of another method, or recipe, on the stream and backbone of `base`.
+
+    `name`: a recipe, whose method it is with its options; or a method, with the options of `base` where that has this
+    method, of the recipe called like it if there is one, else its defaults. It trains as `base` says, or with `own` as
+    its recipe does. What `base` says and this method does not read is passed over. Raises UserError as `load_config`.
+    """
+    data, recipes = base.model_dump(mode="json"), available("recipes")
+    recipe = next((one for one in (name, name.replace("_", "-")) if one in recipes or Path(one).is_file()), None)
+    if name != base.method["name"] or own:
+        data["method"] = {"name": name}
+        if recipe is not None:
+            section = _read(recipe)[1]
+            data["method"] = section.get("method", data["method"])
+            if own:
+                data["train"] = section.get("train", {})
+    return resolve(data, overrides, trust)
 
 
 def resolve(

@@ -15,7 +15,8 @@ _FOLDERS = {"recipes": ("recipes", ".yaml"), "methods": ("methods", ".py"), "dat
 def available(kind: str) -> dict[str, str]:
     """Name -> one line about it, for the `recipes`, `methods` or `datasets` inside promptcl.
 
-    The line is the first line of the YAML's header or of the module's docstring; nothing is imported.
+    The line is the first line of the YAML's header or of the module's docstring, of a method with what it learns and
+    its passes (`Method.about`) behind it; nothing is imported.
     Raises UserError for another kind.
     """
     if kind not in _FOLDERS:
@@ -37,5 +38,15 @@ def recipe_file(name: str) -> Path:
 def _first_line(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
-        return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+        module = ast.parse(text)
+        return " ".join([(ast.get_docstring(module) or "").partition("\n")[0], *_about(module)])
     return text.partition("\n")[0].lstrip("# ")
+
+
+def _about(module: ast.Module) -> list[str]:
+    """What the class Model of a method's module says it learns, in brackets; nothing where it says nothing."""
+    models = [node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Model"]
+    for node in (node for model in models for node in model.body):
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["about"]:
+            return [f"[{ast.literal_eval(node.value)}]"]
+    return []

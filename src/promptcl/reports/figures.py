@@ -5,6 +5,7 @@ T tasks, M prompts, E micro-tasks, K classes. Missing values are NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from promptcl.reports.drawing import (
     COLOURS,
@@ -171,6 +172,50 @@ def finals(
     everything = np.concatenate(last)
     low, high = fitted(everything) if zoom else limits(everything)
     return bars(name, title, alt, rows, (low, high), "%" if low <= 0 else f"% (the axis begins at {low:.0f})")
+
+
+def against_seconds(name: str, title: str, alt: str, points: Sequence[Bar], seconds: Sequence[float]) -> Drawing:
+    """Draw each accuracy (in percent, with its name) against the seconds that a run took, on a logarithmic axis."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        values = np.array([point.value for point in points])
+        low, high = fitted(values)
+        axes.set(xscale="log", ylim=(low - 1, high + 1), xlabel="seconds a run", ylabel="% (the axis is cut)")
+        axes.set_xlim(0.8 * min(seconds), 4 * max(seconds))  # names stand to the right
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        for point, second in zip(points, seconds, strict=True):
+            axes.plot(second, point.value, MARKERS[point.colour % len(MARKERS)], ms=5, color=_colour(point))
+        names = [short(point.label, 30) for point in points]
+        places = _free([math.log(s) for s in seconds], values, names, math.log(5 * max(seconds) / min(seconds)))
+        for point, name, second, place in zip(points, names, seconds, places, strict=True):
+            axes.text(1.06 * second, place, name, fontsize=7, va="center", color=_colour(point))
+        axes.grid(color="#808080", alpha=0.3, lw=0.6)
+
+    return drawing(name, title, alt, max(3.0, 1.2 + 0.16 * len(points)), draw)
+
+
+def _free(lefts: Sequence[float], values: Array, names: Sequence[str], width: float) -> list[float]:
+    """Heights for names that begin at `lefts`, near their values, so that none lies on another or on a point."""
+    step = 0.02 * (float(values.max() - values.min()) + 2)
+    taken = [
+        (left - 0.02 * width, left + 0.02 * width, float(value)) for left, value in zip(lefts, values, strict=True)
+    ]
+    places = []
+    for i, (left, name) in enumerate(zip(lefts, names, strict=True)):
+        right = left + (0.03 + 0.0155 * len(name)) * width
+        others = [box for number, box in enumerate(taken) if number != i and box[0] < right and left < box[1]]
+        tries = (float(values[i]) + sign * n * step / 2 for n in range(200) for sign in (1, -1))
+        place = next(y for y in tries if all(abs(y - box[2]) >= 1.5 * step for box in others))
+        places.append(place)
+        taken.append((left, right, place))
+    return places
+
+
+def _colour(point: Bar) -> str:
+    return COLOURS[point.colour % len(COLOURS)]
 
 
 def limits(values: Array) -> tuple[float, float]:

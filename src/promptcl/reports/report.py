@@ -18,7 +18,12 @@ from promptcl.reports.figures import Curve
 from promptcl.reports.page import Numbers, Shown
 from promptcl.reports.results import Array, Counts, Group, Results, as_array, read
 
-METRICS = {"average_accuracy": "average accuracy", "forgetting": "forgetting", "learning_accuracy": "learning accuracy"}
+METRICS = {
+    "average_accuracy": "average accuracy after the last task (A_T)",
+    "average_incremental_accuracy": "average incremental accuracy (A-bar)",
+    "forgetting": "forgetting",
+    "learning_accuracy": "learning accuracy",
+}
 
 
 def write(paths: Sequence[Path], out: Path, zoom: bool = False) -> int:
@@ -40,6 +45,7 @@ def write(paths: Sequence[Path], out: Path, zoom: bool = False) -> int:
         groups=groups,
         metrics=METRICS,
         spread=spread,
+        speeds=speeds,
         label=label,
         first=matrices if len(groups) > 1 else [*matrices, *compared],
         compared=compared if len(groups) > 1 else [],
@@ -91,7 +97,29 @@ def _comparison(groups: Sequence[Group], zoom: bool) -> list[Shown]:
             alt = f"{title}, mean and standard deviation over seeds. {last}."
             numbers = Numbers(["", title + " (%)"], [[row[0], row[-1]] for row in rows])
             found.append(Shown(figures.finals(f"{name}-last", title, alt, curves, finals, zoom), "", numbers))
-    return found
+    return [*found, *_against_seconds(groups)] if len(groups) > 2 else found
+
+
+def _against_seconds(groups: Sequence[Group]) -> list[Shown]:
+    """Accuracy after the last task against the seconds of a run, means over seeds."""
+    points, seconds = [], []
+    for i, group in enumerate(groups):
+        text = spread([run.average_accuracy for run in group.runs])
+        mean = sum(run.average_accuracy for run in group.runs) / len(group.runs)
+        points.append(figures.Bar(label(group, groups), mean, text, i))
+        seconds.append(max(1.0, sum(run.seconds for run in group.runs) / len(group.runs)))
+    title = "Accuracy after the last task against seconds"
+    rows = [[point.label, point.text, f"{s:.0f}"] for point, s in zip(points, seconds, strict=True)]
+    alt = f"{title}. " + "; ".join(f"{row[0]}: {row[1]} % in {row[2]} s" for row in rows) + "."
+    drawn = figures.against_seconds("accuracy-against-seconds", title, alt, points, seconds)
+    return [Shown(drawn, "", Numbers(["", "accuracy (%)", "seconds"], rows))]
+
+
+def speeds(group: Group) -> str:
+    """Images a second in training and in testing, the mean over the tasks of all runs; `-` where they are not known."""
+    pairs = [(t.train_images_per_second, t.eval_images_per_second) for run in group.runs for t in run.tasks]
+    means = [[value for value in kind if value is not None] for kind in zip(*pairs, strict=True)]
+    return ", ".join(f"{sum(kind) / len(kind):,.0f}" if kind else "-" for kind in means)
 
 
 def _steps(groups: Sequence[Group]) -> list[str]:

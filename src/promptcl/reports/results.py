@@ -19,6 +19,7 @@ from promptcl.runtime import disk
 Array = npt.NDArray[np.float64]
 # What no run can have measured would be drawn for ever, or be no number any more.
 Percent = Annotated[float, Field(ge=-100.01, le=100.01)]
+Speed = Annotated[float, Field(ge=0, le=1e12)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Counts = Annotated[list[Whole], Field(min_length=1)]
 _MOST_BYTES = 2**26
@@ -43,6 +44,8 @@ class Record(_Piece):
     name: str
     average_accuracy: Percent
     forgetting: Percent | None = None
+    train_images_per_second: Speed | None = None
+    eval_images_per_second: Speed | None = None
     class_names: list[str] = []
 
 
@@ -108,6 +111,8 @@ class Results(_Piece):
     average_accuracy: Percent
     forgetting: Percent | None
     learning_accuracy: Percent | None
+    average_incremental_accuracy: Percent | None = None
+    stored_bytes: Whole | None = None
     accuracy_matrix: list[list[Percent | None]] = Field(min_length=1, max_length=_MOST_ROWS)
     trained_parameters: Whole
     prompt_selections: Selections | None = None

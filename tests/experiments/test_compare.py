@@ -1,0 +1,113 @@
+"""promptcl compare: several methods on one stream, as users run it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ENVIRONMENT, TINY_VIT, good, refused, start
+
+from promptcl.cli.compare import entries, split
+from promptcl.errors import UserError
+from promptcl.recipes.load import load_config, of_another
+
+FEW = [*TINY_VIT, "tasks=2", "data.train_per_class=4", "data.test_per_class=4", "train.epochs=1"]
+
+
+def test_words_become_a_recipe_methods_and_settings_of_all() -> None:
+    words = ["lite", "ncm", "tasks=2", "coda train.lr=0.01", "data.root=my images"]
+    assert split(words) == ("lite", ["ncm", "coda train.lr=0.01"], ["tasks=2", "data.root=my images"])
+    for wrong, message in [
+        (["lite"], "expected a recipe and methods"),
+        (["lite", "coda", "method.length=8"], r"'coda method\.length=8'"),
+        (["lite", "coda", "ncm", "coda"], "coda is there twice"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            split(wrong)
+
+
+def test_a_method_has_its_recipes_options_and_the_training_of_the_common_recipe() -> None:
+    base = load_config("lite", ["train.epochs=2"])
+    coda = of_another(base, "coda", ["method.head_init=zero"])
+    assert (coda.backbone, coda.data, coda.train) == (base.backbone, base.data, base.train)
+    assert coda.method == load_config("coda", ["method.head_init=zero"]).method
+    assert of_another(base, "l2p_prefix", []).method == load_config("l2p-prefix").method
+    assert of_another(base, "l2p_ridge", []).method == base.method  # the one of the recipe keeps its options
+    assert of_another(base, "ncm", []).train == base.train  # passed over
+    own = of_another(base, "coda", [], own=True)
+    assert own.train == load_config("coda").train
+    assert own.data == base.data
+    with pytest.raises(UserError, match=r"train\.lr=1\.0 is not read with method\.name=ncm"):
+        of_another(base, "ncm", ["train.lr=1"])
+
+
+def test_each_method_runs_with_each_seed() -> None:
+    made = entries("lite", ["ncm", "coda train.lr=0.01"], ["tasks=5"], "3,1", own=False, trust=False)
+    assert [entry.folder for entry in made] == ["ncm", "coda-train.lr=0.01"]
+    assert [[config.seed for config in entry.configs] for entry in made] == [[3, 1], [3, 1]]
+    assert {config.tasks for entry in made for config in entry.configs} == {5}
+    assert [config.train.lr for config in made[1].configs] == [0.01, 0.01]
+
+
+def test_bad_settings_are_refused_before_anything_is_run(tmp_path: Path) -> None:
+    assert "did you mean method.length" in refused("compare", "demo", "ncm", "coda method.lenght=8", cwd=tmp_path)
+    assert "cuda1" in refused("compare", "demo", "ncm", "cuda1", cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_table_a_file_and_a_page_and_a_failure_that_stops_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    words = ["demo", "ncm", "linear train.optimizer=sgd train.lr=1e38", "apt", "linear"]
+    result = start("compare", *words, *FEW, "--out", "o", "--quiet", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "failed: linear train.optimizer=sgd train.lr=1e38; mend the settings" in result.stderr
+    rows = json.loads((tmp_path / "o" / "compare.json").read_text())
+    assert [row["method"] for row in rows] == words[1:]
+    assert "failed: the loss became" in result.stdout
+    assert (rows[0]["trained_parameters"], rows[0]["passes"], rows[2]["passes"]) == (0, "1 pass", "1 pass")
+    found = json.loads((tmp_path / "o" / "apt" / "seed42" / "results.json").read_text())
+    assert rows[2]["last_accuracy"] == {"mean": found["average_accuracy"], "std": None}
+    assert rows[2]["average_incremental_accuracy"]["mean"] == found["average_incremental_accuracy"]
+    assert rows[2]["stored_bytes"] == found["stored_bytes"] > 0
+    page = (tmp_path / "o" / "report.html").read_text()
+    assert "A-bar" in page
+    assert "accuracy-against-seconds" in page
+
+
+@pytest.mark.slow
+def test_interrupted_it_says_the_line_that_goes_on_and_keeps_what_is_finished(tmp_path: Path) -> None:
+    words = ["demo", "ncm", "apt train.epochs=60", *FEW, "train.checkpoint_steps=5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "promptcl", "compare", *words, "--quiet"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    out = tmp_path / "runs" / "compare-demo"
+    while process.poll() is None and not list(out.glob("apt*/seed42/config.yaml")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[1].splitlines()
+    assert process.returncode == 130, said
+    assert said[-1].startswith("go on with: promptcl compare demo ncm 'apt train.epochs=60'")
+    kept = (out / "ncm" / "seed42" / "results.json").stat()
+    begun = (out / "apt-train.epochs=60" / "seed42" / "config.yaml").stat()
+    again = start("compare", *words, "--quiet", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (out / "ncm" / "seed42" / "results.json").stat() == kept
+    assert (out / "apt-train.epochs=60" / "seed42" / "config.yaml").stat() == begun  # it went on
+
+
+def test_methods_are_listed_with_what_they_learn_and_their_passes() -> None:
+    lines = {line.split()[0]: line for line in good("list", "methods").splitlines()}
+    assert "components with keys and attention, head; 2 passes" in lines["coda"]
+    assert "arXiv 2211.13218" in lines["coda"]
+    assert all("pass" in line for line in lines.values())

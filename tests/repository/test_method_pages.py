@@ -1,0 +1,23 @@
+"""docs/methods has a current page for each method, with what enters the blocks of a ViT."""
+
+from __future__ import annotations
+
+import method_pages as pages
+import pytest
+
+from promptcl.recipes import available
+
+
+def test_each_method_has_a_page() -> None:
+    assert {file.stem for file in pages.PAGES.glob("*.md")} == set(available("methods"))
+
+
+@pytest.mark.slow
+def test_the_pages_are_current() -> None:
+    assert pages.main(["--check"]) == 0, "run: python benchmarks/method_pages.py"
+
+
+def test_a_drawing_shows_what_was_inserted() -> None:
+    blocks = "blocks 0-4   4 rows of keys and values in front\n        block 5      as pre-trained"
+    assert pages.drawing("coda") == f"pass 1  blocks 0-5   as pre-trained\npass 2  {blocks}"
+    assert pages.drawing("apt") == "blocks 0-5   changed: k, v"
