@@ -72,7 +72,8 @@ class Model(KnowsTasks):
 
     def aligned_logits(self, features_ND: Tensor) -> Tensor:
         """What the alignment takes the cross-entropy of [N, K]."""
-        return normalised(self.head(features_ND), self.task_of_class_K, self.options.temperature)
+        tasks, temperature = self.index + 1, self.options.temperature
+        return normalised(self.head(features_ND), self.task_of_class_K, tasks, temperature)
 
     def nearer(self, features_ND: Tensor, labels_N: Tensor, generator: torch.Generator) -> Tensor:
         """Move what was drawn of old classes a little towards 0."""
