@@ -49,8 +49,13 @@ def relation_distillation(old_BD: Tensor, new_BD: Tensor, old_temperature: float
 
     old_BD, new_BD: rows of length 1, the same images in the same order.
     """
-    others_BB = ~torch.eye(len(old_BD), dtype=torch.bool, device=old_BD.device)
     # without the diagonal, so that no -inf meets a probability of 0
-    old_BO, new_BO = ((rows @ rows.T)[others_BB].view(len(rows), -1) for rows in (old_BD, new_BD))
+    old_BO, new_BO = (_without_diagonal(rows @ rows.T) for rows in (old_BD, new_BD))
     wanted_BO = (old_BO / old_temperature).softmax(1)
     return -(wanted_BO * (new_BO / temperature).log_softmax(1)).sum(1).mean()
+
+
+def _without_diagonal(square_BB: Tensor) -> Tensor:
+    """The numbers of a square matrix beside its diagonal [B, B - 1], row by row; no mask, which would ask the device."""
+    rows = len(square_BB)
+    return square_BB.flatten()[1:].view(rows - 1, rows + 1)[:, :-1].reshape(rows, rows - 1)

@@ -23,6 +23,7 @@ from promptcl.layers import GrowingLinear
 from promptcl.layers.losses import relation_distillation, supervised_contrast
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.methods._tuned import Tuned, TunedOptions, slow_group
+from promptcl.runtime.device import send
 
 
 class Co2LOptions(TunedOptions):
@@ -85,7 +86,7 @@ class Model(Tuned):
 
         def loss(backbone: Backbone, batch: Batch) -> Tensor:
             index_B = torch.multinomial(weights_N, self.options.head_batch, replacement=True, generator=batch.generator)
-            index_B = index_B.to(labels_N.device)
+            index_B = send(index_B, labels_N.device)
             return F.cross_entropy(self.head(features_ND[index_B]), labels_N[index_B])
 
         o = self.options
