@@ -54,7 +54,7 @@ def test_the_first_task_is_that_of_finetune(name: str, backbone: Backbone, digit
 def _others(images: ImageSet, learner: Learner, aside: torch.Tensor) -> list[int]:
     stored = learner.memory.images
     assert stored is not None
-    gone = {stored.digest(i) for i in np.flatnonzero(aside.numpy())}
+    gone = {stored.digest(i) for i in np.flatnonzero(aside.numpy()).tolist()}
     return [i for i in range(len(images)) if images.digest(i) not in gone]
 
 
@@ -186,7 +186,7 @@ def test_ewc_without_stiffness_is_finetune_and_with_it_moves_less(backbone: Back
 
 @pytest.mark.parametrize("anchor", ["separate", "online", "moving"])
 def test_springs_of_each_form(anchor: str, backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
-    every = {"every": 1} if anchor == "moving" else {}
+    every: dict[str, Any] = {"every": 1} if anchor == "moving" else {}
     learner = make(backbone, *digits[:2], name="ewc", anchor=anchor, weight=1, fisher_images=6, **every)
     springs = cast(Any, learner.method).springs
     stiff, rest = springs.stiffness.values[0], springs.rest[0]

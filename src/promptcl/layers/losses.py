@@ -56,6 +56,6 @@ def relation_distillation(old_BD: Tensor, new_BD: Tensor, old_temperature: float
 
 
 def _without_diagonal(square_BB: Tensor) -> Tensor:
-    """The numbers of a square matrix beside its diagonal [B, B - 1], row by row; no mask, which would ask the device."""
+    """The numbers of a square matrix beside its diagonal [B, B - 1], row by row; a mask would ask the device."""
     rows = len(square_BB)
     return square_BB.flatten()[1:].view(rows - 1, rows + 1)[:, :-1].reshape(rows, rows - 1)
