@@ -79,7 +79,8 @@ def drawing(name: str) -> str:
     """What a test image passes through: a line for each run of blocks that get the same, pass by pass."""
     base, backbone, tasks = small()
     options = load_method(name).Options().model_dump()
-    learner = Learner(base.model_copy(update={"method": {"name": name, **options}}), backbone)
+    memory = base.memory.model_copy(update={"per_class": 2})  # some learn from nothing else
+    learner = Learner(base.model_copy(update={"method": {"name": name, **options}, "memory": memory}), backbone)
     for task in tasks[:2]:
         learner.learn(task.train)
     passes = list(watched(learner, tasks[0].test.select([0])))
@@ -114,9 +115,10 @@ def watched(learner: Learner, images: Any) -> Iterator[list[str]]:
         passes.append([])
         return whole(backbone, *args, **kwargs)
 
-    def inserts(backbone: Backbone, *args: Any) -> Any:
-        found = of_block(backbone, *args)
-        passes[-1].append(said(found))
+    def inserts(backbone: Backbone, layer: int, *args: Any) -> Any:
+        found = of_block(backbone, layer, *args)
+        own = any(p.requires_grad for p in backbone.vit.blocks[layer].parameters())
+        passes[-1].append(said(found, own))
         return found
 
     try:
@@ -129,14 +131,14 @@ def watched(learner: Learner, images: Any) -> Iterator[list[str]]:
     yield from passes
 
 
-def said(inserts: Sequence[Insert]) -> str:
-    """What a block gets, in words."""
+def said(inserts: Sequence[Insert], trained: bool) -> str:
+    """What a block gets, in words; `trained`: it is of a ViT that the method trains."""
     words = [f"{one.tokens_BLD.shape[1]} tokens in front, from here on" for one in inserts if isinstance(one, Tokens)]
     rows = sum(one.keys_BLD.shape[1] for one in inserts if isinstance(one, Prefix))
     words += [f"{rows} rows of keys and values in front"] if rows else []
     places = list(dict.fromkeys(one.place for one in inserts if isinstance(one, Change)))
     words += [f"changed: {', '.join(places)}"] if places else []
-    return "; ".join(words) or "as pre-trained"
+    return "; ".join(words) or ("trained" if trained else "as pre-trained")
 
 
 def options_of(options: type[Section]) -> str:

@@ -28,9 +28,16 @@ class PlainBatch:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator = field(default_factory=torch.Generator)
 
+    epoch: int = 0
+    old_share: float = 0.0
+
     @property
     def old_B(self) -> Tensor:
         return torch.zeros(len(self.labels_B), dtype=torch.bool)
+
+    @property
+    def place_B(self) -> Tensor:
+        return torch.arange(len(self.labels_B))
 
     def another_view(self) -> Tensor:
         return self.images_BCHW.flip(3)

@@ -21,6 +21,9 @@ OPTIONS = [
     ("oneprompt", {"outliers": "boundary", "outlier_epochs": 1}),
     ("ranpac", {"features": "deep", "width": 0, "adapt": "adapter", "size": 4, "cosine": 0.5}),
     ("ranpac", {"width": 60, "adapt": "prompts", "size": 2}),
+    ("ewc", {"anchor": "separate", "fisher": "model", "blocks": 1}),
+    ("ewc", {"anchor": "moving", "every": 2}),
+    ("lwf", {"warmup": 1}),
 ]
 # Shorter alignments: each step is interrupted once.
 ALIGNED = {"align_epochs": 1, "align_samples": 64}
@@ -31,13 +34,19 @@ QUICK: dict[str, dict[str, Any]] = {
     "anacp": {"width": 60, "ridge": 0.1},
     "e2lora": {**ALIGNED, "rank": 16},
     "tuna": ALIGNED,
+    "bic": {"bias_steps": 4},
+    "co2l": {"head_epochs": 5},
+    "slca": {**ALIGNED, "share": 0.2},
 }
+# Methods of which a memory is a part, and how it is found again by who continues.
+REMEMBERS: dict[str, Any] = {"memory": {"per_class": 4, "store": True}}
+SETTINGS = dict.fromkeys(("er", "gdumb", "derpp", "bic", "co2l"), REMEMBERS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", available("methods"))
 def test_every_method(name: str) -> None:
-    said = check_method(name, QUICK.get(name))
+    said = check_method(name, QUICK.get(name), SETTINGS.get(name))
     assert len(said) == len(CHECKS)
     assert all(result.startswith(("passed", "refused: ")) for result in said.values())
 

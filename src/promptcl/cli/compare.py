@@ -27,9 +27,10 @@ def compare(
     arguments: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE METHOD... [KEY=VALUE]...",
+            metavar="RECIPE [METHOD]... [KEY=VALUE]...",
             help="A recipe or YAML file that says stream, backbone and training; methods or recipes of methods, each "
-            "with settings of its own behind it in quotes, as 'coda method.length=8'; settings for all of them.",
+            "with settings of its own behind it in quotes, as 'coda method.length=8' (none: those that the recipe "
+            "lists); settings for all of them.",
             show_default=False,
         ),
     ],
@@ -74,9 +75,16 @@ def compare(
 
 
 def split(arguments: list[str]) -> tuple[str, list[str], list[str]]:
-    """The recipe, the methods and the settings of all. Raises UserError for no method, or one twice."""
+    """The recipe, the methods (those that it lists, where none is named) and the settings of all.
+
+    Raises UserError for no method, or one twice.
+    """
     settings = [text for text in arguments if "=" in text.split()[0] and not Path(text).is_file()]
     words = [text for text in arguments if text not in settings]
+    if len(words) == 1:
+        from promptcl.recipes.load import compared
+
+        words += [row.method for row in compared(words[0])]
     if len(words) < 2:
         raise UserError(f"{' '.join(words)}: expected a recipe and methods; write e.g. promptcl compare lite ncm coda")
     if given := next((text for text in settings if text.partition("=")[0].strip().startswith("method")), None):
@@ -93,14 +101,15 @@ def entries(
 ) -> list[Entry]:
     """What is run: the configurations of each method, one for each seed. Raises UserError for bad ones, before any."""
     from promptcl.experiments.compare import Entry
-    from promptcl.recipes.load import load_config, of_another
+    from promptcl.recipes.load import Compared, compared, load_config, of_another
 
     base, numbers = load_config(recipe, settings, trust), seed_settings(seeds, settings)
-    made = []
+    listed, made = {row.method: row for row in compared(recipe)}, []
     for text in methods:
-        name, *changes = shlex.split(text)
+        row = listed.get(text, Compared(method=text))
+        name, *changes = [*shlex.split(text), *shlex.split(row.also)]
         configs = [of_another(base, name, [*changes, *seed], own, trust) for seed in numbers]
-        made.append(Entry(text, folder_of(text), configs))
+        made.append(Entry(text, folder_of(text), configs, row.published))
     return made
 
 

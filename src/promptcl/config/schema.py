@@ -185,7 +185,12 @@ class MemoryConfig(Section):
     """Rehearsal: images of earlier tasks, replayed beside the new ones."""
 
     per_class: int = Field(default=0, ge=0)
-    """Images kept of each class; 0: no rehearsal."""
+    """Images kept of each class; 0: no rehearsal, unless `total` says how many are kept in all."""
+    total: int = Field(default=0, ge=0)
+    """Images kept in all, whatever the number of classes; `rule` says which."""
+    rule: Literal["class", "task", "reservoir", "greedy"] = "class"
+    """Which images `total` keeps: equally many of each `class`, or of each `task`, a uniform sample of them; a uniform
+    sample of all that ever came (`reservoir`); or GDumb's `greedy` sampler, where the first images of a class stay."""
     batch_size: int | None = Field(default=None, gt=0)
     """Replayed images of a step, on top of train.batch_size; None: as many as train.batch_size."""
     store: bool = False
@@ -193,7 +198,12 @@ class MemoryConfig(Section):
 
     def unread(self) -> dict[str, Unread]:
         """Everything about replaying, where nothing is kept."""
-        return {} if self.per_class else {"batch_size": Unread("per_class=0", "per_class=10")}
+        return {} if self.size else {"batch_size": Unread("per_class=0", "per_class=10")}
+
+    @property
+    def size(self) -> int:
+        """Images kept, of each class or in all; 0: none, no rehearsal."""
+        return self.per_class or self.total
 
 
 class Config(Section):
@@ -230,7 +240,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _images_to_store(self) -> Config:
-        if self.memory.store and not self.memory.per_class:
+        if self.memory.per_class and self.memory.total:
+            raise ValueError("memory.per_class and memory.total both say how many images are kept; write one of them")
+        if self.memory.rule != "class" and not self.memory.total:
+            raise ValueError(f"memory.rule={self.memory.rule} chooses among images in all; write memory.total=500")
+        if self.memory.store and not self.memory.size:
             raise ValueError("memory.store=true keeps memory.per_class images of each class; write memory.per_class=10")
         return self
 

@@ -39,6 +39,8 @@ class Entry:
     """Name of the folder of its runs."""
     configs: Sequence[Config]
     """One for each seed."""
+    published: str = ""
+    """The number that a paper has for it."""
 
 
 class Shown(Protocol):
@@ -100,7 +102,7 @@ def row(entry: Entry, results: Sequence[dict[str, Any]]) -> Row:
     for kind in ("train", "eval"):
         made[f"{kind}_images_per_second"] = statistics.mean(speed(one, kind) for one in results) if results else None
     made["seconds"] = statistics.mean(one["seconds"] for one in results) if results else None
-    return made | {"learned": learned, "passes": passes}
+    return made | {"learned": learned, "passes": passes} | ({"published": entry.published} if entry.published else {})
 
 
 def speed(results: dict[str, Any], kind: str) -> float:

@@ -55,7 +55,8 @@ class Table:
         cells = [f"{_spread(row[key]):>13}" for key in _COLUMNS]
         sizes = f"{row['trained_parameters']:>11,} {_bytes(row['stored_bytes']):>8}"
         speeds = [f"{row[f'{kind}_images_per_second']:>8.1f}" for kind in ("train", "eval")]
-        return [*head, f"{start}{''.join(cells)}{sizes} {' '.join(speeds)}  {row['passes'] or '-'}"]
+        published = f"  published {row['published']}" if "published" in row else ""
+        return [*head, f"{start}{''.join(cells)}{sizes} {' '.join(speeds)}  {row['passes'] or '-'}{published}"]
 
     def close(self) -> None:
         """Take the bar off the screen."""

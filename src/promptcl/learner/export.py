@@ -23,6 +23,7 @@ from promptcl.backbone.weights import first_line
 from promptcl.errors import UserError
 from promptcl.layers import ClassGaussians, Rows, SymmetricSum
 from promptcl.layers.lora import TokenMoments
+from promptcl.layers.springs import PerNumber, Springs
 from promptcl.learner.learner import Learner
 from promptcl.methods._base import Method
 from promptcl.runtime import disk
@@ -35,6 +36,7 @@ class _Batch:
 
     allowed_BK = None
     kept: Mapping[str, Tensor] = {}
+    epoch, old_share = 0, 0.0
 
     def __init__(self, method: Method, backbone: Backbone, images_BCHW: Tensor) -> None:
         self.method, self.backbone, self.images_BCHW = method, backbone, images_BCHW
@@ -50,6 +52,10 @@ class _Batch:
     @property
     def old_B(self) -> Tensor:
         return self.labels_B.bool()
+
+    @property
+    def place_B(self) -> Tensor:
+        return torch.arange(len(self.images_BCHW))
 
     @property
     def generator(self) -> torch.Generator:
@@ -69,7 +75,7 @@ class Program(nn.Module):
         self.method = copy.deepcopy(learner.method).cpu().eval().requires_grad_(False)
         for part in list(self.method.modules()):  # what only learning reads, among it what is known of single images
             for name, child in part.named_children():
-                if isinstance(child, ClassGaussians | Rows | SymmetricSum | TokenMoments):
+                if isinstance(child, ClassGaussians | Rows | SymmetricSum | TokenMoments | Springs | PerNumber):
                     setattr(part, name, nn.Identity())
         self.temperature = learner.calibration.temperature
 
@@ -114,7 +120,13 @@ def export(learner: Learner, file: Path) -> Path:
 
 
 def _exported(program: Program, example: tuple[Tensor], shapes: Any, method: str) -> torch.export.ExportedProgram:
+    seen: list[Any] = []
+    hook = program.backbone.vit.patch_embed.register_forward_hook(lambda *_: seen.append(None))
     try:
+        program(*example)
+        hook.remove()
+        if not seen:  # the method has a ViT of its own; the program would carry this one for nothing
+            program.backbone.vit = nn.Identity()
         return torch.export.export(program, example, dynamic_shapes=shapes)
     except UserError:
         raise

@@ -66,7 +66,7 @@ class Learner(Mending):
         self.ancestors: list[str] = []
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
         self._whole, self.moments = True, {}
-        self.memory = Memory(config.memory.per_class)
+        self.memory = Memory(config.memory.per_class, config.memory.total, config.memory.rule)
         self.batches = Batches(self.backbone, config, self.device, self._query)
 
     @classmethod
@@ -196,17 +196,18 @@ class Learner(Mending):
             self.tell(task, trainer)
         statistics = self.method.stats.take()
         if not task.offered:
-            self.memory.add(task.new, task_generator(self.config.seed, task.number, "memory"))
+            task.offer()
         held_out = self._calibrate(task)
         # Only after calibration: images that may be replayed are no fair test.
-        self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"))
-        self.memory.keep(self._keep)
+        self.memory.add(task.held_out, task_generator(self.config.seed, task.number, "held-out memory"), task.number)
+        self.memory.keep(lambda images: task.with_given(images, self._keep(images)))
         seconds = time.perf_counter() - start + (kept_at.seconds_before if kept_at is not None else 0.0)
         self.ledger.add([task.new, task.held_out], [self.labels(task.new), self.labels(task.held_out)])
         self.history.append(TaskRecord.of(name or f"task {task.number + 1}", images, seconds, sha256))
         self._whole = True
-        if self.config.memory.per_class and task.number == 1 and not task.memory_was_read:
-            task.warn(f"method.name={self.config.method['name']} does not replay images, so memory.per_class is idle")
+        if self.config.memory.size and task.number == 1 and not task.memory_was_read:
+            idle = "memory.per_class" if self.config.memory.per_class else "memory.total"
+            task.warn(f"method.name={self.config.method['name']} does not replay images, so {idle} is idle")
         seen = trainer.seen or len(task.new)
         return LearnRecord(seen, seconds, statistics, task.warnings, held_out)
 

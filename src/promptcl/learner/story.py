@@ -89,8 +89,8 @@ class Story(ABC):
     def remember(self, images: ImageSet, task: int) -> None:
         """Offer the images of task number `task` to the memory again; it keeps the same as when they were learned."""
         kept, held = self.parts(images, task)
-        self.memory.add(kept, task_generator(self.config.seed, task, "memory"))
-        self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"))
+        self.memory.add(kept, task_generator(self.config.seed, task, "memory"), task)
+        self.memory.add(held, task_generator(self.config.seed, task, "held-out memory"), task)
 
     @abstractmethod
     def _take_in(self, images: ImageSet, name: str | None) -> LearnRecord:
@@ -117,19 +117,23 @@ class Story(ABC):
         # New images are masked, so only replayed ones compare new classes with old: the memory must hold both.
         self.memory.settle()
         early = self._masked and self.memory.images is not None
-        if early:
-            self.memory.add(kept, task_generator(seed, number, "memory"))
+
+        def offer() -> ImageSet | None:
+            self.memory.add(kept, task_generator(seed, number, "memory"), number)
+            return self.memory.images
+
         task = PresentTask(
             *(seed, number, len(new), len(images), self.scenario.boundaries),
             new=kept,
             held_out=held,
-            remembered=self.memory.images,
+            remembered=offer() if early else self.memory.images,
             offered=early,
+            offer=offer,
             method=self.method,
             source=self.batches,
             labels_of=self.labels,
             kept_of=self.memory.kept_of,
-            memory_is_lost=bool(self.config.memory.per_class and number and self.memory.images is None),
+            memory_is_lost=bool(self.config.memory.size and number and self.memory.images is None),
         )
         self.method.grow(task)
         self.method.to(self.device).eval()  # what has grown too

@@ -46,6 +46,18 @@ class Batch(Protocol):
         """True for the images that come from the memory."""
 
     @property
+    def old_share(self) -> float:
+        """Share of images from the memory in the whole batch, of which each of several processes has some rows."""
+
+    @property
+    def place_B(self) -> Tensor:
+        """Places of the rows in the images of the stage, or of the loop; -1 for those from the memory."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of this epoch of the stage, from 0."""
+
+    @property
     def kept(self) -> Mapping[str, Tensor]:
         """What `Method.keep` gave for the rows of `old_B` when they were stored; NaN where nothing was known then."""
 
@@ -100,6 +112,15 @@ class TaskView(Protocol):
 
     def queries(self, images: ImageSet | None = None) -> Tensor:
         """Queries [N, D] of all of `images`, in their order, the same in every process."""
+
+    def remember(self) -> ImageSet | None:
+        """Let the memory take its share of `new` now, and not when the task ends; all that it holds then, or None."""
+
+    def keep(self, name: str, rows_NX: Tensor) -> None:
+        """Have the memory keep a row of `rows_NX` beside each of those of the N `new` images that it keeps.
+
+        A row that begins with NaN is left to `Method.keep`.
+        """
 
     def warn(self, sentence: str) -> None:
         """Tell the user something about this task, in one sentence."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptcl.config import Config
+from promptcl.config import Config, Section
 from promptcl.config.extensions import check_trust
 from promptcl.config.messages import unknown_key
 from promptcl.config.overrides import (
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from promptcl.methods._base import Method
 
 _MOST = 2**20  # bytes of a recipe
+COMPARE = "compare"
+"""Key of a recipe under which it lists what `promptcl compare` runs of it; nothing else reads it."""
 
 
 def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool = False) -> Config:
@@ -129,10 +131,34 @@ def _read(recipe_or_path: str) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"{path}: not valid YAML{error}; expected lines such as `tasks: 10`") from None
     if not isinstance(data or {}, dict):
         raise UserError(f"{path}: expected a YAML mapping such as `tasks: 10`, got {type(data).__name__}")
+    (data or {}).pop(COMPARE, None)
     # A section whose lines are all commented out reads as null.
     return path, {
         str(key): {} if value is None and section_of(Config, str(key)) else value for key, value in (data or {}).items()
     }
+
+
+class Compared(Section):
+    """A row of a comparison that a recipe lists."""
+
+    method: str
+    """A method or recipe and settings of its own, as `promptcl compare` takes them and shows them."""
+    also: str = ""
+    """Further settings, which are not shown."""
+    published: str = ""
+    """The number that the paper has for it."""
+
+
+def compared(recipe_or_path: str) -> list[Compared]:
+    """The rows of the comparison that a recipe lists, in order; none where it lists none. Raises UserError as train."""
+    path = Path(recipe_or_path)
+    if path.suffix not in (".yaml", ".yml") and len(path.parts) == 1:
+        path = recipe_file(recipe_or_path)
+    try:
+        rows = safe_yaml(disk.read(path, _MOST).decode("utf-8")).get(COMPARE)
+        return [Compared.model_validate(row) for row in rows or []]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: its `{COMPARE}` is no list of rows; write `- method: ncm` for each") from error
 
 
 def _method(section: Any, named: list[str]) -> dict[str, Any]:

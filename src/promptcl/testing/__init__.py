@@ -18,15 +18,18 @@ from promptcl.testing.checks import CHECKS
 __all__ = ["check_method"]
 
 
-def check_method(method: str | type[Method], options: Mapping[str, Any] | None = None) -> dict[str, str]:
+def check_method(
+    method: str | type[Method], options: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """Check that `method` (a name as of `method.name`, or a class) keeps the contract with these `options`.
 
+    settings: other sections by name, `{"memory": {"per_class": 2, "store": True}}` for a method that needs a memory.
     Returns what was checked: name -> `passed`, or why it was refused where a refusal is allowed.
     Raises AssertionError that says what is broken.
     """
     name = method if isinstance(method, str) else named(method)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(name, dict(options or {}), Path(folder))
+        bench = Bench(name, dict(options or {}), Path(folder), settings)
         return {_name(check): _checked(check, bench) for check in CHECKS}
 
 

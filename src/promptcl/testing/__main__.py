@@ -35,7 +35,7 @@ def main(file: str) -> None:
         sys.modules[home.__name__] = home
         made.loader.exec_module(home)
         named(getattr(home, spec["class"]), spec["name"])
-    checks.elsewhere(Bench(spec["name"], spec["options"], Path(spec["folder"])))
+    checks.elsewhere(Bench(spec["name"], spec["options"], Path(spec["folder"]), spec["settings"]))
 
 
 def child(job: str, environment: dict[str, str]) -> int:

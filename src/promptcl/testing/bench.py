@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -82,9 +83,11 @@ class Bench:
     one inside the package.
     """
 
-    def __init__(self, name: str, options: dict[str, Any], folder: Path) -> None:
-        """`name` as of `method.name`, its `options`, and a `folder` to write to."""
-        self.name, self.options, self.folder = name, options, folder
+    def __init__(
+        self, name: str, options: dict[str, Any], folder: Path, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """`name` as of `method.name`, its `options`, a `folder` to write to, and `settings` of other sections."""
+        self.name, self.options, self.folder, self.settings = name, options, folder, dict(settings or {})
         self.train, self.test = _digits(folder)
         self.random = BackboneConfig(name="test_vit", weights="random", image_size=32)
         self.backbone = Backbone.create(self.random)
@@ -97,12 +100,14 @@ class Bench:
 
     def config(self, backbone: BackboneConfig, **settings: Any) -> Config:
         """A small configuration of the method, with other `settings`; those of `train` are merged."""
-        train = {"epochs": 1, "batch_size": 6, "checkpoint_steps": 1, "lr": 0.005, **settings.pop("train", {})}
+        own = {**self.settings.get("train", {}), **settings.pop("train", {})}
+        train = {"epochs": 1, "batch_size": 6, "checkpoint_steps": 1, "lr": 0.005, **own}
         data = {"augment": "crop", "crop_scale": (0.9, 1.0), "hflip": False, "eval_crop": 1.0}
         method = {"name": self.name, **self.options}
         # Evaluation batches so small that each of two processes has some.
         sections = {"backbone": backbone, "data": data, "train": train, "eval": {"batch_size": 4}, "method": method}
-        return Config.model_validate({**sections, "device": "cpu", **settings})
+        others = {name: section for name, section in self.settings.items() if name != "train"}
+        return Config.model_validate({**sections, "device": "cpu", **others, **settings})
 
     def learner(self, able: bool = False, **settings: Any) -> Learner:
         """A new learner of the method; `able`: on the ViT that knows digits."""
@@ -149,7 +154,7 @@ class Bench:
             "file": getattr(home, "__file__", None),
             "module": model.__module__,
             "class": model.__qualname__,
-            **{"name": self.name, "options": self.options, "folder": str(self.folder)},
+            **{"name": self.name, "options": self.options, "folder": str(self.folder), "settings": self.settings},
         }
         (self.folder / "job.json").write_bytes(json.dumps(spec).encode())
         with socket.socket() as free:

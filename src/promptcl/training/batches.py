@@ -132,6 +132,8 @@ class EvalBatch:
     allowed_BK: Tensor | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     _views: int = 0
+    epoch = 0
+    old_share = 0.0
 
     @cached_property
     def images_BCHW(self) -> Tensor:
@@ -149,6 +151,11 @@ class EvalBatch:
     def old_B(self) -> Tensor:
         """All False: nothing is replayed here."""
         return torch.zeros(len(self.labels_B), dtype=torch.bool, device=self.labels_B.device)
+
+    @property
+    def place_B(self) -> Tensor:
+        """Places of the rows in `images`."""
+        return send(torch.arange(self.span.start, self.span.stop), self.labels_B.device)
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -178,6 +185,7 @@ class TrainBatch:
     replay: Replay | None = None
     old_index: Sequence[int] = ()
     """Places of the replayed rows in the memory, in the whole batch of all processes."""
+    epoch: int = 0
     _views: int = 0
 
     @cached_property
@@ -231,6 +239,17 @@ class TrainBatch:
         """True for replayed rows."""
         whole = torch.arange(len(self.index) + len(self.old_index)) >= len(self.index)
         return send(whole[self.rows], self.batches.device)
+
+    @cached_property
+    def place_B(self) -> Tensor:
+        """Places of the new rows in the images of the stage, -1 for replayed ones."""
+        whole = torch.tensor([*self.index, *[-1] * len(self.old_index)], dtype=torch.long)
+        return send(whole[self.rows], self.batches.device)
+
+    @property
+    def old_share(self) -> float:
+        """Share of replayed rows in the whole batch."""
+        return len(self.old_index) / max(1, len(self.index) + len(self.old_index))
 
     @cached_property
     def kept(self) -> Mapping[str, Tensor]:

@@ -215,6 +215,7 @@ class Trainer:
         made = TrainBatch(
             *(self.batches, run.stage.images, index_B.long().tolist(), labels_B[rows], allowed_BK, rows),
             *(lambda purpose: self._generator(run, f"step {step}, {purpose}"), run.replay, old_R.tolist()),
+            epoch=step // run.per_epoch,
         )
         if run.stage.images is None and run.replay is None:
             return made, 1 / processes.size()

@@ -1,4 +1,8 @@
-"""Rehearsal: a class-balanced memory of raw images, and what a method keeps beside them. R replayed rows."""
+"""Rehearsal: a memory of raw images, chosen by one of four rules, and what a method keeps beside them. R replayed rows.
+
+Rules: n of each class; a total, shared equally by the classes or by the tasks so far; a reservoir (Vitter 1985; ER and
+DER); the greedy balanced sampler of GDumb (Prabhu et al., ECCV 2020).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +24,22 @@ from promptcl.errors import UserError
 _NO_LIMIT = 2**20  # short side in pixels: stored images are small enough already, and are not resized
 
 
-class Memory:
-    """At most `per_class` images of each class, a uniform sample of all that were ever added.
+Rule = Literal["class", "task", "reservoir", "greedy"]
 
-    Every image gets a random number when it is added and each class keeps the images with the smallest ones, which is
-    reservoir sampling (an image that comes again after it was dropped counts as new). With fewer images than
-    `per_class` all are kept. Refers to the images; only `tensors` copies them. An image is known by its class and its
-    content, since file names may repeat.
+
+class Memory:
+    """At most `per_class` images of each class, or `total` in all, of which `rule` says how they are chosen.
+
+    Every image gets a random number when it is added, and each group (a class, a task, or all together) keeps the
+    images with the smallest ones: a uniform sample of all that were ever added to it, as reservoir sampling gives it
+    (an image that comes again after it was dropped counts as new). With fewer images than there is room for all are
+    kept. `greedy` draws otherwise: see `_greedy`. Refers to the images; only `tensors` copies them. An image is known
+    by its class and its content, since file names may repeat.
     """
 
-    def __init__(self, per_class: int) -> None:
-        """Start empty."""
-        self.per_class = per_class
+    def __init__(self, per_class: int, total: int = 0, rule: Rule = "class") -> None:
+        """Start empty. Room for no image where both numbers are 0; `rule` is read with `total` alone."""
+        self.per_class, self.total, self.rule = per_class, total, rule
         self.clear()
 
     def clear(self) -> None:
@@ -47,17 +56,23 @@ class Memory:
         """Number of images held."""
         return 0 if self.images is None else len(self.images)
 
-    def add(self, images: ImageSet, generator: torch.Generator) -> None:
-        """Offer `images` to the memory; `generator` decides which are kept. No image is held twice."""
-        if not self.per_class or not len(images):
+    def add(self, images: ImageSet, generator: torch.Generator, task: int = 0) -> None:
+        """Offer `images` of task number `task`; `generator` decides which are kept. No image is held twice."""
+        if not (self.per_class or self.total) or not len(images):
             return
         held, digests = set(self._digests), [_digest(images, i) for i in range(len(images))]
         new = [i for i, digest in enumerate(digests) if digest not in held]
         offered, digests = images.select(new), [*self._digests, *(digests[i] for i in new)]
         more = torch.rand(len(offered), generator=generator, dtype=torch.float64).numpy()
+        if self.rule == "task":  # the whole part of a random number is its task
+            more = more + task
         draws, fresh = np.concatenate([self._draws, more]), np.concatenate([self._fresh, np.ones(len(new), dtype=bool)])
         merged = offered if self.images is None else concat([self.images, offered])
-        kept = self._smallest(merged, draws)
+        kept = (
+            self._greedy(merged, len(self), generator)
+            if self.rule == "greedy" and self.total
+            else self._smallest(merged, draws)
+        )
         self.images, self._draws, self._digests = merged.select(kept), draws[kept], [digests[i] for i in kept]
         self._fresh = fresh[kept]
         for name, rows in self.kept.items():
@@ -65,11 +80,44 @@ class Memory:
             self.kept[name] = padded[torch.from_numpy(kept)]
 
     def _smallest(self, images: ImageSet, draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Places of the images with the smallest random numbers, at most `per_class` of each class, in order."""
-        order = np.lexsort((draws, images.labels))
-        counts = np.bincount(images.labels, minlength=len(images.classes))
+        """Places of the images with the smallest random numbers of their group, as many as it has room for, in order.
+
+        A total that the groups do not divide leaves one place more to each of the first.
+        """
+        group = np.asarray(images.labels)
+        if self.total and self.rule in ("task", "reservoir"):
+            group = np.floor(draws).astype(np.int64) if self.rule == "task" else np.zeros(len(draws), dtype=np.int64)
+        draws = draws % 1
+        _, group, counts = np.unique(group, return_inverse=True, return_counts=True)
+        room = np.full(len(counts), self.per_class)
+        if self.total:
+            share, more = divmod(self.total, len(counts))
+            room = share + (np.arange(len(counts)) < more)
+        order = np.lexsort((draws, group))
         rank = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)
-        return np.sort(order[rank < self.per_class])
+        return np.sort(order[rank < room[group[order]]])
+
+    def _greedy(self, images: ImageSet, held: int, generator: torch.Generator) -> npt.NDArray[np.int64]:
+        """Places of the images that GDumb's sampler keeps of `held` ones and of those after them, in order.
+
+        The new ones arrive in random order. One is kept where its class has fewer images than the total over the number
+        of classes; if there is no room, a random image of the largest class goes. Nothing else is ever replaced.
+        """
+        labels, rows_of = images.labels.tolist(), dict[int, list[int]]()
+        for row in range(held):
+            rows_of.setdefault(labels[row], []).append(row)
+        size = held
+        for new in torch.randperm(len(images) - held, generator=generator).tolist():
+            own = rows_of.setdefault(labels[held + new], [])
+            if own and len(own) >= self.total / len(rows_of):
+                continue
+            if size == self.total:
+                largest = max(rows_of.values(), key=len)
+                largest.pop(int(torch.randint(len(largest), (), generator=generator)))
+                size -= 1
+            own.append(held + new)
+            size += 1
+        return np.sort(np.array([row for rows in rows_of.values() for row in rows], dtype=np.int64))
 
     def mend(self, fate: Mapping[bytes, tuple[str, bytes]], names: Mapping[str, str]) -> None:
         """Rename the classes of images, and drop those that have no class any more.
@@ -94,7 +142,7 @@ class Memory:
         rows, labels = [row for row, _ in now.values()], [name for _, name in now.values()]
         classes = list(dict.fromkeys(labels))
         images = self.images.select(rows).labelled(classes, [classes.index(name) for name in labels])
-        kept = self._smallest(images, self._draws[rows])
+        kept = np.arange(len(rows)) if self.rule == "greedy" else self._smallest(images, self._draws[rows])
         digests, places = list(now), np.array(rows)[kept]
         self.images, self._draws, self._fresh = images.select(kept), self._draws[places], self._fresh[places]
         self._digests = [digests[i] for i in kept]
@@ -156,7 +204,7 @@ class Memory:
     def restore(self, tensors: Mapping[str, Tensor], classes: Sequence[str], cache_mb: int) -> None:
         """Restore the memory from `tensors`, if it has any there. Raises UserError where they do not fit."""
         own = {name: tensor for name, tensor in tensors.items() if name.startswith("memory.")}
-        if not own or not self.per_class:
+        if not own or not (self.per_class or self.total):
             return
         if all(name.startswith("memory.kept.") for name in own):
             self._waiting = {name.removeprefix("memory.kept."): tensor for name, tensor in own.items()}

@@ -61,6 +61,8 @@ class PresentTask(PastTask):
     labels_of: Callable[[ImageSet], Tensor] = field(kw_only=True)
     kept_of: Callable[[ImageSet], Mapping[str, Tensor]] = field(kw_only=True)
     """What the memory keeps beside images, a row each."""
+    offer: Callable[[], ImageSet | None] = field(kw_only=True)
+    """Offers `new` to the memory, and gives all that it holds then."""
     memory_is_lost: bool = field(kw_only=True)
     """Whether images were to be kept, and those of earlier tasks are not here."""
     allowed_K: Tensor | None = None
@@ -68,6 +70,8 @@ class PresentTask(PastTask):
     warnings: list[str] = field(default_factory=list)
     memory_was_read: bool = False
     """Whether the method has asked for images of the memory, and there were some."""
+    given: dict[str, Tensor] = field(default_factory=dict)
+    """What the method has the memory keep beside images of `new`, a row each."""
     _open: bool = False
 
     @property
@@ -75,8 +79,8 @@ class PresentTask(PastTask):
         """Images kept for rehearsal; None where there are none."""
         if self.memory_is_lost:
             raise UserError(
-                "memory.per_class replays earlier images, which are not in the store: give them to Learner.remember, "
-                "write memory.per_class=0, or begin with memory.store=true"
+                "the memory replays earlier images, which are not in the store: give them to Learner.remember, "
+                "write memory.per_class=0 memory.total=0, or begin with memory.store=true"
             )
         self.memory_was_read |= self.remembered is not None
         return self.remembered
@@ -109,6 +113,26 @@ class PresentTask(PastTask):
     def queries(self, images: ImageSet | None = None) -> Tensor:
         """Queries [N, D] of all of `images`, in their order, the same in every process."""
         return self.source.queries.whole(self.new if images is None else images)
+
+    def remember(self) -> ImageSet | None:
+        """Let the memory take its share of `new` now; all that it holds then, None where it holds none."""
+        if self.memory is None or not self.offered:  # a memory that is lost is refused here
+            self.offered, self.remembered = True, self.offer()
+        return self.memory
+
+    def keep(self, name: str, rows_NX: Tensor) -> None:
+        """Have the memory keep a row of `rows_NX` beside each of those images of `new` that it keeps."""
+        self.given[name] = rows_NX.detach().float().cpu()
+
+    def with_given(self, images: ImageSet, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What is kept beside `images`: what `keep` was given for those of `new`, else what is in `rows`."""
+        found = {name: values.detach().float().cpu() for name, values in rows.items()}
+        place = {self.new.digest(i): i for i in range(len(self.new))} if self.given else {}
+        for name, rows_NX in self.given.items():
+            padded = torch.cat([rows_NX, torch.full_like(rows_NX[:1], torch.nan)])  # -1: none of them
+            own = padded[torch.tensor([place.get(images.digest(i), -1) for i in range(len(images))], dtype=torch.long)]
+            found[name] = torch.where(own.isnan(), found[name], own) if name in found else own
+        return found
 
     def warn(self, sentence: str) -> None:
         """Tell the user something about this task."""
