@@ -10,7 +10,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from promptcl.experiments.progress import Ui
 
-SPEEDS = ("train_images_per_second", "eval_images_per_second")
 SCALARS = (
     "average_accuracy",
     "forgetting",

@@ -16,8 +16,8 @@ from promptcl.reports import figures, page
 from promptcl.reports.drawing import MOST_NAMES
 from promptcl.reports.figures import Curve
 from promptcl.reports.page import Numbers, Shown
-from promptcl.reports.results import Array, Counts, Group, Results, as_array, read
-from promptcl.reports.schedules import Mixture
+from promptcl.reports.results import Counts, Group, Results, as_array, read
+from promptcl.reports.schedules import Array, Mixture
 
 ONLINE = {"online_accuracy": "online accuracy", "anytime_accuracy": "anytime accuracy"}
 """Metrics of streams that have no tasks, shown where a run has them."""
@@ -137,14 +137,12 @@ def _section(group: Group) -> list[Shown]:
 
 def _mixture(mixture: Mixture, prefix: str, several: bool, seed: int | None) -> Shown:
     """How the classes of a stream are spread over its tasks."""
-    images = np.array(mixture.images)
-    blurry, away = (
-        len(mixture.blurry),
-        int(images.sum()) - int(images[mixture.task_of_class, np.arange(images.shape[1])].sum()),
-    )
+    images = np.array(mixture.images, dtype=np.float64)
+    classes, blurry = images.shape[1], len(mixture.blurry)
+    away = images.sum() - images[mixture.task_of_class, np.arange(classes)].sum()
     remark = (
-        f"{images.shape[1] - blurry} classes are in one task each, {blurry} are blurry; {away:,} of {images.sum():,} "
-        "images are in another task than most of their class."
+        f"{classes - blurry} classes are in one task each, {blurry} are blurry; {away:,.0f} of {images.sum():,.0f} "
+        "images are in another task than that of their class."
     )
     title = "Classes of each task" + (f" (seed {seed})" if several else "")
     rows = [[str(t + 1), str(int(row.sum())), str(int((row > 0).sum()))] for t, row in enumerate(images)]

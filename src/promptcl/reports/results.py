@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from promptcl.errors import UserError
-from promptcl.reports.schedules import MOST_CELLS, Array, Mixture, Piece, Schedule, Whole
+from promptcl.reports.schedules import MOST_CELLS, Array, Mixture, Schedule, Whole
 from promptcl.runtime import disk
 
 # What no run can have measured would be drawn for ever, or be no number any more.
@@ -27,7 +27,13 @@ _MOST_LEVELS = 20
 Rows = Field(max_length=_MOST_ROWS)
 
 
-class Record(Piece):
+class _Piece(BaseModel):
+    """Base of everything that is read of results.json."""
+
+    model_config = ConfigDict(allow_inf_nan=False)  # keys that a later version adds are ignored
+
+
+class Record(_Piece):
     """A measurement of a run, after one task."""
 
     task: Annotated[int, Field(ge=0, le=10**6)]
@@ -46,27 +52,27 @@ def _drawable(rows: list[list[int] | None]) -> list[list[int] | None]:
     return rows
 
 
-class Selections(Piece):
+class Selections(_Piece):
     """How often each prompt was selected: one list for each task."""
 
     train: Annotated[list[Counts | None], Rows, AfterValidator(_drawable)] = []
     test: Annotated[list[Counts | None], Rows, AfterValidator(_drawable)] = []
 
 
-class Match(Piece):
+class Match(_Piece):
     """How well the selected keys fit the queries."""
 
     cosine: Annotated[float, Field(ge=-1.01, le=1.01)] | None = None
 
 
-class Pool(Piece):
+class Pool(_Piece):
     """How well keys fit queries, one entry for each task, as in Selections."""
 
     train: Annotated[list[Match | None], Rows] = []
     test: Annotated[list[Match | None], Rows] = []
 
 
-class Results(Piece):
+class Results(_Piece):
     """The part of results.json that reports use."""
 
     average_accuracy: Percent

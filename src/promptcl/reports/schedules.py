@@ -1,4 +1,7 @@
-"""Read the schedule of a stream that never says where a task ends. Imports no torch. E micro-tasks, T tasks, K classes."""
+"""Read the schedule of a stream that never says where a task ends. Imports no torch.
+
+E micro-tasks, T tasks, K classes.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,13 @@ Whole = Annotated[int, Field(ge=0, le=2**53)]
 MOST_CELLS = 1_000_000  # of one figure
 
 
-class Piece(BaseModel):
+class _Piece(BaseModel):
     """Base of everything that is read of results.json."""
 
     model_config = ConfigDict(allow_inf_nan=False)  # keys that a later version adds are ignored
 
 
-class Schedule(Piece):
+class Schedule(_Piece):
     """The schedule of a stream without task boundaries: when each class peaks, and what each micro-task drew."""
 
     steps: Annotated[int, Field(ge=0, le=10**9)]
@@ -48,7 +51,7 @@ class Schedule(Piece):
         return drawn_EK
 
 
-class Mixture(Piece):
+class Mixture(_Piece):
     """How the images of each class are spread over tasks that run into one another."""
 
     images: list[list[Whole]] = Field(min_length=1)
