@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from promptcl.errors import UserError
-from promptcl.reports.schedules import MOST_CELLS, Array, Mixture, Schedule, Whole
+from promptcl.reports.schedules import MOST_CELLS, AnySchedule, Array, Whole
 from promptcl.runtime import disk
 
 # What no run can have measured would be drawn for ever, or be no number any more.
@@ -85,7 +85,7 @@ class Results(_Piece):
     prompt_selections: Selections | None = None
     pool: Pool | None = None
     warnings: Annotated[list[str], Rows] = []
-    schedule: Schedule | Mixture | None = None
+    schedule: AnySchedule | None = None
     tasks: list[Record] = Field(min_length=1, max_length=_MOST_ROWS)
     test_sets: Annotated[list[str], Rows] = []
     seconds: Annotated[float, Field(ge=0, le=1e12)]

@@ -5,11 +5,11 @@ E micro-tasks, T tasks, K classes.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Array = npt.NDArray[np.float64]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
@@ -83,3 +83,10 @@ class Mixture(_Piece):
         shares_TK: Array = (images_TK / np.maximum(images_TK.sum(0), 1))[:, order]
         shares_TK[shares_TK == 0] = np.nan
         return shares_TK
+
+
+def _kind(schedule: Any) -> str:
+    return "mixture" if "task_of_class" in (schedule if isinstance(schedule, dict) else ()) else "gaussian"
+
+
+AnySchedule = Annotated[Annotated[Schedule, Tag("gaussian")] | Annotated[Mixture, Tag("mixture")], Discriminator(_kind)]
