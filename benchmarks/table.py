@@ -30,6 +30,10 @@ HEAD = (
     "| | accuracy % | forgetting | learning accuracy % | seeds | trained parameters | images/s (learning, testing) |\n"
     "|:--|--:|--:|--:|--:|--:|--:|\n"
 )
+ONLINE = (
+    "| | last accuracy % | anytime accuracy % | online accuracy % | seeds | trained parameters | images/s (learning) |\n"
+    "|:--|--:|--:|--:|--:|--:|--:|\n"
+)
 Results = dict[str, Any]
 
 
@@ -99,12 +103,16 @@ def table(folder: Path, commands: bool = True) -> str:
     named, found = [row["row"] for row in rows], sorted(path.name for path in folder.iterdir() if path.is_dir())
     if sorted(named) != found:
         raise TableError(f"{folder / 'rows.yaml'} names {sorted(named)}, but the folders are {found}")
-    lines = [f"| {row['label']} | {' | '.join(cells(load_row(folder / row['row'])))} |\n" for row in rows]
+    runs = {row["row"]: load_row(folder / row["row"]) for row in rows}
+    head, of = HEAD, cells
+    if any(run.get("online_accuracy") is not None for some in runs.values() for run in some):
+        head, of = ONLINE, online_cells
+    lines = [f"| {row['label']} | {' | '.join(of(runs[row['row']]))} |\n" for row in rows]
     if not commands:
-        return "".join([HEAD, *lines])
+        return "".join([head, *lines])
     notes = [f"- {row['label']}: {row['note']}\n" for row in rows if row.get("note")]
     made_by = [f"{row['command']}  # {row['label']}\n" for row in rows]
-    return "".join([HEAD, *lines, "\n", *notes, "\n" if notes else "", "```sh\n", *made_by, "```\n"])
+    return "".join([head, *lines, "\n", *notes, "\n" if notes else "", "```sh\n", *made_by, "```\n"])
 
 
 def load_row(folder: Path) -> list[Results]:
@@ -136,6 +144,18 @@ def cells(runs: list[Results]) -> list[str]:
         str(len(runs)),
         f"{max(run['trained_parameters'] for run in runs):,}",
         f"{', '.join(speeds)} ({', '.join(devices)})",
+    ]
+
+
+def online_cells(runs: list[Results]) -> list[str]:
+    """The cells of a row of a table of streams that are learned in one pass, after its label."""
+    devices = ", ".join(sorted({run["device"] for run in runs}))
+    keys = ("average_accuracy", "anytime_accuracy", "online_accuracy")
+    return [
+        *(spread([run[key] for run in runs]) for key in keys),
+        str(len(runs)),
+        f"{max(run['trained_parameters'] for run in runs):,}",
+        f"{statistics.mean(speed(run, 'train') for run in runs):,.0f} ({devices})",
     ]
 
 
