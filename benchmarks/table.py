@@ -31,7 +31,7 @@ HEAD = (
     "|:--|--:|--:|--:|--:|--:|--:|\n"
 )
 ONLINE = (
-    "| | last accuracy % | anytime accuracy % | online accuracy % | seeds | trained parameters | images/s (learning) |\n"
+    "| | last accuracy % | anytime accuracy % | online accuracy % | seeds | trained parameters | images/s learned |\n"
     "|:--|--:|--:|--:|--:|--:|--:|\n"
 )
 Results = dict[str, Any]
