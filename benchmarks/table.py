@@ -37,6 +37,10 @@ COMPARED = (
     "| | last accuracy (A_T) % | incremental accuracy (A-bar) % | forgetting | orders | numbers trained | stored MB "
     "| seconds a run | images/s (learning, testing) | passes |\n|:--|--:|--:|--:|--:|--:|--:|--:|--:|:--|\n"
 )
+ONLINE = (
+    "| | last accuracy % | anytime accuracy % | online accuracy % | seeds | trained parameters | images/s learned |\n"
+    "|:--|--:|--:|--:|--:|--:|--:|\n"
+)
 Results = dict[str, Any]
 
 
@@ -109,6 +113,8 @@ def table(folder: Path, commands: bool = True) -> str:
     later, rows = [row for row in rows if row["row"] not in found], [row for row in rows if row["row"] in found]
     runs = {row["row"]: load_row(folder / row["row"]) for row in rows}
     head, of = HEAD, cells
+    if any(run.get("online_accuracy") is not None for some in runs.values() for run in some):
+        head, of = ONLINE, online_cells
     if common is not None:
         head, of = COMPARED, compared_cells
         rows = sorted(rows, key=lambda row: -statistics.mean(run["average_accuracy"] for run in runs[row["row"]]))
@@ -174,6 +180,18 @@ def compared_cells(runs: list[Results]) -> list[str]:
         f"{statistics.mean(run['seconds'] for run in runs):,.0f}",
         ", ".join(speeds),
         passes.removesuffix("es").removesuffix(" pass"),
+    ]
+
+
+def online_cells(runs: list[Results]) -> list[str]:
+    """The cells of a row of a table of streams that are learned in one pass, after its label."""
+    devices = ", ".join(sorted({run["device"] for run in runs}))
+    keys = ("average_accuracy", "anytime_accuracy", "online_accuracy")
+    return [
+        *(spread([run[key] for run in runs]) for key in keys),
+        str(len(runs)),
+        f"{max(run['trained_parameters'] for run in runs):,}",
+        f"{statistics.mean(speed(run, 'train') for run in runs):,.0f} ({devices})",
     ]
 
 

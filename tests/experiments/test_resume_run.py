@@ -38,6 +38,13 @@ class StoppingUi(QuietUi):
         self.step()
 
 
+BLURRY = {
+    "scenario": "blurry",
+    "online": True,
+    "blurry": {"steps": 3, "evaluate_every": 2, "blur": 0.4},
+    "train": {**TRAIN, "epochs": 1},
+    "memory": {"per_class": 2, "store": True},
+}
 GAUSSIAN = {"micro_tasks": 5, "steps": 2, "sigma": 2.0, "evaluate_every": 2}
 FREQUENCY = {"name": "l2p", "pool_size": 4, "top_k": 2, "diversify": "frequency"}
 TWO_STAGES = {"name": "oneprompt", "layout": [[0, 2], [1, 3]], "outliers": "boundary", "outlier_epochs": 1}
@@ -55,11 +62,12 @@ TWO_STAGES = {"name": "oneprompt", "layout": [[0, 2], [1, 3]], "outliers": "boun
         ({"method": {"name": "linear"}, "memory": {"per_class": 2}}, (9, 16)),
         ({"method": FREQUENCY}, (9, 14)),
         ({"scenario": "gaussian", "gaussian": GAUSSIAN}, (7, 12)),
+        (BLURRY, (3, 6, 9)),
         ({"method": TWO_STAGES}, (3, 5, 8, 10)),
         ({"method": {"name": "dualprompt"}}, (9,)),
     ],
     ids=[
-        *("l2p", "ncm", "joint", "ridge", "memory-store", "memory", "frequency", "gaussian"),
+        *("l2p", "ncm", "joint", "ridge", "memory-store", "memory", "frequency", "gaussian", "blurry"),
         *("two-stages", "dualprompt"),
     ],
 )

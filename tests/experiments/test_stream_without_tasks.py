@@ -125,7 +125,8 @@ def test_where_tasks_are_told_optimisers_are_fresh(backbone: Backbone, digits: l
 def test_who_needs_to_know_where_tasks_end_is_refused_before_anything_is_written(
     method: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"^this method .* needs to know where tasks end.*diversify=none$"):
+    named = rf"^method.name={method['name']} with these options needs to know where tasks end.*diversify=none$"
+    with pytest.raises(UserError, match=named):
         run_quietly(small(method=method), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

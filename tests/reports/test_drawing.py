@@ -7,7 +7,7 @@ import pytest
 
 from promptcl.reports.drawing import apart
 from promptcl.reports.report import entropy
-from promptcl.reports.results import Schedule
+from promptcl.reports.schedules import Schedule
 
 
 def test_texts_that_stand_beside_lines_keep_apart() -> None:

@@ -214,9 +214,10 @@ def test_stream_without_tasks(tmp_path: Path) -> None:
     gaussian = {"micro_tasks": 12, "steps": 2, "sigma": 3.0, "evaluate_every": 4}
     config = make_config(scenario="gaussian", train={"mask_classes": "batch"}, gaussian=gaussian)
     results = run_quietly(config, tmp_path)
-    assert write([tmp_path], tmp_path / "r.html") == 4
+    assert write([tmp_path], tmp_path / "r.html") == 5
     text = (tmp_path / "r.html").read_text()
-    assert set(Elements(text).figures) == {"average-accuracy", "a-schedule", "a-prompts-train", "a-prompts-test"}
+    curves = {"average-accuracy", "seen-accuracy"}
+    assert set(Elements(text).figures) == {*curves, "a-schedule", "a-prompts-train", "a-prompts-test"}
     drawn = np.mean([len(classes) for classes in results["schedule"]["included"]])
     assert f"micro-tasks: {drawn:.1f} on average" in text
     cosines = [entry["cosine"] for entry in results["pool"]["train"]]
@@ -224,6 +225,26 @@ def test_stream_without_tasks(tmp_path: Path) -> None:
     assert text.count("Warning: ") == len(results["warnings"])
     group = read([tmp_path])[0]
     assert [task.task + 1 for task in group.runs[0].tasks] == [4, 8, 12]
+
+
+@pytest.mark.slow
+def test_stream_of_tasks_that_run_into_one_another(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"scenario": "blurry", "tasks": 2, "method": {"name": "ncm"}}
+    changes["blurry"] = {"blur": 0.5, "evaluate_every": 4}
+    results = run_quietly(make_config(**changes, online=True), tmp_path / "run")
+    run_quietly(make_config(**changes), tmp_path / "other")
+    assert write([tmp_path / "run"], tmp_path / "r.html") == 4
+    text = (tmp_path / "r.html").read_text()
+    elements = Elements(text)
+    assert set(elements.figures) == {"average-accuracy", "seen-accuracy", "online-accuracy", "a-classes"}
+    images, task = np.array(results["schedule"]["images"]), results["schedule"]["task_of_class"]
+    away = int(images.sum() - images[task, np.arange(10)].sum())
+    assert away > 0
+    assert f"5 classes are in one task each, 5 are blurry; {away} of 80 images are in another task" in text
+    assert f"{results['online_accuracy']:.2f}" in text
+    assert f"{results['anytime_accuracy']:.2f}" in text
+    write([tmp_path / "run", tmp_path / "other"], tmp_path / "both.html")
+    assert ">online accuracy %<" in (tmp_path / "both.html").read_text()
 
 
 @pytest.mark.slow

@@ -77,6 +77,10 @@ def deep(levels: int) -> Any:
         ),
         ({"schedule": {"steps": HUGE, "sigma": 1.0, "peaks": [0.0], "expected_classes": [1.0], "included": [[0]]}},
          "less than or equal"),
+        ({"schedule": {"images": [[1, 2]], "task_of_class": [0, 1], "blurry": []}}, "that there is not"),
+        ({"schedule": {"images": [[1], [1, 2]], "task_of_class": [0, 1], "blurry": []}}, "differ in length"),
+        ({"schedule": {"images": [[0] * 2000] * 1000, "task_of_class": [0] * 2000, "blurry": []}},
+         "tasks times classes"),
     ],
 )  # fmt: skip
 def test_what_no_run_measures_is_a_sentence(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:

@@ -79,6 +79,17 @@ def test_a_comparison_is_sorted_and_names_what_is_still_to_be_measured(tmp_path:
     assert lines[10] == "promptcl compare lite $FEW 'coda method.length=8' ncm x"
 
 
+def test_streams_learned_in_one_pass_have_columns_of_their_own(results: Path) -> None:
+    for row, online in (("b", 60.0), ("a", None)):
+        for path in (results / "main" / row).glob("*.json"):
+            content = {**json.loads(path.read_text()), "online_accuracy": online, "anytime_accuracy": 50.0}
+            path.write_text(json.dumps(content))
+    lines = table.fill("<!-- table: main -->\n<!-- end -->\n", results).splitlines()
+    assert lines[1].startswith("| | last accuracy % | anytime accuracy % | online accuracy % |")
+    assert lines[3] == "| B | 81.00 ± 1.41 | 50.00 ± 0.00 | 60.00 ± 0.00 | 2 | 12,345 | 5 (cpu) |"
+    assert lines[4] == "| A | 70.00 | 50.00 | - | 1 | 12,345 | 5 (cpu) |"
+
+
 @pytest.mark.parametrize(
     ("path", "seed", "changes", "sentence"),
     [

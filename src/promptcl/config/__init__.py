@@ -5,16 +5,16 @@ from promptcl.config.schema import (
     Config,
     DataConfig,
     EvalConfig,
-    GaussianConfig,
     MemoryConfig,
-    Section,
     TrainConfig,
-    Unread,
     dump_config,
 )
+from promptcl.config.section import Section, Unread
+from promptcl.config.streams import BlurryConfig, GaussianConfig
 
 __all__ = [
     "BackboneConfig",
+    "BlurryConfig",
     "Config",
     "DataConfig",
     "EvalConfig",

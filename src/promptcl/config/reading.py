@@ -13,12 +13,17 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from promptcl.config.messages import show
-from promptcl.config.schema import Config, DataConfig, Section, Unread
+from promptcl.config.schema import WITHOUT_BOUNDARIES, Config, DataConfig, Section, Unread
 from promptcl.errors import UserError
 
+_DECIDERS = (
+    *("method", "scenario", "joint", "online", "data.name", "data.augment", "data.imbalance", "train.mask"),
+    *("gaussian.", "blurry.", "memory."),
+)
 _VIEWS = ("data.augment", "data.crop_scale", "data.crop_ratio", "data.hflip")  # of images that are trained on
 _STREAM = (
-    *("tasks", "joint", "gaussian.", "data.name", "data.root", "data.order", "data.test_set", "data.class_order"),
+    *("tasks", "joint", "online", "gaussian.", "blurry.", "data.name", "data.root", "data.order", "data.test_set"),
+    *("data.class_order", "data.imbalance"),
     *("data.train_per_class", "data.test_per_class", "data.validation_per_class"),
 )
 _RUN = ("backbone", "data", "train", "eval", "memory", "method")
@@ -45,7 +50,7 @@ def check_read(config: Config, options: Section, reads: Sequence[str], given: It
 
 def decides(key: str) -> bool:
     """Whether a setting may be what decides that others are read."""
-    return key.startswith(("method", "scenario", "data.name", "data.augment", "train.mask", "gaussian.", "memory."))
+    return key.startswith(_DECIDERS)
 
 
 def _of_method(config: Config, reads: Sequence[str]) -> dict[str, Unread]:
@@ -55,8 +60,10 @@ def _of_method(config: Config, reads: Sequence[str]) -> dict[str, Unread]:
     if "train." not in reads:
         why = Unread(f"{name}, which trains nothing with its options", "a method that trains, such as method.name=l2p")
         keys = {f"train.{key}" for key in type(config.train).model_fields if key != "holdout"}  # the learner's own
-        if config.scenario == "gaussian":
+        if config.scenario in WITHOUT_BOUNDARIES:
             keys.remove("train.batch_size")  # the size of a micro-task
+        if config.measures_online:
+            keys.remove("train.epochs")  # which has to be 1
         found |= dict.fromkeys((*sorted(keys), *_VIEWS), why)
     if "memory." not in reads:
         found["memory."] = Unread(f"{name}, which replays no images", "a method that does, such as method.name=l2p")

@@ -5,39 +5,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from promptcl.config.section import Section as Section
+from promptcl.config.section import Unread as Unread
+from promptcl.config.streams import BlurryConfig, GaussianConfig
 
-class Unread(NamedTuple):
-    """Why a setting is not read."""
-
-    because: str
-    """The other setting that makes it so: `augment=none`."""
-    instead: str = ""
-    """What to write for it to be read: `augment=crop`."""
-
-
-class Section(BaseModel):
-    """Base of every group of settings: unknown keys are refused, values are checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # Pydantic would read `train.epochs=true` as 1.
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and {int, float} & set(get_args(annotation) or (annotation,)):
-            raise PydanticCustomError("bool_for_number", "a number was expected")
-        return value
-
-    def unread(self) -> dict[str, Unread]:
-        """Settings of this section that other ones leave unread, by name, or by `section.` for all of a section."""
-        return {}
+WITHOUT_BOUNDARIES = ("gaussian", "blurry")
+"""Scenarios that never say where a task ends."""
 
 
 class BackboneConfig(Section):
@@ -75,6 +53,11 @@ class DataConfig(Section):
     validation_per_class: int | None = Field(default=None, gt=0)
     """Tune with this: the next n TRAINING images of each class are the test set; the test split is never read."""
     class_order: Literal["official", "shuffled"] = "official"
+    imbalance: float | None = Field(default=None, ge=1)
+    """Learn from a long tail: of equally many training images of each class the largest class keeps all and the
+    smallest 1/imbalance, the others between them by a geometric series. None: all images."""
+    imbalance_order: Literal["shuffled", "ordered"] = "shuffled"
+    """Which classes are large: `shuffled`, drawn by `seed`; `ordered`, from the first in the order of classes down."""
     order: tuple[str, ...] | None = None
     """Data sets or domains to use, in their order of arrival; None takes all in the order that the data set states."""
     test_set: Literal["task", "common"] = "task"
@@ -99,11 +82,13 @@ class DataConfig(Section):
         return pair
 
     def unread(self) -> dict[str, Unread]:
-        """How crops and flips are drawn, where there are none."""
+        """How crops and flips are drawn, where there are none, and an imbalance."""
         why = Unread(f"augment={self.augment}", "augment=crop")
         found = {} if self.augment == "crop" else dict.fromkeys(("crop_scale", "crop_ratio"), why)
         if self.augment == "none":
             found["hflip"] = why
+        if self.imbalance is None:
+            found["imbalance_order"] = Unread("imbalance=null", "imbalance=100")
         return found
 
 
@@ -162,25 +147,6 @@ class EvalConfig(Section):
     batch_size: int = Field(default=64, gt=0)
 
 
-class GaussianConfig(Section):
-    """The Gaussian schedule of `scenario: gaussian` (L2P release, spec of arXiv 2105.13327)."""
-
-    micro_tasks: int = Field(default=200, gt=0)
-    steps: int = Field(default=5, gt=0)
-    """Batches of a micro-task; every batch is seen train.epochs times."""
-    sigma: float = Field(default=50.0, gt=0)
-    """Standard deviation of a class around its peak, in batches."""
-    evaluate_every: int = Field(default=10, gt=0)
-    """Micro-tasks between two evaluations on the whole test set."""
-    release_schedule: bool = False
-    """What the release's shipped file does: steps = -1, so a five times wider schedule, and micro-tasks that train on
-    ALL images of their classes; `steps` is then not read."""
-
-    def unread(self) -> dict[str, Unread]:
-        """The steps, where the release's stand for them."""
-        return {"steps": Unread("release_schedule=true", "release_schedule=false")} if self.release_schedule else {}
-
-
 class MemoryConfig(Section):
     """Rehearsal: images of earlier tasks, replayed beside the new ones."""
 
@@ -209,15 +175,19 @@ class MemoryConfig(Section):
 class Config(Section):
     """All settings of one run."""
 
-    scenario: Literal["class", "domain", "gaussian"] = "class"
-    """`class`: new classes in every task; `domain`: the same classes in a new domain; `gaussian`: no tasks at all."""
+    scenario: Literal["class", "domain", "gaussian", "blurry"] = "class"
+    """`class`: new classes in every task; `domain`: the same classes in a new domain; `gaussian`: no tasks at all;
+    `blurry`: tasks that run into one another. The last two never say where a task ends."""
     tasks: int | tuple[int, ...] = 10
     """Tasks of a class-incremental stream: how many, of as equal numbers of classes as can be, or the number of classes
     of each, `[50, 10, 10, 10, 10, 10]`. Data of several data sets or domains have one task for each of them, unless
-    this is 1: everything at once. Not read with scenario=gaussian."""
+    this is 1: everything at once. With scenario=blurry the number of tasks; not read with scenario=gaussian."""
     joint: bool = False
     """Learn all tasks at once: the bound that any method's sequence is measured against. The test sets stay those of
     the tasks."""
+    online: bool = False
+    """Measure the accuracy on the images of each micro-task before they are learned, in a single pass; in streams that
+    never say where a task ends. A class that was never seen counts as wrong."""
     seed: int = Field(default=42, ge=0)
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
@@ -226,6 +196,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     gaussian: GaussianConfig = GaussianConfig()
+    blurry: BlurryConfig = BlurryConfig()
     memory: MemoryConfig = MemoryConfig()
     method: dict[str, Any] = Field(default_factory=lambda: {"name": "l2p"})
     """`name` plus the options of that method (class Options in methods/<name>.py)."""
@@ -249,19 +220,41 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _no_task_ends_in_a_gaussian_stream(self) -> Config:
-        if self.scenario == "gaussian" and self.train.schedule != "constant":
-            given = f"train.schedule={self.train.schedule}"
-            raise ValueError(f"{given} needs task ends; with scenario=gaussian write train.schedule=constant")
+    def _where_no_task_ends(self) -> Config:
+        if self.scenario in WITHOUT_BOUNDARIES:
+            if self.train.schedule != "constant":
+                given = f"train.schedule={self.train.schedule}"
+                raise ValueError(
+                    f"{given} needs task ends; with scenario={self.scenario} write train.schedule=constant"
+                )
+            if self.measures_online and (self.train.epochs > 1 or self.train.min_steps):
+                raise ValueError(
+                    "online=true measures images before their only pass; write train.epochs=1 train.min_steps=null, "
+                    "or online=false"
+                )
+        if self.scenario == "blurry" and not isinstance(self.tasks, int):
+            raise ValueError("tasks has to be a number with scenario=blurry, which draws the classes; write tasks=5")
         return self
+
+    @property
+    def measures_online(self) -> bool:
+        """Whether `online` is asked for, and there is something to measure."""
+        return self.online and self.scenario in WITHOUT_BOUNDARIES and not self.joint
 
     def unread(self) -> dict[str, Unread]:
         """What belongs to other scenarios, and what each section leaves unread."""
         found: dict[str, Unread] = {}
-        if self.scenario != "gaussian":
-            found["gaussian."] = Unread(f"scenario={self.scenario}", "scenario=gaussian")
-        if self.scenario != "class" and self.tasks != 1:
+        for name in WITHOUT_BOUNDARIES:
+            if self.scenario != name:
+                found[f"{name}."] = Unread(f"scenario={self.scenario}", f"scenario={name}")
+        if self.scenario not in WITHOUT_BOUNDARIES:
+            found["online"] = Unread(f"scenario={self.scenario}", "scenario=blurry")
+        elif self.joint:
+            found["online"] = Unread("joint=true", "joint=false")
+        if self.scenario not in ("class", "blurry") and self.tasks != 1:
             found["tasks"] = Unread(f"scenario={self.scenario}", "scenario=class")
+        if self.scenario == "blurry" and self.data.imbalance_order == "shuffled":
+            found["data.class_order"] = Unread("scenario=blurry, which draws the order of classes")
         if self.scenario == "domain":
             found |= dict.fromkeys(("data.class_order", "train.mask", "train.mask_classes"), Unread("scenario=domain"))
         elif self.data.test_set == "common":

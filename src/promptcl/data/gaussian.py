@@ -13,7 +13,7 @@ import torch
 
 from promptcl.config import Config
 from promptcl.data.splits import Split
-from promptcl.data.stream import Stream, Task
+from promptcl.data.stream import Stream, Task, micro_task
 from promptcl.errors import UserError
 from promptcl.runtime.seeding import task_generator
 
@@ -75,8 +75,7 @@ def gaussian_stream(split: Split, order: tuple[str, ...], config: Config) -> Str
         rows = np.concatenate([members[k] for k in included])
         if most is not None:
             rows = rows[torch.randperm(len(rows), generator=generator)[:most].numpy()]
-        names = tuple(order[k] for k in sorted(set(train.labels[rows].tolist())))
-        tasks.append(Task(f"micro-task {e + 1}", names, train.select(rows).of_classes(names), test))
+        tasks.append(micro_task(e, train.select(rows), order, test))
         drawn.append(included)
     schedule = {
         "micro_tasks": options.micro_tasks,
@@ -95,4 +94,5 @@ def gaussian_stream(split: Split, order: tuple[str, ...], config: Config) -> Str
         one_test=True,
         evaluate_every=options.evaluate_every,
         schedule=schedule,
+        online=config.measures_online,
     )

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 from promptcl.config import Config
 from promptcl.config.messages import show
+from promptcl.data.blurry import blurry_stream
 from promptcl.data.gaussian import gaussian_stream
+from promptcl.data.imbalance import long_tailed
 from promptcl.data.splits import Domain, Split, join
 from promptcl.data.stream import Stream, Task, class_incremental, domain_incremental, ordered_classes
 from promptcl.errors import UserError
@@ -18,6 +20,8 @@ def make_stream(domains: Sequence[Domain], config: Config) -> Stream:
 
     Raises UserError: data that do not fit the scenario.
     """
+    if config.data.imbalance is not None:
+        domains = long_tailed(domains, config)
     stream = _stream(domains, config)
     return replace(stream, tasks=[stream.everything], joint=True) if config.joint else stream
 
@@ -27,6 +31,8 @@ def _stream(domains: Sequence[Domain], config: Config) -> Stream:
     order = ordered_classes(whole.train.classes, config.data.class_order, config.seed)
     if config.scenario == "gaussian":
         return gaussian_stream(whole, order, config)
+    if config.scenario == "blurry":
+        return blurry_stream(whole, whole.train.classes, config)
     if config.scenario == "domain":
         shared = len({id(domain.test) for domain in domains}) == 1
         common = len(domains) > 1 and (config.data.test_set == "common" or shared)

@@ -26,7 +26,12 @@ class Scenario:
     """Whether classes outside a task may be left out of its loss: not where every task has all classes."""
 
 
-SCENARIOS = {"class": Scenario(True, True), "domain": Scenario(True, False), "gaussian": Scenario(False, True)}
+SCENARIOS = {
+    "class": Scenario(True, True),
+    "domain": Scenario(True, False),
+    "gaussian": Scenario(False, True),
+    "blurry": Scenario(False, True),
+}
 """By `Config.scenario`."""
 
 
@@ -60,7 +65,9 @@ class Stream:
     evaluate_every: int = 1
     """Tasks between two evaluations; one follows the last task in any case."""
     schedule: dict[str, Any] | None = None
-    """The Gaussian schedule, for the report."""
+    """Which classes come when, where no task ends, for the report."""
+    online: bool = False
+    """Accuracy is measured on the images of each task before they are learned too."""
 
     @property
     def compared(self) -> bool:
@@ -75,6 +82,12 @@ class Stream:
     def tests_after(self, task: int) -> list[Task]:
         """The tasks on whose test sets to evaluate once task number `task` (from 0) is learned."""
         return self.tests[: task + 1] if self.compared else self.tests
+
+
+def micro_task(number: int, images: ImageSet, order: Sequence[str], test: ImageSet) -> Task:
+    """Some of the images of a stream that has no tasks, with those classes of `order` that they are of."""
+    classes = tuple(order[k] for k in np.unique(images.labels))
+    return Task(f"micro-task {number + 1}", classes, images.of_classes(classes), test)
 
 
 def ordered_classes(names: Sequence[str], order: Order, seed: int) -> tuple[str, ...]:

@@ -61,6 +61,27 @@ def backward_transfer(matrix: Sequence[Row]) -> float | None:
     return sum(_value(matrix, last, i) - _value(matrix, i, i) for i in range(last)) / last
 
 
+def online_accuracy(answers: Sequence[Sequence[int]]) -> float | None:
+    """Percent answered right of all images that came so far, each before it was learned (prequential accuracy).
+
+    answers: of each micro-task the images that were answered right, and all of them. None where there are none.
+    """
+    total = sum(images for _, images in answers)
+    return 100.0 * sum(right for right, _ in answers) / total if total else None
+
+
+def anytime_accuracy(points: Sequence[tuple[int, float]]) -> float | None:
+    """Area under the curve of accuracy over a stream, A_AUC (Koh et al. 2022, eq. 1), divided by its length.
+
+    points: micro-tasks learned when an accuracy was measured, and the accuracy, which stands for all since the last
+    one. Measured at even distances this is their mean, as in the public code. None where there are none.
+    """
+    length = points[-1][0] if points else 0
+    starts = [0, *(learned for learned, _ in points)]
+    area = sum((learned - start) * accuracy for start, (learned, accuracy) in zip(starts, points, strict=False))
+    return area / length if length else None
+
+
 def selection_entropy(counts: Sequence[int]) -> float:
     """Entropy in bits of how often each prompt was selected: log2(n) where n prompts share all of it equally."""
     total = sum(counts)

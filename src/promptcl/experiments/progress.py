@@ -55,6 +55,12 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def beside(record: dict[str, Any]) -> tuple[str, float | None]:
+    """Name and value of what is shown beside an average accuracy: online accuracy where there is one, or forgetting."""
+    name = "forgetting" if record.get("online_accuracy") is None else "online_accuracy"
+    return name, record[name]
+
+
 class QuietUi:
     """Show a run as one plain line for each task, for logs."""
 
@@ -90,9 +96,10 @@ class QuietUi:
     def task_done(self, record: dict[str, Any]) -> None:
         """Print the line of the task."""
         accuracies = " ".join(percent(value) for value in record["accuracies"])
+        name, value = beside(record)
         self._write(
             f"task {record['task'] + 1}/{self._total} classes {record['classes']}"
-            f" average_accuracy {percent(record['average_accuracy'], 2)} forgetting {percent(record['forgetting'], 2)}"
+            f" average_accuracy {percent(record['average_accuracy'], 2)} {name} {percent(value, 2)}"
             f" train_images/s {record['train_images_per_second']:.1f}"
             f" eval_images/s {record['eval_images_per_second']:.1f}"
             f" accuracies {accuracies}"
@@ -102,9 +109,9 @@ class QuietUi:
         """Print the result in one line."""
         if not self._worked:
             self._write(FINISHED)
+        name, value = beside(results)
         self._write(
-            f"done average_accuracy {percent(results['average_accuracy'], 2)}"
-            f" forgetting {percent(results['forgetting'], 2)}"
+            f"done average_accuracy {percent(results['average_accuracy'], 2)} {name} {percent(value, 2)}"
             f" results {self._out / 'results.json'}"
         )
 
@@ -142,7 +149,8 @@ class RichUi:
         for line in _headline(total_tasks, config).split(" on frozen "):
             self._print(line)
         self._print(f"{'':28}{'images/s':>19}")
-        self._print(f"{self._HEAD}accuracy of each task so far")
+        head = self._HEAD.replace("forgetting", "    online") if config.measures_online else self._HEAD
+        self._print(f"{head}accuracy of each task so far")
         self._progress.start()
 
     def task(self, index: int, name: str) -> None:
@@ -178,7 +186,7 @@ class RichUi:
         self._left.task_done(record["task"], record["eval_seconds"], len(record["accuracies"]))
         left = (
             f"{record['task'] + 1:>4}/{self._total:<2} {percent(record['average_accuracy']):>8}"
-            f" {percent(record['forgetting']):>11} {record['train_images_per_second']:>9.1f}"
+            f" {percent(beside(record)[1]):>11} {record['train_images_per_second']:>9.1f}"
             f" {record['eval_images_per_second']:>9.1f}  "
         )
         for line in _rows(left, [percent(value) for value in record["accuracies"]], min(self._console.width, 100)):
@@ -187,16 +195,11 @@ class RichUi:
     def finished(self, results: dict[str, Any]) -> None:
         """Print the result and where it is."""
         self.close()
-        names = {
-            "average_accuracy": "average accuracy",
-            "forgetting": "forgetting",
-            "learning_accuracy": "learning accuracy",
-            "average_incremental_accuracy": "average incremental accuracy",
-        }
         self._print("" if self._worked else FINISHED)
-        for key, name in names.items():
-            if results[key] is not None:
-                self._print(f"{name:<29}{results[key]:>7.2f} %")
+        for key in ("average", "forgetting", "learning", "average_incremental", "online", "anytime"):
+            name = key if key == "forgetting" else f"{key}_accuracy"
+            if results.get(name) is not None:
+                self._print(f"{name.replace('_', ' '):<29}{results[name]:>7.2f} %")
         self._print(f"{results['trained_parameters']:,} trained parameters, {_duration(results['seconds'])}")
         self._print(f"results: {self._out / 'results.json'}")
 

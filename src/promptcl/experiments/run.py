@@ -18,7 +18,7 @@ from promptcl.data.scenario import make_stream
 from promptcl.data.splits import join, load_domains
 from promptcl.data.stream import Stream, Task
 from promptcl.errors import UserError
-from promptcl.experiments import metrics
+from promptcl.experiments import metrics, online
 from promptcl.experiments.journal import Journal
 from promptcl.experiments.progress import Ui
 from promptcl.learner.learner import Learner
@@ -70,7 +70,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
                 learner.remember(task.train, t)
         before = done["seconds"]
         for t, task in list(enumerate(tasks))[len(learner.history) :]:
-            _learn(t, task, learner, out / STORE, done, ui)
+            _learn(t, task, stream, learner, out / STORE, done, ui)
             if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
                 _evaluate(t, task, stream, learner, done, ui)
             done["seconds"] = before + time.perf_counter() - start
@@ -99,11 +99,13 @@ def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner
     return learner
 
 
-def _learn(t: int, task: Task, learner: Learner, folder: Path, done: dict[str, Any], ui: Ui) -> None:
-    """Learn task `t` and write what it took into `done`."""
+def _learn(t: int, task: Task, stream: Stream, learner: Learner, folder: Path, done: dict[str, Any], ui: Ui) -> None:
+    """Learn task `t`, answer its images before that in an online stream, and write what it took into `done`."""
     ui.task(t, task.name)
+    first = {"online": online.answered(learner, task.train)} if stream.online else {}
     learned = learner.learn(task.train, name=task.name, checkpoint=folder, progress=ui)
-    done["learned"].append({"images": learned.images, "seconds": learned.seconds, "statistics": learned.statistics})
+    found = {"images": learned.images, "seconds": learned.seconds, "statistics": learned.statistics}
+    done["learned"].append({**found, **first})
     for sentence in learned.warnings:
         _warn(done, sentence, ui)
 
@@ -152,6 +154,8 @@ def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[s
     done["statistics"]["test"] = [e["statistics"] for e in evaluations]
     record = _record(t, task, learner, done["learned"], evaluations)
     record["images_so_far"] = done["images"]
+    if not learner.scenario.boundaries:
+        record |= online.measured(evaluations[0]["by_class"], learner.classes, done["learned"], done["records"])
     record["forgetting"] = metrics.forgetting([r[: t + 1] for r in matrix]) if stream.compared else None
     done["records"].append(record)
     _watch_pool(done, ui)
@@ -239,6 +243,8 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
         "average_accuracy": metrics.average_accuracy(matrix),
         "overall_accuracy": done["records"][-1].get("overall_accuracy"),  # none in a run of an older promptcl
         "final_accuracy": matrix[-1][0] if stream.one_test else None,
+        "online_accuracy": done["records"][-1].get("online_accuracy"),
+        "anytime_accuracy": None if stream.joint else online.anytime(done["records"]),
         "accuracy_curve": [[r["task"] + 1, r["images_so_far"], r["average_accuracy"]] for r in done["records"]],
         "forgetting": metrics.forgetting(matrix) if several else None,
         "learning_accuracy": metrics.learning_accuracy(matrix) if several else None,

@@ -16,7 +16,10 @@ from promptcl.runtime import disk, processes
 from promptcl.runtime.device import pick_device, with_precision
 from promptcl.store import with_absolute_paths
 
-METRICS = ("average_accuracy", "forgetting", "learning_accuracy", "average_incremental_accuracy")
+METRICS = (
+    *("average_accuracy", "forgetting", "learning_accuracy", "online_accuracy", "anytime_accuracy"),
+    "average_incremental_accuracy",
+)
 
 
 def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> 
         results[i] = results[i] or experiment.run(config, folder, make_ui(folder), resume=True)
     summary: dict[str, Any] = {"seeds": [config.seed for config in configs], "n": len(configs)}
     for metric in METRICS:
-        found = mean_std([one[metric] for one in results if one is not None])
+        found = mean_std([one.get(metric) for one in results if one is not None])
         summary[metric] = found and {"mean": found[0], "std": found[1] if len(configs) > 1 else None}
     text = json.dumps(summary, indent=1) + "\n"
     processes.on_first(lambda: experiment.write_atomically(out / "summary.json", text))
@@ -45,7 +48,7 @@ def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> 
 def describe(summary: dict[str, Any]) -> str:
     """One line that says the means and standard deviations of a summary."""
     means = []
-    for metric in METRICS[:3]:
+    for metric in METRICS[:5]:
         if (found := summary[metric]) is not None:
             spread = "" if found["std"] is None else f" ± {found['std']:.2f}"
             means.append(f"{metric.replace('_', ' ')} {found['mean']:.2f}{spread}")

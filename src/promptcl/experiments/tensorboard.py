@@ -10,7 +10,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from promptcl.experiments.progress import Ui
 
-SCALARS = ("average_accuracy", "forgetting", "train_images_per_second", "eval_images_per_second")
+SCALARS = (
+    "average_accuracy",
+    "forgetting",
+    "online_accuracy",
+    "seen_accuracy",
+    "train_images_per_second",
+    "eval_images_per_second",
+)
 
 
 class _Events:
@@ -30,7 +37,7 @@ class _Events:
             # Its names can be guessed, and it opens whatever lies there: links too.
             self._writer = SummaryWriter(str(self._folder), filename_suffix=f".{secrets.token_hex(8)}")
         step = record["task"] + 1
-        values = {name: record[name] for name in SCALARS if record[name] is not None}
+        values = {name: record[name] for name in SCALARS if record.get(name) is not None}
         values |= {f"accuracy/task {i + 1:03}": accuracy for i, accuracy in enumerate(record["accuracies"])}
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

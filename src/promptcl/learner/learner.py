@@ -61,7 +61,8 @@ class Learner(Mending):
         self.backbone = (backbone or Backbone.create(config.backbone)).to(self.device)
         self.method = self._new_method()
         if not self.scenario.boundaries:  # a method that needs task numbers is refused now, before any write
-            copy.deepcopy(self.method).grow(cast(TaskView, PastTask(config.seed, 0, 0, 0, boundaries=False)))
+            past = PastTask(config.seed, 0, 0, 0, boundaries=False, asks=f"method.name={complete['name']}")
+            copy.deepcopy(self.method).grow(cast(TaskView, past))
         self.classes, self.history, self.changes, self.notes, self.ledger = [], [], [], {}, Ledger()
         self.ancestors: list[str] = []
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""

@@ -251,3 +251,16 @@ def schedule(name: str, title: str, alt: str, drawn: Array, expected: Array) -> 
         lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
     return drawing(name, title, alt, 4.6, draw)
+
+
+def mixture(name: str, title: str, alt: str, shares: Array) -> Drawing:
+    """Draw which share of its images each class has in each task of a stream without boundaries, [T, K]."""
+    tasks, classes = ([str(i + 1) for i in range(n)] for n in shares.shape)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        image = heat(axes, 100 * shares, (0.0, 100.0), tasks, classes)
+        axes.set(xlabel="class, by the task of most of its images; blurry ones last", ylabel="task")
+        figure.colorbar(image, label="% of the class")
+
+    return drawing(name, title, alt, heat_height(len(shares), 4.2), draw)

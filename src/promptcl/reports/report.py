@@ -16,7 +16,8 @@ from promptcl.reports import figures, page
 from promptcl.reports.drawing import MOST_NAMES, Bar
 from promptcl.reports.figures import Curve
 from promptcl.reports.page import Numbers, Shown
-from promptcl.reports.results import Array, Counts, Group, Results, as_array, read
+from promptcl.reports.results import Counts, Group, Results, as_array, read
+from promptcl.reports.schedules import Array, Mixture
 
 METRICS = {
     "average_accuracy": "average accuracy after the last task (A_T)",
@@ -24,6 +25,8 @@ METRICS = {
     "forgetting": "forgetting",
     "learning_accuracy": "learning accuracy",
 }
+ONLINE = {"online_accuracy": "online accuracy", "anytime_accuracy": "anytime accuracy"}
+"""Metrics of streams that have no tasks, shown where a run has them."""
 
 
 def write(paths: Sequence[Path], out: Path, zoom: bool = False) -> int:
@@ -38,12 +41,13 @@ def write(paths: Sequence[Path], out: Path, zoom: bool = False) -> int:
     groups = read(paths)
     matrices = [found for group in groups for found in _matrix(group, groups, zoom)]
     compared = _comparison(groups, zoom)
+    online = {key: title for key, title in ONLINE.items() if any(getattr(g.runs[0], key) is not None for g in groups)}
     sections = [(group, _section(group), _pool(group)) for group in groups]
     text = page.render(
         "report.html.j2",
         title=", ".join(group.name for group in groups)[:80],
         groups=groups,
-        metrics=METRICS,
+        metrics={**METRICS, **online},
         spread=spread,
         speeds=speeds,
         label=label,
@@ -73,7 +77,9 @@ def label(group: Group, groups: Sequence[Group]) -> str:
 def _comparison(groups: Sequence[Group], zoom: bool) -> list[Shown]:
     """Curves over tasks of every group, and the last values where there are several groups."""
     found = []
-    for key, title in (("average_accuracy", "Average accuracy"), ("forgetting", "Forgetting")):
+    titles = {"average_accuracy": "Average accuracy", "forgetting": "Forgetting"}
+    titles |= {"seen_accuracy": "Accuracy on the classes seen", "online_accuracy": "Online accuracy"}
+    for key, title in titles.items():
         curves = [
             Curve(i, label(g, groups), [task.task + 1 for task in g.runs[0].tasks], g.curve(key), g.whole)
             for i, g in enumerate(groups)
@@ -139,7 +145,9 @@ def _means(values: Array) -> list[str]:
 def _section(group: Group) -> list[Shown]:
     """The schedule of the stream of a group, where it has one."""
     found, prefix, run = [], group.letter.lower(), group.runs[0]
-    if run.schedule is not None:
+    if isinstance(run.schedule, Mixture):
+        found.append(_mixture(run.schedule, prefix, len(group.runs) > 1, run.seed))
+    elif run.schedule is not None:
         drawn, expected = run.schedule.drawn(), np.array(run.schedule.expected_classes)
         count = (~np.isnan(drawn)).sum(axis=1)
         alt = (
@@ -153,6 +161,21 @@ def _section(group: Group) -> list[Shown]:
         title = "Schedule of the classes" + (f" (seed {run.seed})" if len(group.runs) > 1 else "")
         found.append(Shown(figures.schedule(f"{prefix}-schedule", title, alt, drawn, expected), alt, numbers))
     return found
+
+
+def _mixture(mixture: Mixture, prefix: str, several: bool, seed: int | None) -> Shown:
+    """How the classes of a stream are spread over its tasks."""
+    images = np.array(mixture.images, dtype=np.float64)
+    classes, blurry = images.shape[1], len(mixture.blurry)
+    away = images.sum() - images[mixture.task_of_class, np.arange(classes)].sum()
+    remark = (
+        f"{classes - blurry} classes are in one task each, {blurry} are blurry; {away:,.0f} of {images.sum():,.0f} "
+        "images are in another task than that of their class."
+    )
+    title = "Classes of each task" + (f" (seed {seed})" if several else "")
+    rows = [[str(t + 1), str(int(row.sum())), str(int((row > 0).sum()))] for t, row in enumerate(images)]
+    numbers = Numbers(["task", "images", "classes"], rows)
+    return Shown(figures.mixture(f"{prefix}-classes", title, f"{title}: {remark}", mixture.shares()), remark, numbers)
 
 
 def _pool(group: Group) -> list[Shown]:

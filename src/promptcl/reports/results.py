@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from promptcl.errors import UserError
+from promptcl.reports.schedules import MOST_CELLS, AnySchedule, Array, Whole
 from promptcl.runtime import disk
 
-Array = npt.NDArray[np.float64]
 # What no run can have measured would be drawn for ever, or be no number any more.
 Percent = Annotated[float, Field(ge=-100.01, le=100.01)]
 Speed = Annotated[float, Field(ge=0, le=1e12)]
-Whole = Annotated[int, Field(ge=0, le=2**53)]
 Counts = Annotated[list[Whole], Field(min_length=1)]
 _MOST_BYTES = 2**26
 _MOST_VALUES = 3_000_000
-_MOST_CELLS = 1_000_000  # of one figure
 _MOST_ROWS = 10_000
 _MOST_RUNS = 1_000
 _MOST_LEVELS = 20
@@ -46,13 +43,15 @@ class Record(_Piece):
     forgetting: Percent | None = None
     train_images_per_second: Speed | None = None
     eval_images_per_second: Speed | None = None
+    online_accuracy: Percent | None = None
+    seen_accuracy: Percent | None = None
     class_names: list[str] = []
 
 
 def _drawable(rows: list[list[int] | None]) -> list[list[int] | None]:
     """Refuse counts of prompts that fill more cells than a figure has, each row as wide as the widest."""
-    if len(rows) * max((len(row) for row in rows if row), default=0) > _MOST_CELLS:
-        raise ValueError(f"more than {_MOST_CELLS:,} tasks times prompts")
+    if len(rows) * max((len(row) for row in rows if row), default=0) > MOST_CELLS:
+        raise ValueError(f"more than {MOST_CELLS:,} tasks times prompts")
     return rows
 
 
@@ -76,35 +75,6 @@ class Pool(_Piece):
     test: Annotated[list[Match | None], Rows] = []
 
 
-class Schedule(_Piece):
-    """The schedule of a stream without task boundaries: when each class peaks, and what each micro-task drew."""
-
-    steps: Annotated[int, Field(ge=0, le=10**9)]
-    sigma: float = Field(ge=1e-6, le=1e12)
-    peaks: list[Annotated[float, Field(ge=-1e12, le=1e12)]] = Field(min_length=1)
-    expected_classes: list[Annotated[float, Field(ge=0, le=1e9)]]
-    included: list[list[Whole]] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Schedule:
-        if len(self.expected_classes) != len(self.included):
-            raise ValueError("expected_classes and included differ in length")
-        if max((k for row in self.included for k in row), default=0) >= len(self.peaks):
-            raise ValueError("included names a class without a peak")
-        if len(self.included) * len(self.peaks) > _MOST_CELLS:
-            raise ValueError(f"more than {_MOST_CELLS:,} micro-tasks times classes")
-        return self
-
-    def drawn(self) -> Array:
-        """Probability [micro-task, class] of those classes that were drawn; NaN for the others."""
-        e_E1 = np.arange(len(self.included))[:, None]
-        p_EK: Array = np.exp(-((e_E1 * self.steps - np.array(self.peaks)) ** 2) / (2 * self.sigma**2))
-        drawn_EK: Array = np.full_like(p_EK, np.nan)
-        for e, classes in enumerate(self.included):
-            drawn_EK[e, classes] = p_EK[e, classes]
-        return drawn_EK
-
-
 class Results(_Piece):
     """The part of results.json that reports use."""
 
@@ -113,12 +83,14 @@ class Results(_Piece):
     learning_accuracy: Percent | None
     average_incremental_accuracy: Percent | None = None
     stored_bytes: Whole | None = None
+    online_accuracy: Percent | None = None
+    anytime_accuracy: Percent | None = None
     accuracy_matrix: list[list[Percent | None]] = Field(min_length=1, max_length=_MOST_ROWS)
     trained_parameters: Whole
     prompt_selections: Selections | None = None
     pool: Pool | None = None
     warnings: Annotated[list[str], Rows] = []
-    schedule: Schedule | None = None
+    schedule: AnySchedule | None = None
     tasks: list[Record] = Field(min_length=1, max_length=_MOST_ROWS)
     test_sets: Annotated[list[str], Rows] = []
     seconds: Annotated[float, Field(ge=0, le=1e12)]
@@ -133,8 +105,8 @@ class Results(_Piece):
     def _rectangle(cls, matrix: list[list[float | None]]) -> list[list[float | None]]:
         if not matrix[0] or len({len(row) for row in matrix}) > 1:
             raise ValueError("expected rows of one length")
-        if len(matrix) * len(matrix[0]) > _MOST_CELLS:
-            raise ValueError(f"more than {_MOST_CELLS:,} accuracies")
+        if len(matrix) * len(matrix[0]) > MOST_CELLS:
+            raise ValueError(f"more than {MOST_CELLS:,} accuracies")
         if all(value is None for row in matrix for value in row):
             raise ValueError("no accuracy was measured")
         return matrix

@@ -29,6 +29,8 @@ class PastTask:
     """Number of its images, those held out counted."""
     boundaries: bool = True
     """False in a stream that never says where a task ends."""
+    asks: str = "this method"
+    """Who is named where this is asked for all the same."""
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,8 +42,8 @@ class PastTask:
         """Number of the task. Raises UserError in a stream without boundaries."""
         if not self.boundaries:
             raise UserError(
-                "this method with these options needs to know where tasks end, which scenario=gaussian never says; "
-                "choose another method or, for l2p, method.diversify=none"
+                f"{self.asks} with these options needs to know where tasks end, which scenario=gaussian and "
+                "scenario=blurry never say; choose another method or, for l2p, method.diversify=none"
             )
         return self.number
 
