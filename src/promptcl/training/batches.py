@@ -15,6 +15,7 @@ from torch import Tensor
 from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet
+from promptcl.data.ahead import Ahead, Place
 from promptcl.data.augment import eval_view, train_view
 from promptcl.runtime import processes
 from promptcl.runtime.device import send
@@ -43,7 +44,8 @@ class Batches:
         """
         self.backbone, self.config, self.device = backbone, config, device
         self.query = query or backbone.query
-        self.queries = QueryCache(self.query, config.eval.batch_size, self.eval_images, device, cache_bytes)
+        self.ahead = Ahead(config.data.workers)
+        self.queries = QueryCache(self.query, config.eval.batch_size, self._in_order, device, cache_bytes)
 
     def forget_queries(self) -> None:
         """Compute all queries anew from now on."""
@@ -56,8 +58,16 @@ class Batches:
 
     def eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
         """Normalised pixels [B, C, H, W] of the evaluation view of `images` at `indices`."""
-        crop = self.config.data.eval_crop
-        return self.backbone.normalise(eval_view(images.images(indices), self.backbone.image_size, crop, self.device))
+        crop, pixels = self.config.data.eval_crop, self.ahead.images(images, indices)
+        return self.backbone.normalise(eval_view(pixels, self.backbone.image_size, crop, self.device))
+
+    def _in_order(self, images: ImageSet, span: range) -> Tensor:
+        """As `eval_images`, where the images after `span` are most often asked for next: they are read meanwhile."""
+        coming = range(span.start, min(span.stop + len(span), len(images)))
+        self.ahead.expect("in order", map(images.place, coming))
+        pixels_BCHW = self.eval_images(images, span)
+        self.ahead.expect("in order", map(images.place, coming[len(span) :]))
+        return pixels_BCHW
 
     def train_images(
         self, images: ImageSet, index: Sequence[int], rows: slice, total: int, at: torch.Generator
@@ -66,7 +76,8 @@ class Batches:
         size, data = self.backbone.image_size, self.config.data
         if data.augment == "none":
             return self.eval_images(images, index)
-        return self.backbone.normalise(train_view(images.images(index), size, data, at, self.device, rows, total))
+        pixels = self.ahead.images(images, index)
+        return self.backbone.normalise(train_view(pixels, size, data, at, self.device, rows, total))
 
     def evaluation(
         self,
@@ -136,7 +147,7 @@ class EvalBatch:
     @cached_property
     def images_BCHW(self) -> Tensor:
         """Normalised pixels of the evaluation view."""
-        return self.batches.eval_images(self.images, self.span)
+        return self.batches._in_order(self.images, self.span)
 
     @cached_property
     def query_BD(self) -> Tensor:
@@ -178,6 +189,8 @@ class TrainBatch:
     replay: Replay | None = None
     old_index: Sequence[int] = ()
     """Places of the replayed rows in the memory, in the whole batch of all processes."""
+    following: TrainBatch | None = None
+    """The batch of the next step, whose images are read while this one is computed."""
     _views: int = 0
 
     @cached_property
@@ -193,12 +206,19 @@ class TrainBatch:
             parts.append((self.replay.images, list(self.old_index[mine]), mine, total, "replayed view"))
         return parts
 
+    def places(self) -> list[Place]:
+        """Where this process's images come from."""
+        return [images.place(i) for images, index, *_ in self._parts for i in index]
+
     @cached_property
     def images_BCHW(self) -> Tensor:
         """Normalised pixels of a random view."""
         return self._view("")
 
     def _view(self, which: str) -> Tensor:
+        # Only here: where no images are looked at but their queries, which are known, none have to be read.
+        coming = self.following.places() if self.following is not None else []
+        self.batches.ahead.expect("steps", [*self.places(), *coming])
         pixels = [
             self.batches.train_images(images, index, rows, total, self.generators(purpose + which))
             for images, index, rows, total, purpose in self._parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -147,17 +147,13 @@ class Trainer:
     def _train(self, run: Run) -> None:
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         total_loss = torch.zeros((), device=self.batches.device)
-        order_N = torch.empty(0)
         # A stage that draws everything itself is computed alike in every process, sums included.
         exchange = Exchange(
             self.method, self.batches.device, active=run.stage.images is not None or run.replay is not None
         )
         exchange.begin()
-        for step in range(run.done, run.total):
+        for step, batch, share in self._batches(run):
             epoch, place = divmod(step, run.per_epoch)
-            if run.stage.images is not None and (place == 0 or step == run.done):
-                order_N = self.batches.order(run.stage.images, self._generator(run, f"epoch {epoch}, order"))
-            batch, share = self.batch(run, step, order_N)
             run.optimizer.zero_grad(set_to_none=True)
             loss = torch.zeros_like(total_loss)
             if share:
@@ -183,6 +179,22 @@ class Trainer:
                 self._keep(run, finished=False)
                 exchange.begin()
         exchange.end()
+        self.batches.ahead.forget()
+
+    def _batches(self, run: Run) -> Iterator[tuple[int, TrainBatch, float]]:
+        """The steps that are left, each with its batch, which knows the one that follows."""
+        order_N, waiting = torch.empty(0), None
+        for step in range(run.done, run.total):
+            epoch, place = divmod(step, run.per_epoch)
+            if run.stage.images is not None and (place == 0 or step == run.done):
+                order_N = self.batches.order(run.stage.images, self._generator(run, f"epoch {epoch}, order"))
+            batch, share = self.batch(run, step, order_N)
+            if waiting is not None:
+                waiting[1].following = batch
+                yield waiting
+            waiting = step, batch, share
+        if waiting is not None:
+            yield waiting
 
     def _generator(self, run: Run, purpose: str) -> torch.Generator:
         return task_generator(self.config.seed, self.task, f"stage {run.number}, {purpose}")

@@ -1,0 +1,164 @@
+"""Read images in threads before they are asked for, so that a step does not wait for them.
+
+Decoders release Python's lock, so threads decode at the same time. What is read does not depend on who reads it, nor on
+the number of threads: a plan only says what will be asked for soon.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from promptcl.data.images import ImageSet, Source
+from promptcl.errors import UserError
+
+Place = tuple[Source, int]
+"""A source and a row in it, as `ImageSet.place` gives them."""
+MOST_BYTES = 2**28
+"""Of images that were read ahead and not yet asked for, before no more are."""
+_Key = tuple[int, int]
+
+
+@dataclass(eq=False)
+class _Job:
+    """An image that is read, or will be."""
+
+    source: Source
+    row: int
+    begun: bool = False
+    result: Tensor | Exception | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.result.nbytes if isinstance(self.result, Tensor) else 0
+
+
+class Ahead:
+    """Reads images in worker threads, those of a plan ahead; one thread asks for them.
+
+    A worker ends when there is nothing left to read, and after the image at hand when the program ends.
+    """
+
+    def __init__(self, workers: int | None, most_bytes: int = MOST_BYTES) -> None:
+        """workers: number of threads; 0: whoever asks for an image reads it; None: one for each core."""
+        self.workers = usual_workers() if workers is None else workers
+        self._most = most_bytes
+        self._changed = threading.Condition()
+        self._plans: dict[str, dict[_Key, _Job]] = {}
+        self._jobs: dict[_Key, _Job] = {}  # of all plans
+        self._asked: list[_Job] = []  # what somebody waits for
+        self._running, self._pid = 0, os.getpid()
+
+    def expect(self, plan: str, places: Iterable[Place]) -> None:
+        """Begin to read images that will be asked for in this order; they take the place of those of the same plan.
+
+        What was read of them stays until the plan changes, so that it may be asked for again.
+        """
+        if not self.workers:
+            return
+        with self._changed:
+            slow = [place for place in places if _is_slow(*place)]
+            self._plans[plan] = {(id(source), row): self._job(source, row) for source, row in slow}
+            self._jobs = {key: job for jobs in self._plans.values() for key, job in jobs.items()}
+            self._start()
+
+    def forget(self) -> None:
+        """Read nothing ahead any more, and drop what was."""
+        with self._changed:
+            self._plans, self._jobs = {}, {}
+
+    def images(self, images: ImageSet, index: Sequence[int]) -> list[Tensor]:
+        """The images at `index`, uint8 (3, H, W). Raises UserError for the first of them that does not decode."""
+        found = self.each([images.place(int(i)) for i in index])
+        if bad := next((one for one in found if isinstance(one, UserError)), None):
+            raise bad
+        return [one for one in found if not isinstance(one, UserError)]
+
+    def each(self, places: Sequence[Place]) -> list[Tensor | UserError]:
+        """The image at each place, a source and a row there, or the UserError that says why it does not decode."""
+        jobs: list[_Job | None] = [None] * len(places)
+        if self.workers:
+            with self._changed:
+                jobs = [self._job(*place) if _is_slow(*place) else None for place in places]
+                asked = [job for job in jobs if job is not None]
+                self._asked += asked
+                self._start()
+        try:
+            return [_read(*place) if job is None else self._wait(job) for place, job in zip(places, jobs, strict=True)]
+        except BaseException:  # Ctrl-C among them: nothing is left to do for workers
+            self.forget()
+            raise
+        finally:
+            with self._changed:
+                mine = {id(job) for job in jobs}
+                self._asked = [job for job in self._asked if id(job) not in mine]
+
+    def _job(self, source: Source, row: int) -> _Job:
+        """The job that reads an image: that of a plan, or a new one."""
+        key = (id(source), row)
+        return self._jobs.get(key) or _Job(source, row)
+
+    def _wait(self, job: _Job) -> Tensor | UserError:
+        """What became of a job."""
+        with self._changed:
+            while job.result is None:
+                self._changed.wait()
+        if isinstance(job.result, Exception) and not isinstance(job.result, UserError):
+            raise job.result
+        return job.result
+
+    def _next(self) -> _Job | None:
+        """The job that comes next; None where there is none, or what was read ahead has taken all of its room."""
+        todo = next((job for job in self._asked if not job.begun), None)
+        if todo is None and sum(job.nbytes for job in self._jobs.values()) < self._most:
+            todo = next((job for job in self._jobs.values() if not job.begun), None)
+        return todo
+
+    def _start(self) -> None:
+        """Start as many workers as there is work for."""
+        if self._pid != os.getpid():  # a process that was forked has none of its parent's
+            self._running, self._pid = 0, os.getpid()
+        waiting = sum(not job.begun for job in [*self._asked, *self._jobs.values()])
+        while self._running < min(self.workers, waiting):
+            self._running += 1
+            threading.Thread(target=self._work, name="promptcl-decode").start()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                job = self._next() if threading.main_thread().is_alive() else None
+                if job is None:
+                    self._running -= 1
+                    return
+                job.begun = True
+            try:
+                result: Tensor | Exception = job.source.read(job.row)
+            except Exception as error:  # whoever asks for the image gets it
+                result = error
+            with self._changed:
+                job.result = result
+                self._changed.notify_all()
+
+
+def _read(source: Source, row: int) -> Tensor | UserError:
+    try:
+        return source.read(row)
+    except UserError as error:
+        return error
+
+
+def _is_slow(source: Source, row: int) -> bool:
+    """Whether reading an image is worth a thread: what is in memory is not."""
+    asked = getattr(source, "is_slow", None)
+    return asked is not None and bool(asked(row))
+
+
+def usual_workers() -> int:
+    """One worker for each core that this process may use; processes on one machine that train together share them."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    together = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, min(cores, 16) // (int(together) if together.isdigit() and int(together) else 1))
