@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 
 import numpy as np
@@ -42,9 +43,9 @@ class Kept:
         with self._lock:
             if not self.holds(row):
                 return None
-            number, height, width = int(self._place_N[row]), *self._size_N2[row].tolist()
-            block = int(np.searchsorted(self._starts, number, side="right")) - 1
-            start = number - self._starts[block]
+            place, height, width = int(self._place_N[row]), int(self._size_N2[row, 0]), int(self._size_N2[row, 1])
+            block = bisect.bisect(self._starts, place) - 1
+            start = place - self._starts[block]
             pixels = self._blocks[block][start : start + 3 * height * width]
         return torch.from_numpy(pixels.reshape(3, height, width))
 

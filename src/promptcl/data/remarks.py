@@ -10,6 +10,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from PIL import Image
@@ -45,8 +46,8 @@ _usual: Any = warnings.showwarning
 @contextlib.contextmanager
 def remarks() -> Iterator[list[Remark]]:
     """Context that collects the warnings of decoders in this thread, instead of their being shown or raised."""
-    before, said = _present.said, []
-    _present.said = said
+    said: list[Remark] = []
+    before, _present.said = _present.said, said
     try:
         with _listening():
             yield said
@@ -64,7 +65,8 @@ def no_bombs() -> Iterator[None]:
         _present.said += others
     else:
         for one in others:
-            warnings.warn_explicit(*one)
+            module = ".".join(Path(one.filename).with_suffix("").parts[-2:])  # by which filters know it
+            warnings.warn_explicit(str(one.message), one.category, one.filename, one.line, module)
 
 
 @contextlib.contextmanager
@@ -90,10 +92,15 @@ def _listening() -> Iterator[None]:
 
 
 def _hear(
-    message: Warning | str, category: type[Warning], filename: str, line: int, *more: TextIO | str | None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
 ) -> None:
     """Stand for `warnings.showwarning`: keep a warning for the image that this thread decodes, or show it."""
     if _present.said is not None:
-        _present.said.append(Remark(message, category, filename, line))
+        _present.said.append(Remark(message, category, filename, lineno))
     else:
-        _usual(message, category, filename, line, *more)
+        _usual(message, category, filename, lineno, file, line)

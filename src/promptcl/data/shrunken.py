@@ -93,11 +93,12 @@ class Shrunken:
             return None
         size = 3 * place.height * place.width
         with contextlib.suppress(OSError):
-            pixels = np.frombuffer(disk.read_at(place.part.file, place.start, size, place.part.lock), dtype=np.uint8)
+            pixels = disk.read_at(place.part.file, place.start, size, place.part.lock)
             if len(pixels) == size and (place.good or zlib.crc32(pixels) == place.checksum):
                 place.good = True
                 self._use(place.part)
-                return torch.from_numpy(pixels.reshape(3, place.height, place.width).copy())
+                whole = np.frombuffer(pixels, dtype=np.uint8).reshape(3, place.height, place.width)
+                return torch.from_numpy(whole.copy())
         with self._lock:
             self._opened().pop(key, None)
         return None
@@ -105,7 +106,8 @@ class Shrunken:
     def put(self, digest: bytes, max_side: int, image: Tensor) -> None:
         """Keep an image, if there is room and the disk takes it."""
         pixels, key = image.numpy().tobytes(), _key(digest, max_side)
-        head = _HEAD.pack(key, *image.shape[1:], zlib.crc32(pixels))
+        height, width, checksum = *image.shape[1:], zlib.crc32(pixels)
+        head = _HEAD.pack(key, height, width, checksum)
         record = b"".join([head, _CHECK.pack(zlib.crc32(head)), pixels])
         with self._lock:
             if self._full or key in self._opened() or not self._has_room(len(record)):
@@ -118,7 +120,7 @@ class Shrunken:
                 return
             start = part.size + len(record) - len(pixels)
             part.size += len(record)
-            self._opened()[key] = _Place(part, start, *image.shape[1:], zlib.crc32(pixels), good=True)
+            self._opened()[key] = _Place(part, start, height, width, checksum, good=True)
 
     def _opened(self) -> dict[bytes, _Place]:
         """What is in the folder; looked through once."""
@@ -154,7 +156,7 @@ class Shrunken:
     def _new_part(self) -> _Part:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{secrets.token_hex(8)}{_SUFFIX}"
-        part = _Part(path, path.open("xb+", buffering=0), len(_MAGIC), own=True)  # type: ignore[arg-type]
+        part = _Part(path, path.open("xb+", buffering=0), len(_MAGIC), own=True)
         if fcntl is not None:
             fcntl.flock(part.file, fcntl.LOCK_EX)  # until this process ends
         part.file.write(_MAGIC)

@@ -13,7 +13,7 @@ import stat
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 HUGE = 2**26
 """Bytes from which on the holes of a file count."""
@@ -168,7 +168,7 @@ def sync_folder(folder: Path) -> None:
             os.close(file)
 
 
-def read_at(file: BinaryIO, start: int, size: int, lock: threading.Lock) -> bytes:
+def read_at(file: IO[bytes], start: int, size: int, lock: threading.Lock) -> bytes:
     """At most `size` bytes of an open file from position `start`; several threads may read it, each with this lock.
 
     Fewer come where the file ends. Raises OSError.

@@ -61,12 +61,13 @@ class Batches:
         crop, pixels = self.config.data.eval_crop, self.ahead.images(images, indices)
         return self.backbone.normalise(eval_view(pixels, self.backbone.image_size, crop, self.device))
 
-    def _in_order(self, images: ImageSet, span: range) -> Tensor:
+    def _in_order(self, images: ImageSet, span: Sequence[int]) -> Tensor:
         """As `eval_images`, where the images after `span` are most often asked for next: they are read meanwhile."""
-        coming = range(span.start, min(span.stop + len(span), len(images)))
-        self.ahead.expect("in order", map(images.place, coming))
+        stop = span[-1] + 1 if span else 0
+        coming = [images.place(i) for i in range(stop, min(stop + len(span), len(images)))]
+        self.ahead.expect("in order", [*map(images.place, span), *coming])
         pixels_BCHW = self.eval_images(images, span)
-        self.ahead.expect("in order", map(images.place, coming[len(span) :]))
+        self.ahead.expect("in order", coming)
         return pixels_BCHW
 
     def train_images(
