@@ -29,8 +29,8 @@ def check_images(
 ) -> None:
     """Decode each image once, those in files that were not decoded before; what fits into the caches stays there.
 
-    data: how many workers decode, and what is kept on disk; tell: called now and then with how many images are read,
-    and of how many. Several processes share the work, so all of them have to call this with the same sets.
+    data: how many workers decode, and what is kept on disk; tell: called again and again with how many images are
+    read, and of how many. Several processes share the work, so all of them have to call this with the same sets.
     Raises BadImages, which names every image that does not decode.
     """
     data = data or DataConfig()
@@ -43,22 +43,31 @@ def check_images(
             source.shrunken = shared(folder, data.disk_mb * 2**20)
     found = {(id(source), row): None for images in sets for source, row in map(images.place, range(len(images)))}
     todo = [(files[key], row) for key, row in found if key in files and not files[key].sound[row]]
-    bad = _unsound(todo[processes.rank() :: processes.size()], Ahead(data.workers), tell)
-    bad = [sentence for one in processes.everyones(bad) for sentence in one]
+    mine = _unsound(todo[processes.rank() :: processes.size()], Ahead(data.workers), tell)
+    bad = [sentence for one in processes.everyones(list(mine.values())) for sentence in one]
     if bad:
         raise BadImages(bad)
     for source, row in todo:
         source.sound[row] = True
 
 
-def _unsound(places: Sequence[Place], ahead: Ahead, tell: Callable[[int, int], None]) -> list[str]:
-    """Read the image at each place; sentences on those that do not decode."""
-    bad: list[str] = []
-    for start in range(0, len(places), _TOGETHER):
-        ahead.expect("all", places[start : start + 2 * _TOGETHER])
-        bad += [str(one) for one in ahead.each(places[start : start + _TOGETHER]) if isinstance(one, UserError)]
-        tell(min(start + _TOGETHER, len(places)), len(places))
+def _unsound(places: Sequence[Place], ahead: Ahead, tell: Callable[[int, int], None]) -> dict[int, str]:
+    """Read the image at each place; numbers of those that do not decode, with the sentences that say why."""
+    bad: dict[int, str] = {}
+    try:
+        for start in range(0, len(places), _TOGETHER):
+            tell(start, len(places))
+            ahead.expect("all", places[start : start + 2 * _TOGETHER])
+            found = ahead.each(places[start : start + _TOGETHER])
+            bad |= {start + i: str(one) for i, one in enumerate(found) if isinstance(one, UserError)}
+    finally:
+        tell(len(places), len(places))
     return bad
+
+
+def unreadable(images: ImageSet, data: DataConfig) -> dict[int, str]:
+    """Number of each image that does not decode, and the sentence that says why."""
+    return _unsound([images.place(i) for i in range(len(images))], Ahead(data.workers), lambda done, of: None)
 
 
 def assume_depth(images: ImageSet, bits: int | None, at_least: bool = False) -> None:
