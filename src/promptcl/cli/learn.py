@@ -53,15 +53,13 @@ def learn(
     check_folders(folder, check)
     from promptcl import store as stores
     from promptcl.data import labelled
-    from promptcl.learner.records import check_names
     from promptcl.learner.sifting import distinct
 
     reading = data_of(settings, learns=True)
     images = said(labelled(folder, cache_mb=reading.cache_mb))
     tests = None if check is None else said(labelled(check, cache_mb=reading.cache_mb))
     if stores.checksum(store) is None:
-        check_names(images.classes)
-        _read([images] if tests is None else [images, tests], reading, quiet)
+        _read([images, *([] if tests is None else [tests])], reading, quiet)
     images, twice = distinct(images)
     if twice:
         note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
@@ -79,15 +77,17 @@ def learn(
 
 
 def _read(sets: list[ImageSet], data: DataConfig, quiet: bool) -> None:
-    """Decode images for the first time, with a bar where that takes long. Raises UserError, which names all bad ones.
+    """Decode images to be learned, and those of tests, for the first time, with a bar where that takes long.
 
-    Where nothing can be learned of them, no store is made.
+    Raises UserError where nothing can be learned of them, before a store is made; it names all that do not decode.
     """
     from rich.console import Console
 
     from promptcl.data.checked import check_images
     from promptcl.experiments.reading import ReadingBar
+    from promptcl.learner.records import check_names
 
+    check_names(sets[0].classes)
     check_images(*sets, data=data, tell=ReadingBar(None if quiet else Console(stderr=True)).tell)
 
 

@@ -51,6 +51,12 @@ class FileSource:
         """Number of images."""
         return len(self._paths)
 
+    def uncached(self) -> FileSource:
+        """The same images, none of which are kept."""
+        twin = FileSource(self._paths, self._fetch, self._where, 0, self._max_side)
+        twin.depth = self.depth
+        return twin
+
     def content(self, row: int) -> bytes:
         """The file of image `row`, as it is. Raises UserError when it cannot be read."""
         try:
