@@ -27,9 +27,9 @@ def test_the_budget_is_what_the_process_grows_by(side: int) -> None:
     count = most // (3 * side * side) + 10
     kept, before = Kept(count, most), resident()
     taken = [kept.put(row, torch.zeros(3, side, side, dtype=torch.uint8)) for row in range(count)]
-    grown = resident() - before
+    grown = resident() - before  # the last page may be a large one, of 2 MiB
     assert 0.9 * most < kept.bytes <= most
-    assert grown < 1.05 * most + 2**20, f"{grown / 2**20:.1f} MiB"
+    assert grown < 1.05 * most + 3 * 2**20, f"{grown / 2**20:.1f} MiB"
     assert taken == sorted(taken, reverse=True)  # the first ones stay
     assert taken[0]
     assert not taken[-1]
@@ -43,9 +43,9 @@ def test_files_take_what_they_say() -> None:
     before = resident()
     for row in range(len(source)):
         source.read(row)
-    grown = resident() - before
+    grown = resident() - before  # the last page may be a large one, of 2 MiB
     assert 0.95 * 2**21 < source.kept_bytes <= 2**21
-    assert grown < source.kept_bytes + 2**20, f"{grown / 2**20:.1f} MiB"
+    assert grown < source.kept_bytes + 3 * 2**20, f"{grown / 2**20:.1f} MiB"
     assert source.holds(0)
     assert not source.holds(799)
 
