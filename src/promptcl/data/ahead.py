@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class _Job:
     row: int
     begun: bool = False
     result: Tensor | Exception | None = None
+    bells: list[SimpleQueue[None]] = field(default_factory=list)
+    """Of those who wait for the result."""
 
     @property
     def nbytes(self) -> int:
@@ -40,14 +43,15 @@ class _Job:
 class Ahead:
     """Reads images in worker threads, those of a plan ahead; one thread asks for them.
 
-    A worker ends when there is nothing left to read, and after the image at hand when the program ends.
+    A worker ends when there is nothing left to read, and with the program. Nothing here is a threading.Condition or an
+    Event: Ctrl-C may come when one has just been locked, and it stays locked.
     """
 
     def __init__(self, workers: int | None, most_bytes: int = MOST_BYTES) -> None:
         """workers: number of threads; 0: whoever asks for an image reads it; None: one for each core."""
         self.workers = usual_workers() if workers is None else workers
         self._most = most_bytes
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._plans: dict[str, dict[_Key, _Job]] = {}
         self._jobs: dict[_Key, _Job] = {}  # of all plans
         self._asked: list[_Job] = []  # what somebody waits for
@@ -60,7 +64,7 @@ class Ahead:
         """
         if not self.workers:
             return
-        with self._changed:
+        with self._lock:
             slow = [place for place in places if _is_slow(*place)]
             self._plans[plan] = {(id(source), row): self._job(source, row) for source, row in slow}
             self._jobs = {key: job for jobs in self._plans.values() for key, job in jobs.items()}
@@ -68,7 +72,7 @@ class Ahead:
 
     def forget(self) -> None:
         """Read nothing ahead any more, and drop what was."""
-        with self._changed:
+        with self._lock:
             self._plans, self._jobs = {}, {}
 
     def images(self, images: ImageSet, index: Sequence[int]) -> list[Tensor]:
@@ -81,35 +85,30 @@ class Ahead:
     def each(self, places: Sequence[Place]) -> list[Tensor | UserError]:
         """The image at each place, a source and a row there, or the UserError that says why it does not decode."""
         jobs: list[_Job | None] = [None] * len(places)
+        bell: SimpleQueue[None] = SimpleQueue()
         if self.workers:
-            with self._changed:
+            with self._lock:
                 jobs = [self._job(*place) if _is_slow(*place) else None for place in places]
-                asked = [job for job in jobs if job is not None]
+                asked = [job for job in jobs if job is not None and job.result is None]
+                for job in asked:
+                    job.bells.append(bell)
                 self._asked += asked
                 self._start()
+                if not self._running:  # the system starts no more threads
+                    jobs = [None] * len(places)
         try:
-            return [_read(*place) if job is None else self._wait(job) for place, job in zip(places, jobs, strict=True)]
+            return [_read(*place) if job is None else _wait(job, bell) for place, job in zip(places, jobs, strict=True)]
         except BaseException:  # Ctrl-C among them: nothing is left to do for workers
             self.forget()
             raise
         finally:
-            with self._changed:
-                mine = {id(job) for job in jobs}
-                self._asked = [job for job in self._asked if id(job) not in mine]
+            with self._lock:
+                self._asked = [job for job in self._asked if bell not in job.bells]
 
     def _job(self, source: Source, row: int) -> _Job:
         """The job that reads an image: that of a plan, or a new one."""
         key = (id(source), row)
         return self._jobs.get(key) or _Job(source, row)
-
-    def _wait(self, job: _Job) -> Tensor | UserError:
-        """What became of a job."""
-        with self._changed:
-            while job.result is None:
-                self._changed.wait()
-        if isinstance(job.result, Exception) and not isinstance(job.result, UserError):
-            raise job.result
-        return job.result
 
     def _next(self) -> _Job | None:
         """The job that comes next; None where there is none, or what was read ahead has taken all of its room."""
@@ -125,12 +124,18 @@ class Ahead:
         waiting = sum(not job.begun for job in [*self._asked, *self._jobs.values()])
         while self._running < min(self.workers, waiting):
             self._running += 1
-            threading.Thread(target=self._work, name="promptcl-decode").start()
+            try:
+                threading.Thread(target=self._work, name="promptcl-decode", daemon=True).start()
+            except BaseException as error:
+                self._running -= 1
+                if not isinstance(error, RuntimeError):  # which says that there are too many threads
+                    raise
+                return
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                job = self._next() if threading.main_thread().is_alive() else None
+            with self._lock:
+                job = self._next()
                 if job is None:
                     self._running -= 1
                     return
@@ -139,9 +144,19 @@ class Ahead:
                 result: Tensor | Exception = job.source.read(job.row)
             except Exception as error:  # whoever asks for the image gets it
                 result = error
-            with self._changed:
-                job.result = result
-                self._changed.notify_all()
+            with self._lock:
+                job.result, bells = result, job.bells
+            for bell in bells:
+                bell.put(None)
+
+
+def _wait(job: _Job, bell: SimpleQueue[None]) -> Tensor | UserError:
+    """What became of a job; the bell rings after each one that is done."""
+    while job.result is None:
+        bell.get()
+    if isinstance(job.result, Exception) and not isinstance(job.result, UserError):
+        raise job.result
+    return job.result
 
 
 def _read(source: Source, row: int) -> Tensor | UserError:
