@@ -6,6 +6,7 @@ the number of threads: a plan only says what will be asked for soon.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ Place = tuple[Source, int]
 MOST_BYTES = 2**28
 """Of images that were read ahead and not yet asked for, before no more are."""
 _Key = tuple[int, int]
+_NAME = "promptcl-decode"
+_ends = False  # whether the program does
 
 
 @dataclass(eq=False)
@@ -43,8 +46,8 @@ class _Job:
 class Ahead:
     """Reads images in worker threads, those of a plan ahead; one thread asks for them.
 
-    A worker ends when there is nothing left to read, and with the program. Nothing here is a threading.Condition or an
-    Event: Ctrl-C may come when one has just been locked, and it stays locked.
+    A worker ends when there is nothing left to read, and before the program does, with the image at hand. Nothing here
+    is a threading.Condition or an Event: Ctrl-C may come when one has just been locked, and it stays locked.
     """
 
     def __init__(self, workers: int | None, most_bytes: int = MOST_BYTES) -> None:
@@ -125,7 +128,7 @@ class Ahead:
         while self._running < min(self.workers, waiting):
             self._running += 1
             try:
-                threading.Thread(target=self._work, name="promptcl-decode", daemon=True).start()
+                threading.Thread(target=self._work, name=_NAME, daemon=True).start()
             except BaseException as error:
                 self._running -= 1
                 if not isinstance(error, RuntimeError):  # which says that there are too many threads
@@ -135,7 +138,7 @@ class Ahead:
     def _work(self) -> None:
         while True:
             with self._lock:
-                job = self._next()
+                job = None if _ends else self._next()
                 if job is None:
                     self._running -= 1
                     return
@@ -177,3 +180,13 @@ def usual_workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     together = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, min(cores, 16) // (int(together) if together.isdigit() and int(together) else 1))
+
+
+@atexit.register
+def _end() -> None:
+    """Wait for the workers: one that wakes up while Python is taken down would end the process with an abort."""
+    global _ends
+    _ends = True
+    for thread in threading.enumerate():
+        if thread.name == _NAME:
+            thread.join(5)
