@@ -2,8 +2,8 @@
 
 Command: python benchmarks/inputs.py CIFAR100.tar.gz [PART ...] [--photos N] [--rounds R] [--many N]
 It writes benchmarks/results/speed/inputs.json and the tables of docs/speed.md; `--check` compares these only. Parts:
-workers, decoders, caches, memory (all). Photos of 2048 x 1536 are made of real images, each enlarged four times, and saved as
-JPEG of quality 90. `memory` reads --many entries (50,000 say), which are these photos again and again: each entry is
+workers, decoders, caches, memory (all). Photos of 2048 x 1536 are made of real images, each enlarged four times, and
+saved as JPEG of quality 90. `memory` reads --many entries (50,000 say), which are these photos again and again: each is
 an image of its own to whoever reads it. Rounds are in turn, so that a ratio compares what ran within the same seconds.
 """
 
@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "speed" / "inputs.json"
 PAGE = ROOT / "docs" / "speed.md"
 TABLE = re.compile(r"(?P<begin><!-- table: (?P<name>inputs-\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
+SENTENCE = re.compile(r"(?<=<!-- memory -->).*?(?=<!-- end -->)", re.DOTALL)
 SIZE, CPU = 224, torch.device("cpu")
 
 
@@ -150,13 +151,13 @@ def caches(paths: Sequence[Path], folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def memory(paths: Sequence[Path], count: int, cache_mb: int = 256) -> dict[str, Any]:
-    """Read `count` entries, far more than `cache_mb` holds: once as before learning, then as an epoch in random order."""
+    """Read `count` entries, more than `cache_mb` holds: once as before learning, then as an epoch in random order."""
     images = photo_set(paths, cache_mb, count)
-    begun, marks = time.perf_counter(), list[dict[str, float]]()
+    begun, marks = time.perf_counter(), list[dict[str, Any]]()
 
     def mark(part: str, done: int) -> None:
         now = time.perf_counter() - begun
-        marks.append({"part": part, "images": done, "seconds": now, "resident_mb": _resident() / 2**20})  # type: ignore[dict-item]
+        marks.append({"part": part, "images": done, "seconds": now, "resident_mb": _resident() / 2**20})
 
     every = max(1, count // 20)
     check_images(images, tell=lambda done, of: mark("reading", done) if done // every > (done - 32) // every else None)
@@ -200,7 +201,7 @@ def tables(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "workers" in result:
         head = "| workers | images/s | times none | processor, ms an image |\n|:--|--:|--:|--:|\n"
         rows = [
-            f"| {'none' if number == '0' else number} | {said(row['images_per_second'])} | {said(row['times_none'], 2)} "
+            f"| {number} | {said(row['images_per_second'])} | {said(row['times_none'], 2)} "
             f"| {said(row['cpu_ms'], 1)} |\n"
             for number, row in result["workers"].items()
         ]
@@ -218,9 +219,22 @@ def tables(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "inputs-decoders", head + "".join(rows)
 
 
+def sentence(found: dict[str, Any]) -> str:
+    """What reading more than memory holds took."""
+    resident = found["resident_mb_after_a_quarter"]
+    return (
+        f"{found['entries']:,} photos ({found['decoded_mb'] / 1024:.1f} GiB decoded) with "
+        f"`data.cache_mb={found['cache_mb']}`, read before learning and then in random order, at "
+        f"{found['images_per_second']:.0f} images/s; from the first quarter on the process held between "
+        f"{resident['lowest']:.0f} and {resident['highest']:.0f} MiB, {found['kept_mb']:.0f} of them kept images."
+    )
+
+
 def fill(text: str, result: dict[str, Any]) -> str:
     """`text` with the tables of `result`."""
     found = dict(tables(result))
+    if "memory" in result:
+        text = SENTENCE.sub(sentence(result["memory"]), text)
     return TABLE.sub(lambda m: m["begin"] + found.get(m["name"], "") + m["end"], text)
 
 
