@@ -80,6 +80,23 @@ def test_images_are_read_while_nobody_asks_for_them() -> None:
     assert first is not ahead.images(images, [2])[0]
 
 
+def test_each_image_is_read_once() -> None:
+    """Also where workers had read all of a batch, and ended, before it was asked for."""
+    fetched: list[str] = []
+
+    def fetch(path: str) -> bytes:
+        fetched.append(path)
+        return PHOTOS[path]
+
+    images, ahead = ImageSet(FileSource(list(PHOTOS), fetch, cache_mb=0), ["a"], [0] * 12), Ahead(2)
+    for start in range(0, 12, 4):
+        ahead.expect("steps", map(images.place, range(start, min(start + 8, 12))))
+        if start:
+            assert ended()
+        ahead.images(images, range(start, start + 4))
+    assert sorted(fetched) == sorted(PHOTOS)
+
+
 def test_what_is_read_ahead_is_bounded() -> None:
     images = photos()
     one = images.image(0).nbytes

@@ -22,6 +22,7 @@ Place = tuple[Source, int]
 """A source and a row in it, as `ImageSet.place` gives them."""
 MOST_BYTES = 2**28
 """Of images that were read ahead and not yet asked for, before no more are."""
+_LEAST = 64  # images
 _Key = tuple[int, int]
 _NAME = "promptcl-decode"
 _ends = False  # whether the program does
@@ -97,7 +98,7 @@ class Ahead:
                     job.bells.append(bell)
                 self._asked += asked
                 self._start()
-                if not self._running:  # the system starts no more threads
+                if asked and not self._running:  # the system starts no more threads
                     jobs = [None] * len(places)
         try:
             return [_read(*place) if job is None else _wait(job, bell) for place, job in zip(places, jobs, strict=True)]
@@ -173,6 +174,11 @@ def _is_slow(source: Source, row: int) -> bool:
     """Whether reading an image is worth a thread: what is in memory is not."""
     asked = getattr(source, "is_slow", None)
     return asked is not None and bool(asked(row))
+
+
+def batches_ahead(size: int) -> int:
+    """How many batches of so many images are read ahead: one, or enough small ones to keep all workers busy."""
+    return max(1, _LEAST // size)
 
 
 def usual_workers() -> int:

@@ -11,7 +11,7 @@ import torch
 
 from promptcl.config import Config, DataConfig
 from promptcl.data import FileSource, ImageSet
-from promptcl.data.ahead import Ahead, Place
+from promptcl.data.ahead import Ahead, Place, batches_ahead
 from promptcl.data.augment import train_view
 from promptcl.errors import UserError
 
@@ -66,7 +66,7 @@ def once(
     """
     ahead, generator, view = Ahead(workers), torch.Generator().manual_seed(0), torch.empty(0)
     for start in range(0, len(places), batch):
-        ahead.expect("inputs", places[start : start + 2 * batch])
+        ahead.expect("inputs", places[start : start + batch * (1 + batches_ahead(batch))])
         pixels = []
         for one in ahead.each(places[start : start + batch]):
             if isinstance(one, UserError):

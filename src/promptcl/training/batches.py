@@ -191,7 +191,7 @@ class TrainBatch:
     old_index: Sequence[int] = ()
     """Places of the replayed rows in the memory, in the whole batch of all processes."""
     following: TrainBatch | None = None
-    """The batch of the next step, whose images are read while this one is computed."""
+    """The batch of the next step; its images, and those of the ones that it knows, are read while this is computed."""
     _views: int = 0
 
     @cached_property
@@ -207,6 +207,7 @@ class TrainBatch:
             parts.append((self.replay.images, list(self.old_index[mine]), mine, total, "replayed view"))
         return parts
 
+    @cached_property
     def places(self) -> list[Place]:
         """Where this process's images come from."""
         return [images.place(i) for images, index, *_ in self._parts for i in index]
@@ -218,8 +219,10 @@ class TrainBatch:
 
     def _view(self, which: str) -> Tensor:
         # Only here: where no images are looked at but their queries, which are known, none have to be read.
-        coming = self.following.places() if self.following is not None else []
-        self.batches.ahead.expect("steps", [*self.places(), *coming])
+        coming, batch = list(self.places), self.following
+        while batch is not None:
+            coming, batch = [*coming, *batch.places], batch.following
+        self.batches.ahead.expect("steps", coming)
         pixels = [
             self.batches.train_images(images, index, rows, total, self.generators(purpose + which))
             for images, index, rows, total, purpose in self._parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from promptcl.config import Config
 from promptcl.data import ImageSet
+from promptcl.data.ahead import batches_ahead
 from promptcl.errors import UserError
 from promptcl.methods._base import Method, Stage
 from promptcl.runtime import processes
@@ -182,19 +184,19 @@ class Trainer:
         self.batches.ahead.forget()
 
     def _batches(self, run: Run) -> Iterator[tuple[int, TrainBatch, float]]:
-        """The steps that are left, each with its batch, which knows the one that follows."""
-        order_N, waiting = torch.empty(0), None
+        """The steps that are left, each with its batch, which knows the ones that follow."""
+        order_N, waiting = torch.empty(0), deque[tuple[int, TrainBatch, float]]()
         for step in range(run.done, run.total):
             epoch, place = divmod(step, run.per_epoch)
             if run.stage.images is not None and (place == 0 or step == run.done):
                 order_N = self.batches.order(run.stage.images, self._generator(run, f"epoch {epoch}, order"))
             batch, share = self.batch(run, step, order_N)
-            if waiting is not None:
-                waiting[1].following = batch
-                yield waiting
-            waiting = step, batch, share
-        if waiting is not None:
-            yield waiting
+            if waiting:
+                waiting[-1][1].following = batch
+            waiting.append((step, batch, share))
+            if len(waiting) > batches_ahead(self.config.train.batch_size):
+                yield waiting.popleft()
+        yield from waiting
 
     def _generator(self, run: Run, purpose: str) -> torch.Generator:
         return task_generator(self.config.seed, self.task, f"stage {run.number}, {purpose}")
