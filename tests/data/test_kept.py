@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,30 @@ def test_images_of_all_sizes_come_back() -> None:
     kept.clear()
     assert kept.get(0) is None
     assert kept.bytes == 0
+
+
+def test_threads_may_ask_while_the_first_image_comes() -> None:
+    failed: list[BaseException] = []
+
+    def ask(kept: Kept, done: threading.Event) -> None:
+        try:
+            while not done.is_set():
+                assert kept.holds(5) in (True, False)
+                found = kept.get(5)
+                assert found is None or bool((found == 7).all())
+        except BaseException as error:
+            failed.append(error)
+
+    for _ in range(30):
+        kept, done = Kept(10, 10_000), threading.Event()
+        threads = [threading.Thread(target=ask, args=(kept, done)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        kept.put(5, torch.full((3, 8, 8), 7, dtype=torch.uint8))
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert not failed
 
 
 def test_blocks_are_as_large_as_an_image_needs(monkeypatch: pytest.MonkeyPatch) -> None:

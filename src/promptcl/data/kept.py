@@ -51,7 +51,8 @@ class Kept:
 
     def holds(self, row: int) -> bool:
         """Whether image `row` is kept."""
-        return len(self._place_N) > 0 and bool(self._size_N2[row, 0])
+        size_N2 = self._size_N2  # once: another thread may be making the table
+        return len(size_N2) > 0 and bool(size_N2[row, 0])
 
     def put(self, row: int, image: Tensor) -> bool:
         """Keep a copy of image `row`, if there is room; says whether it is kept."""
