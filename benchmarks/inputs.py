@@ -37,7 +37,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "speed" / "inputs.json"
 PAGE = ROOT / "docs" / "speed.md"
 TABLE = re.compile(r"(?P<begin><!-- table: (?P<name>inputs-\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-SENTENCE = re.compile(r"(?<=<!-- memory -->).*?(?=<!-- end -->)", re.DOTALL)
 SIZE, CPU = 224, torch.device("cpu")
 
 
@@ -197,7 +196,9 @@ def said(spread: dict[str, float], digits: int = 0) -> str:
 
 
 def tables(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and text of each table that there are results of."""
+    """Name and text of each table, or sentence, that there are results of."""
+    if "memory" in result:
+        yield "inputs-memory", sentence(result["memory"])
     if "workers" in result:
         head = "| workers | images/s | times none | processor, ms an image |\n|:--|--:|--:|--:|\n"
         rows = [
@@ -226,15 +227,13 @@ def sentence(found: dict[str, Any]) -> str:
         f"{found['entries']:,} photos ({found['decoded_mb'] / 1024:.1f} GiB decoded) with "
         f"`data.cache_mb={found['cache_mb']}`, read before learning and then in random order, at "
         f"{found['images_per_second']:.0f} images/s; from the first quarter on the process held between "
-        f"{resident['lowest']:.0f} and {resident['highest']:.0f} MiB, {found['kept_mb']:.0f} of them kept images."
+        f"{resident['lowest']:.0f} and {resident['highest']:.0f} MiB, {found['kept_mb']:.0f} of them kept images.\n"
     )
 
 
 def fill(text: str, result: dict[str, Any]) -> str:
     """`text` with the tables of `result`."""
     found = dict(tables(result))
-    if "memory" in result:
-        text = SENTENCE.sub(sentence(result["memory"]), text)
     return TABLE.sub(lambda m: m["begin"] + found.get(m["name"], "") + m["end"], text)
 
 
