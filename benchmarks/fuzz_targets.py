@@ -28,7 +28,7 @@ from promptcl.backbone import weights
 from promptcl.backbone.vit import Backbone
 from promptcl.config.schema import BackboneConfig, DataConfig
 from promptcl.data.archive import open_tree
-from promptcl.data.images import FileSource
+from promptcl.data.files import FileSource
 from promptcl.data.inputs import labelled
 from promptcl.data.splits import load_split
 from promptcl.errors import UserError

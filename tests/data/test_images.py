@@ -14,7 +14,8 @@ from torch import Tensor
 
 from promptcl.config.schema import DataConfig
 from promptcl.data.decode import decode
-from promptcl.data.images import ArraySource, FileSource, ImageSet
+from promptcl.data.files import FileSource
+from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import load_split
 from promptcl.errors import UserError
 

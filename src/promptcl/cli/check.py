@@ -45,7 +45,8 @@ class Check:
                 f"--check {self.folder} has none of the old classes ({some(self.old)}), so --max-drop could not see "
                 "what they lose; give images of those too"
             )
-        check_images(self.tests.of_classes([name for name in self.tests.classes if name in self.known]))
+        known = self.tests.of_classes([name for name in self.tests.classes if name in self.known])
+        check_images(known, data=learner.config.data)
         if left_out := [name for name in self.tests.classes if name not in self.known]:
             note(f"left out of the check, because the learner does not know them: {some(left_out)}")
         self.before = self._measure(learner, self.old)

@@ -11,11 +11,12 @@ import typer
 from promptcl.cli.check import Check
 from promptcl.cli.errors import one_sentence
 from promptcl.cli.images import check_folders, said, warn_of_twins
-from promptcl.cli.options import DEFAULT, Settings, Store, Trust, cache_mb_of
+from promptcl.cli.options import DEFAULT, Settings, Store, Trust, data_of
 from promptcl.cli.terminal import bars, count, note, some, unknown_below
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
+    from promptcl.config import DataConfig
     from promptcl.data import ImageSet
     from promptcl.learner.learner import Learner
     from promptcl.learner.records import LearnRecord
@@ -54,11 +55,11 @@ def learn(
     from promptcl.data import labelled
     from promptcl.learner.sifting import distinct
 
-    budget = cache_mb_of(settings, learns=True)
-    images = said(labelled(folder, cache_mb=budget))
-    tests = None if check is None else said(labelled(check, cache_mb=budget))
+    reading = data_of(settings, learns=True)
+    images = said(labelled(folder, cache_mb=reading.cache_mb))
+    tests = None if check is None else said(labelled(check, cache_mb=reading.cache_mb))
     if stores.checksum(store) is None:
-        _check_first(images, tests)
+        _read([images, *([] if tests is None else [tests])], reading, quiet)
     images, twice = distinct(images)
     if twice:
         note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
@@ -70,17 +71,24 @@ def learn(
             which = known if before == len(images) else "no image is left to learn"
             print(f"{which}: nothing to do (--again learns them once more)")
             return
+        _read([left], learner.config.data, quiet)
         checked = None if tests is None or check is None else Check(check, tests, list(learner.classes), max_drop)
         _learn_and_keep(learner, left, store, folder.name, before, checked, quiet)
 
 
-def _check_first(images: ImageSet, tests: ImageSet | None) -> None:
-    """Raise UserError where nothing can be learned of the images, so that no store is made for it."""
+def _read(sets: list[ImageSet], data: DataConfig, quiet: bool) -> None:
+    """Decode images to be learned, and those of tests, for the first time, with a bar where that takes long.
+
+    Raises UserError where nothing can be learned of them, before a store is made; it names all that do not decode.
+    """
+    from rich.console import Console
+
     from promptcl.data.checked import check_images
+    from promptcl.experiments.reading import ReadingBar
     from promptcl.learner.records import check_names
 
-    check_names(images.classes)
-    check_images(*([images] if tests is None else [images, tests]))
+    check_names(sets[0].classes)
+    check_images(*sets, data=data, tell=ReadingBar(None if quiet else Console(stderr=True)).tell)
 
 
 def _never_learned(learner: Learner, images: ImageSet) -> tuple[ImageSet, int]:

@@ -9,7 +9,7 @@ import typer
 
 from promptcl.cli.errors import one_sentence, printable
 from promptcl.cli.images import check_store, gather, images_and_settings, split_words, warn_of_twins
-from promptcl.cli.options import Settings, Store, Trust, cache_mb_of
+from promptcl.cli.options import Settings, Store, Trust, data_of
 from promptcl.cli.terminal import count, note, some
 from promptcl.errors import UserError
 
@@ -112,7 +112,7 @@ def correct(
     from promptcl import store as stores
     from promptcl.learner.learner import Learner
 
-    found, _ = gather(words, cache_mb_of(settings, learns=True))
+    found, _ = gather(words, data_of(settings, learns=True).cache_mb)
     with stores.lock(store):
         learner = Learner.load(store, settings, trust=trust)
         warn_of_twins(learner.new([name]), learner.classes, store)

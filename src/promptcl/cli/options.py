@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from promptcl.config.reading import check_settings_of_answers, check_settings_of_learning
+from promptcl.config import DataConfig
+from promptcl.config.reading import READING, check_settings_of_answers, check_settings_of_learning
 from promptcl.errors import UserError
 
 DEFAULT = "grow"
@@ -65,8 +66,8 @@ Trust = Annotated[
 ]
 
 
-def cache_mb_of(settings: list[str] | None, learns: bool = False) -> int:
-    """The memory for decoded images, in MiB, among the settings: images are looked for before a learner is opened.
+def data_of(settings: list[str] | None, learns: bool = False) -> DataConfig:
+    """How images are read, among the settings: they are looked for before a learner is opened.
 
     Raises UserError for a setting that has no effect: on what is answered, or, with `learns`, on what is learned.
     """
@@ -75,5 +76,5 @@ def cache_mb_of(settings: list[str] | None, learns: bool = False) -> int:
     if stray := next((text for text in settings or [] if "=" not in text), None):
         raise UserError(f"{stray}: expected one image, folder or archive, then settings such as device=cpu")
     (check_settings_of_learning if learns else check_settings_of_answers)(settings or [])
-    given = [text for text in settings or [] if text.partition("=")[0].strip() == "data.cache_mb"]
-    return load_config(DEFAULT, given).data.cache_mb
+    given = [text for text in settings or [] if text.partition("=")[0].strip() in READING]
+    return load_config(DEFAULT, given).data

@@ -12,7 +12,7 @@ import typer
 from promptcl.cli.errors import fail, one_sentence, printable
 from promptcl.cli.images import check_folders, check_store, gather, images_and_settings, said
 from promptcl.cli.mend import described
-from promptcl.cli.options import Json, Settings, Store, Trust, cache_mb_of
+from promptcl.cli.options import Json, Settings, Store, Trust, data_of
 from promptcl.cli.terminal import bars, count, note, table, unknown_below
 from promptcl.config.reading import check_settings_of_answers
 from promptcl.errors import UserError
@@ -20,7 +20,6 @@ from promptcl.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from promptcl.data import ImageSet
     from promptcl.learner.records import Prediction
     from promptcl.store import Saved
 
@@ -59,12 +58,13 @@ def predict(
         raise UserError(f"--threshold {threshold:g}: expected a probability from 0 to 1, such as 0.5")
     check_store(store)
     words, settings = images_and_settings(images)
-    from promptcl.data.checked import remarks_on
+    from promptcl.data.checked import remarks_on, unreadable
     from promptcl.learner.learner import Learner
 
-    found, names = gather(words, cache_mb_of(settings))
+    reading = data_of(settings)
+    found, names = gather(words, reading.cache_mb)
     learner = Learner.load(store, settings, trust=trust)
-    bad = _unreadable(learner.as_learned(found))
+    bad = unreadable(learner.as_learned(found), reading)
     for sentence in remarks_on(found):
         note(sentence)
     good = [i for i in range(len(found)) if i not in bad]
@@ -78,17 +78,6 @@ def predict(
         print(f"error: {printable(sentence)}", file=sys.stderr)
     if bad:
         fail(list(bad.values())[-1])
-
-
-def _unreadable(images: ImageSet) -> dict[int, str]:
-    """Number of each image that does not decode, and the sentence that says why."""
-    bad: dict[int, str] = {}
-    for i in range(len(images)):
-        try:
-            images.image(i)
-        except UserError as error:
-            bad[i] = str(error)
-    return bad
 
 
 def _row(name: str, answer: Prediction | None, error: str | None) -> dict[str, Any]:
@@ -123,7 +112,7 @@ def evaluate(
     from promptcl.data.checked import remarks_on
     from promptcl.learner.learner import Learner
 
-    images = said(labelled(folder, cache_mb=cache_mb_of(settings)))
+    images = said(labelled(folder, cache_mb=data_of(settings).cache_mb))
     result = Learner.load(store, settings or [], trust=trust).evaluate(images)
     for sentence in remarks_on(images):
         note(sentence)

@@ -128,6 +128,9 @@ def lines(result: dict[str, Any]) -> list[str]:
                 f"{100 * result['share_of_peak']:.0f} % of {result['peak_gflops']:.0f} GFLOP/s (matrix product)",
             )
         )
+    alone = [f"{one['images_per_second']:.0f}" for one in result["input"]["workers"].values()]
+    numbers = ", ".join(result["input"]["workers"])
+    rows.append(("input alone", f"{', '.join(alone)} images/s with {numbers} workers"))
     if result["memory_bytes"] is not None:
         rows.append(("memory", f"{result['memory_bytes'] / 1e9:.2f} GB at most, beyond Python with torch"))
     if result["first_step_seconds"] is not None:

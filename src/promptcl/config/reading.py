@@ -27,7 +27,9 @@ _STREAM = (
     *("data.train_per_class", "data.test_per_class", "data.validation_per_class"),
 )
 _RUN = ("backbone", "data", "train", "eval", "memory", "method")
-_ANSWER = ("device", "backbone.", "eval.", "data.cache_mb", "data.eval_crop")
+READING = ("data.cache_mb", "data.disk_mb", "data.disk_root", "data.workers")
+"""How images are read, which changes no result."""
+_ANSWER = ("device", "backbone.", "eval.", "data.eval_crop", *READING)
 
 
 def check_read(config: Config, options: Section, reads: Sequence[str], given: Iterable[str]) -> None:
@@ -104,7 +106,7 @@ def check_settings_of_answers(settings: Iterable[str]) -> None:
         if key.startswith(("train.", "memory.", *_STREAM, "data.")) and not key.startswith(_ANSWER):
             raise UserError(
                 f"{text} is not read where nothing is learned; leave it out (device, backbone.*, eval.*, "
-                "data.cache_mb and data.eval_crop are)"
+                "data.eval_crop, data.cache_mb, data.workers and data.disk_mb are)"
             )
 
 

@@ -70,7 +70,15 @@ class DataConfig(Section):
     eval_crop: float = Field(default=0.875, gt=0, le=1)
     """Side of the central square kept in evaluation, as a share of the resized image (224/256 in the official runs)."""
     cache_mb: int = Field(default=2048, ge=0)
-    """Memory for decoded images; beyond it images are decoded again each time."""
+    """Memory for decoded images; beyond it images are decoded again each time, or read from the disk."""
+    disk_mb: int = Field(default=0, ge=0)
+    """Room for decoded and reduced images on the disk, which later epochs and runs read instead of the files (0: none).
+    Nothing but the speed depends on it."""
+    disk_root: str | None = None
+    """Folder of these images; None takes ~/.cache/promptcl/shrunken."""
+    workers: int | None = Field(default=None, ge=0)
+    """Threads that decode images ahead of the step that needs them; 0: none do; None: one for each core that this
+    process may use, at most 16. Nothing but the speed depends on it."""
 
     @field_validator("crop_scale", "crop_ratio")
     @classmethod

@@ -1,6 +1,7 @@
 """Read images of any kind, and cut them into the tasks of a stream."""
 
-from promptcl.data.images import ArraySource, FileSource, ImageSet, Source, concat
+from promptcl.data.files import FileSource
+from promptcl.data.images import ArraySource, ImageSet, Source, concat
 from promptcl.data.inputs import ImageLike, ImagesLike, labelled, unlabelled
 from promptcl.data.scenario import make_stream
 from promptcl.data.splits import Domain, Split, load_domains, load_split

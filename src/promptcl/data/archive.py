@@ -9,6 +9,7 @@ import stat
 import struct
 import tarfile
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -115,10 +116,10 @@ def _tar(archive: Path, unpacked: IO[bytes] | None = None) -> Listed:
     packed.check_tar(archive, file)
     places, lost = _places(archive, file, file.seek(0, os.SEEK_END))
 
+    lock = threading.Lock()
+
     def read(path: str) -> bytes:
-        start, size = places[path]
-        file.seek(start)
-        return file.read(size)
+        return disk.read_at(file, *places[path], lock)
 
     return list(places), read, lost
 

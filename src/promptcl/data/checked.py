@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from promptcl.data.images import FileSource, ImageSet
+from promptcl.config import DataConfig
+from promptcl.data.ahead import Ahead, Place
+from promptcl.data.files import FileSource
+from promptcl.data.images import ImageSet
+from promptcl.data.shrunken import shared
 from promptcl.errors import UserError
-from promptcl.runtime import processes
+from promptcl.runtime import disk, processes
+
+_TOGETHER = 32  # images that are asked for at a time
 
 
 class BadImages(UserError):
@@ -18,28 +24,50 @@ class BadImages(UserError):
         self.sentences = list(sentences)
 
 
-def check_images(*sets: ImageSet) -> None:
-    """Decode each image once, those in files that were not decoded before; what fits into the cache stays there.
+def check_images(
+    *sets: ImageSet, data: DataConfig | None = None, tell: Callable[[int, int], None] = lambda done, of: None
+) -> None:
+    """Decode each image once, those in files that were not decoded before; what fits into the caches stays there.
 
-    Several processes share the work, so all of them have to call this with the same sets.
+    data: how many workers decode, and what is kept on disk; tell: called again and again with how many images are
+    read, and of how many. Several processes share the work, so all of them have to call this with the same sets.
     Raises BadImages, which names every image that does not decode.
     """
+    data = data or DataConfig()
     files = {id(source): source for images in sets for source in images.sources if isinstance(source, FileSource)}
     if not files:
         return
+    if data.disk_mb:
+        folder = disk.expanded(data.disk_root or "~/.cache/promptcl/shrunken")
+        for source in files.values():
+            source.shrunken = shared(folder, data.disk_mb * 2**20)
     found = {(id(source), row): None for images in sets for source, row in map(images.place, range(len(images)))}
-    todo = [(key, row) for key, row in found if key in files and row not in files[key].sound]
-    bad = []
-    for key, row in todo[processes.rank() :: processes.size()]:
-        try:
-            files[key].read(row)
-        except UserError as error:
-            bad.append(str(error))
-    bad = [sentence for one in processes.everyones(bad) for sentence in one]
+    todo = [(files[key], row) for key, row in found if key in files and not files[key].sound[row]]
+    mine = _unsound(todo[processes.rank() :: processes.size()], Ahead(data.workers), tell)
+    bad = [sentence for one in processes.everyones(list(mine.values())) for sentence in one]
     if bad:
         raise BadImages(bad)
-    for key, row in todo:
-        files[key].sound.add(row)
+    for source, row in todo:
+        source.sound[row] = True
+
+
+def _unsound(places: Sequence[Place], ahead: Ahead, tell: Callable[[int, int], None]) -> dict[int, str]:
+    """Read the image at each place; numbers of those that do not decode, with the sentences that say why."""
+    bad: dict[int, str] = {}
+    try:
+        for start in range(0, len(places), _TOGETHER):
+            tell(start, len(places))
+            ahead.expect("all", places[start : start + 2 * _TOGETHER])
+            found = ahead.each(places[start : start + _TOGETHER])
+            bad |= {start + i: str(one) for i, one in enumerate(found) if isinstance(one, UserError)}
+    finally:
+        tell(len(places), len(places))
+    return bad
+
+
+def unreadable(images: ImageSet, data: DataConfig) -> dict[int, str]:
+    """Number of each image that does not decode, and the sentence that says why."""
+    return _unsound([images.place(i) for i in range(len(images))], Ahead(data.workers), lambda done, of: None)
 
 
 def assume_depth(images: ImageSet, bits: int | None, at_least: bool = False) -> None:
@@ -63,4 +91,5 @@ def remarks_on(*sets: ImageSet) -> list[str]:
     files = {id(source): source for images in sets for source in images.sources if isinstance(source, FileSource)}
     found = [text for source in files.values() for _, text in sorted(source.remarks.items())]
     more = f" (and {len(found) - 1} more like it)" if len(found) > 1 else ""
-    return [f"{found[0]}{more}"] if found else []
+    full = {source.shrunken.trouble for source in files.values() if source.shrunken is not None}
+    return [*([f"{found[0]}{more}"] if found else []), *sorted(text for text in full if text)]

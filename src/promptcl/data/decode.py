@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +28,7 @@ from promptcl.data.deep import (
     with_lower,
 )
 from promptcl.data.kinds import FORMATS, KINDS
+from promptcl.data.remarks import no_bombs
 
 _MAX_ASPECT = 16  # a strip longer than this times `max_side` is squeezed: views are square anyway
 _BAND = 2**20  # pixels that are converted at a time
@@ -71,8 +71,7 @@ def decode(data: bytes, max_side: int, largest: Callable[[], Largest | None] | N
 def _open(data: bytes, max_side: int) -> Any:
     """The image in `data`, checked but not yet decoded. Raises ValueError as `decode` does."""
     check_webp(data)  # Pillow's reader takes its memory when it is opened
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+    with no_bombs():
         try:
             file = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
@@ -130,9 +129,9 @@ def _finished(image: Image.Image, max_side: int, largest: Largest | None, turn: 
     if shrinks:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.array(image)
-    if pixels.ndim == 2:
-        return torch.from_numpy(pixels).expand(3, -1, -1).contiguous()
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    # By numpy: torch would copy with threads of its own, for each thread that decodes.
+    planes = np.broadcast_to(pixels, (3, *pixels.shape)) if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(planes))
 
 
 def _rgb(image: Image.Image, factors: tuple[int, int], largest: Largest | None) -> Image.Image:

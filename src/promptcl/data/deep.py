@@ -7,6 +7,7 @@ tells it where the largest of a single image, which may be dark, does not.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,7 @@ class Depth:
         """values: gives the largest value of each of them (None for all others); asked only where one is met."""
         self._values = values
         self._own: Largest | None = None
+        self._lock = threading.Lock()
         self._assumed: tuple[int, bool] = (0, True)
 
     @property
@@ -58,8 +60,9 @@ class Depth:
 
     def largest(self) -> Largest:
         """The largest value of all images of the set, or that of the depth that is assumed."""
-        if self._own is None:
-            self._own = Largest(max((one.value for one in self._values() if one is not None), default=0.0))
+        with self._lock:  # threads that decode ask at the same time, and it takes long
+            if self._own is None:
+                self._own = Largest(max((one.value for one in self._values() if one is not None), default=0.0))
         bits, at_least = self._assumed
         return self._own if not bits or (at_least and self._own.bits > bits) else Largest.fixed(bits)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -15,9 +13,7 @@ import torch
 from torch import Tensor
 
 from promptcl.data.archive import MAX_FILE
-from promptcl.data.decode import decode, largest_of
-from promptcl.data.deep import Depth
-from promptcl.data.kinds import advice
+from promptcl.data.files import FileSource
 from promptcl.data.names import LabelsLike, joined, numbered, one_spelling
 from promptcl.errors import UserError
 from promptcl.runtime import disk
@@ -65,75 +61,6 @@ class ArraySource:
     def name(self, row: int) -> str:
         """Array and row."""
         return f"{self._name}[{row}]"
-
-
-class FileSource:
-    """A source of image files, decoded when they are asked for."""
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        fetch: Callable[[str], bytes],
-        where: str = "",
-        cache_mb: int = 2048,
-        max_side: int = 512,
-    ) -> None:
-        """fetch: path -> bytes of the file; where: the folder or archive, for error messages.
-
-        Decoded images stay in memory up to `cache_mb` MiB; once that is full, further ones are decoded each time.
-        Images whose short side exceeds `max_side` pixels are reduced to it.
-        """
-        self._paths, self._fetch, self._where, self._max_side = paths, fetch, where, max_side
-        self._cache: dict[int, Tensor] = {}
-        self._room = cache_mb * 2**20
-        self.depth = Depth(lambda: (largest_of(fetch(path)) for path in paths))
-        self.remarks: dict[int, str] = {}  # what the decoder remarked on images that it decoded all the same
-        self.sound: set[int] = set()  # rows that are known to decode
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self._paths)
-
-    def content(self, row: int) -> bytes:
-        """The file of image `row`, as it is. Raises UserError when it cannot be read."""
-        try:
-            return self._fetch(self._paths[row])
-        except Exception as error:  # files, archives and decompression: each has its own
-            raise UserError(f"{self.name(row)} cannot be read ({error}); give it back or remove it") from error
-
-    def name(self, row: int) -> str:
-        """Folder or archive, and the path in it."""
-        return f"{self._where}/{self._paths[row]}" if self._where else self._paths[row]
-
-    def read(self, row: int) -> Tensor:
-        """Image `row` as uint8 (3, H, W); not to be written to. Raises UserError when it does not decode."""
-        cached = self._cache.get(row)
-        if cached is not None:
-            return cached
-        try:
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                image = decode(self._fetch(self._paths[row]), self._max_side, self.depth.largest)
-        except Exception as error:  # Pillow's decoders raise about anything on damaged files, and bombs
-            raise UserError(
-                f"{self.name(row)} does not decode as an image ({error}); {advice(self._paths[row])}"
-            ) from error
-        if said:
-            self.remarks[row] = f"{self.name(row)}: {' '.join(str(said[0].message).split())}"
-        with self._lock:
-            self.sound.add(row)
-            if image.nbytes <= self._room and row not in self._cache:
-                self._cache[row] = image
-                self._room -= image.nbytes
-        return image
-
-    def assume(self, bits: int, at_least: bool = False) -> None:
-        """Take images that hold more than 8 bits for so deep, or for what they are if that is more (`at_least`)."""
-        if self.depth.assume(bits, at_least):
-            with self._lock:
-                self._room += sum(image.nbytes for image in self._cache.values())
-                self._cache.clear()
 
 
 class ImageSet:

@@ -14,7 +14,8 @@ from promptcl.data.archive import ARCHIVES, MAX_FILE, Tree, open_tree
 from promptcl.data.classes import but, left_out, no_images, read_classes
 from promptcl.data.decode import decode, from_array, from_pil, largest_of
 from promptcl.data.deep import Depth
-from promptcl.data.images import FileSource, ImageSet
+from promptcl.data.files import FileSource
+from promptcl.data.images import ImageSet
 from promptcl.data.kinds import KINDS, is_image
 from promptcl.data.levels import Level
 from promptcl.data.names import LabelsLike, numbered

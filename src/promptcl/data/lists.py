@@ -8,7 +8,8 @@ from typing import TypeAlias
 
 from promptcl.config import DataConfig
 from promptcl.data.archive import Tree, open_tree
-from promptcl.data.images import FileSource, ImageSet
+from promptcl.data.files import FileSource
+from promptcl.data.images import ImageSet
 from promptcl.data.names import one_spelling
 from promptcl.data.splits import Split
 from promptcl.errors import UserError

@@ -13,14 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from promptcl.config import Config
+from promptcl.experiments.reading import ReadingBar
 from promptcl.runtime.device import fast_bfloat16, pick_device
 
 
 class Ui(Protocol):
     """What a run tells whoever shows it, in this order.
 
-    start; for each task: task, step for each step, evaluating for each test set, task_done; finished; warn at any time.
+    reading; start; for each task: task, step for each step, evaluating for each test set, task_done; finished.
+    warn at any time.
     """
+
+    def reading(self, done: int, of: int) -> None:
+        """So many of the images are read that have to be read before anything is learned."""
 
     def start(self, total_tasks: int, config: Config) -> None:
         """The data are loaded and learning begins."""
@@ -66,10 +71,9 @@ class QuietUi:
 
     def __init__(self, out: Path, write: Callable[[str], None] = print) -> None:
         """`out` is the run's folder; `write` takes each line."""
-        self._out = out
-        self._write = write
-        self._total = 0
-        self._worked = False
+        self._out, self._write = out, write
+        self._total, self._worked = 0, False
+        self.reading = ReadingBar(None).tell
 
     def start(self, total_tasks: int, config: Config) -> None:
         """Print what runs."""
@@ -137,10 +141,10 @@ class RichUi:
             transient=True,
             disable=not self._console.is_terminal,
         )
+        self.reading = ReadingBar(self._console).tell
         self._bar = self._progress.add_task("", left="", total=None, visible=False)
         self._left = TimeLeft(clock)
-        self._total = 0
-        self._worked = False
+        self._total, self._worked = 0, False
 
     def start(self, total_tasks: int, config: Config) -> None:
         """Print what runs and the head of the table, and start the bar."""

@@ -53,7 +53,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         config = fresh.config  # keeps the meaning of precision=auto if the run goes on elsewhere
     check_names(list(dict.fromkeys(name for task in stream.tasks for name in task.classes)))
     sets = [stream.everything.train, *(task.test for task in stream.tests)]
-    check_images(*sets)  # before anything is learned or written
+    check_images(*sets, data=config.data, tell=ui.reading)  # before anything is learned or written
     with processes.in_first(lambda: store.lock(out / STORE)):
         learner = _begin(fresh, config, out, resume)
         journal, tasks = Journal(out / JOURNAL), stream.tasks

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from promptcl.config import Config
 from promptcl.data import ImageSet, load_domains, make_stream
 from promptcl.errors import UserError
+from promptcl.experiments.inputs import input_rates
 from promptcl.learner import Learner
 from promptcl.runtime.provenance import git_commit, process_age, resident_peak, versions
 from promptcl.training import Silent, Trainer
@@ -106,6 +107,7 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
         "evaluate": _speed(measured["evaluate"], len(test)),
         "evaluate_again": _speed(measured["evaluate again"], len(test)),
         **_anatomy(ours.learner, train, measured, ours.seen),
+        "input": input_rates(train, config, ours.learner.backbone.image_size, rounds, device),
         "memory_bytes": memory,
         "first_step_seconds": ages[0] if ages else None,
     }

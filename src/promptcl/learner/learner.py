@@ -264,7 +264,7 @@ class Learner(Mending):
             UserError: a class of `images` that was never learned, without `unseen`.
         """
         images = labelled(images, labels, self.config.data.cache_mb)
-        check_images(self.as_learned(images))
+        check_images(self.as_learned(images), data=self.config.data)
         start, labels_N = time.perf_counter(), self.labels(images, unseen)
         self.method.stats.clear()
         right_N = self.logits(images, labels_N).argmax(1) == labels_N

@@ -68,7 +68,7 @@ class Story(ABC):
         """
         before = self._depth
         assume_depth(images, before, at_least=True)
-        check_images(images)
+        check_images(images, data=self.config.data)
         if (bits := depth_of(images)) in (None, before):
             return []
         self.notes["depth"] = bits

@@ -11,9 +11,10 @@ import errno
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 HUGE = 2**26
 """Bytes from which on the holes of a file count."""
@@ -178,3 +179,18 @@ def sync_folder(folder: Path) -> None:
             os.fsync(file)
         finally:
             os.close(file)
+
+
+def read_at(file: IO[bytes], start: int, size: int, lock: threading.Lock) -> bytes:
+    """At most `size` bytes of an open file from position `start`; several threads may read it, each with this lock.
+
+    Fewer come where the file ends. Raises OSError.
+    """
+    if not hasattr(os, "pread"):  # Windows
+        with lock:
+            file.seek(start)
+            return file.read(size) or b""
+    pieces = [os.pread(file.fileno(), size, start)]
+    while pieces[-1] and (found := sum(map(len, pieces))) < size:
+        pieces.append(os.pread(file.fileno(), size - found, start + found))
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -15,6 +15,7 @@ from torch import Tensor
 from promptcl.backbone import Backbone
 from promptcl.config import Config
 from promptcl.data import ImageSet
+from promptcl.data.ahead import Ahead, Place
 from promptcl.data.augment import eval_view, train_view
 from promptcl.runtime import processes
 from promptcl.runtime.device import send
@@ -43,7 +44,8 @@ class Batches:
         """
         self.backbone, self.config, self.device = backbone, config, device
         self.query = query or backbone.query
-        self.queries = QueryCache(self.query, config.eval.batch_size, self.eval_images, device, cache_bytes)
+        self.ahead = Ahead(config.data.workers)
+        self.queries = QueryCache(self.query, config.eval.batch_size, self._in_order, device, cache_bytes)
 
     def forget_queries(self) -> None:
         """Compute all queries anew from now on."""
@@ -56,8 +58,17 @@ class Batches:
 
     def eval_images(self, images: ImageSet, indices: Sequence[int]) -> Tensor:
         """Normalised pixels [B, C, H, W] of the evaluation view of `images` at `indices`."""
-        crop = self.config.data.eval_crop
-        return self.backbone.normalise(eval_view(images.images(indices), self.backbone.image_size, crop, self.device))
+        crop, pixels = self.config.data.eval_crop, self.ahead.images(images, indices)
+        return self.backbone.normalise(eval_view(pixels, self.backbone.image_size, crop, self.device))
+
+    def _in_order(self, images: ImageSet, span: Sequence[int]) -> Tensor:
+        """As `eval_images`, where the images after `span` are most often asked for next: they are read meanwhile."""
+        stop = span[-1] + 1 if span else 0
+        coming = [images.place(i) for i in range(stop, min(stop + len(span), len(images)))]
+        self.ahead.expect("in order", [*map(images.place, span), *coming])
+        pixels_BCHW = self.eval_images(images, span)
+        self.ahead.expect("in order", coming)
+        return pixels_BCHW
 
     def train_images(
         self, images: ImageSet, index: Sequence[int], rows: slice, total: int, at: torch.Generator
@@ -66,7 +77,8 @@ class Batches:
         size, data = self.backbone.image_size, self.config.data
         if data.augment == "none":
             return self.eval_images(images, index)
-        return self.backbone.normalise(train_view(images.images(index), size, data, at, self.device, rows, total))
+        pixels = self.ahead.images(images, index)
+        return self.backbone.normalise(train_view(pixels, size, data, at, self.device, rows, total))
 
     def evaluation(
         self,
@@ -138,7 +150,7 @@ class EvalBatch:
     @cached_property
     def images_BCHW(self) -> Tensor:
         """Normalised pixels of the evaluation view."""
-        return self.batches.eval_images(self.images, self.span)
+        return self.batches._in_order(self.images, self.span)
 
     @cached_property
     def query_BD(self) -> Tensor:
@@ -186,6 +198,8 @@ class TrainBatch:
     old_index: Sequence[int] = ()
     """Places of the replayed rows in the memory, in the whole batch of all processes."""
     epoch: int = 0
+    following: TrainBatch | None = None
+    """The batch of the next step; its images, and those of the ones that it knows, are read while this is computed."""
     _views: int = 0
 
     @cached_property
@@ -202,11 +216,21 @@ class TrainBatch:
         return parts
 
     @cached_property
+    def places(self) -> list[Place]:
+        """Where this process's images come from."""
+        return [images.place(i) for images, index, *_ in self._parts for i in index]
+
+    @cached_property
     def images_BCHW(self) -> Tensor:
         """Normalised pixels of a random view."""
         return self._view("")
 
     def _view(self, which: str) -> Tensor:
+        # Only here: where no images are looked at but their queries, which are known, none have to be read.
+        coming, batch = list(self.places), self.following
+        while batch is not None:
+            coming, batch = [*coming, *batch.places], batch.following
+        self.batches.ahead.expect("steps", coming)
         pixels = [
             self.batches.train_images(images, index, rows, total, self.generators(purpose + which))
             for images, index, rows, total, purpose in self._parts

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from promptcl.config import Config
 from promptcl.data import ImageSet
+from promptcl.data.ahead import batches_ahead
 from promptcl.errors import UserError
 from promptcl.methods._base import Method, Stage
 from promptcl.runtime import processes
@@ -147,17 +149,13 @@ class Trainer:
     def _train(self, run: Run) -> None:
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         total_loss = torch.zeros((), device=self.batches.device)
-        order_N = torch.empty(0)
         # A stage that draws everything itself is computed alike in every process, sums included.
         exchange = Exchange(
             self.method, self.batches.device, active=run.stage.images is not None or run.replay is not None
         )
         exchange.begin()
-        for step in range(run.done, run.total):
+        for step, batch, share in self._batches(run):
             epoch, place = divmod(step, run.per_epoch)
-            if run.stage.images is not None and (place == 0 or step == run.done):
-                order_N = self.batches.order(run.stage.images, self._generator(run, f"epoch {epoch}, order"))
-            batch, share = self.batch(run, step, order_N)
             run.optimizer.zero_grad(set_to_none=True)
             loss = torch.zeros_like(total_loss)
             if share:
@@ -183,6 +181,22 @@ class Trainer:
                 self._keep(run, finished=False)
                 exchange.begin()
         exchange.end()
+        self.batches.ahead.forget()
+
+    def _batches(self, run: Run) -> Iterator[tuple[int, TrainBatch, float]]:
+        """The steps that are left, each with its batch, which knows the ones that follow."""
+        order_N, waiting = torch.empty(0), deque[tuple[int, TrainBatch, float]]()
+        for step in range(run.done, run.total):
+            epoch, place = divmod(step, run.per_epoch)
+            if run.stage.images is not None and (place == 0 or step == run.done):
+                order_N = self.batches.order(run.stage.images, self._generator(run, f"epoch {epoch}, order"))
+            batch, share = self.batch(run, step, order_N)
+            if waiting:
+                waiting[-1][1].following = batch
+            waiting.append((step, batch, share))
+            if len(waiting) > batches_ahead(self.config.train.batch_size):
+                yield waiting.popleft()
+        yield from waiting
 
     def _generator(self, run: Run, purpose: str) -> torch.Generator:
         return task_generator(self.config.seed, self.task, f"stage {run.number}, {purpose}")

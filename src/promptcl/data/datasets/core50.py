@@ -10,7 +10,8 @@ import re
 
 from promptcl.config import DataConfig
 from promptcl.data.archive import open_tree
-from promptcl.data.images import FileSource, ImageSet
+from promptcl.data.files import FileSource
+from promptcl.data.images import ImageSet
 from promptcl.data.splits import Domain, ordered
 from promptcl.errors import UserError
 from promptcl.runtime import disk

@@ -16,7 +16,8 @@ from promptcl.config import DataConfig
 from promptcl.data.archive import Tree, open_tree
 from promptcl.data.classes import left_out
 from promptcl.data.datasets import npz
-from promptcl.data.images import FileSource, ImageSet
+from promptcl.data.files import FileSource
+from promptcl.data.images import ImageSet
 from promptcl.data.kinds import never
 from promptcl.data.levels import Level, filler, opened, plain_images, split_of
 from promptcl.data.names import one_spelling

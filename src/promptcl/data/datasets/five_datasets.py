@@ -17,7 +17,8 @@ import torchvision
 from promptcl.config import DataConfig
 from promptcl.data.archive import open_tree
 from promptcl.data.datasets import npz
-from promptcl.data.images import ArraySource, FileSource, ImageSet
+from promptcl.data.files import FileSource
+from promptcl.data.images import ArraySource, ImageSet
 from promptcl.data.splits import Domain, Split, in_stored_order, ordered
 from promptcl.errors import UserError
 from promptcl.runtime import disk

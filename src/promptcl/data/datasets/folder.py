@@ -12,7 +12,8 @@ import numpy as np
 from promptcl.config import DataConfig
 from promptcl.data.archive import Tree, open_tree
 from promptcl.data.classes import ANNOTATIONS, left_out, read_classes
-from promptcl.data.images import FileSource, ImageSet
+from promptcl.data.files import FileSource
+from promptcl.data.images import ImageSet
 from promptcl.data.levels import Level, opened, plain_images, splits_among
 from promptcl.data.splits import Split
 from promptcl.errors import UserError
