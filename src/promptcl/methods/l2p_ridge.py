@@ -78,7 +78,7 @@ class Model(l2p.Model):
 
     def read(self, backbone: Backbone, batch: Batch) -> Tensor:
         """The feature [B, F] that the classifier reads, computed once an image: the prompts are frozen."""
-        chosen_BN = self.select(batch.query_BD)[0]
+        chosen_BN = self.choose(batch)
 
         def prompted() -> Tensor:
             if self.options.features == "deep":
