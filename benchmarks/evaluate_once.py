@@ -36,7 +36,7 @@ from promptcl.recipes.load import load_config
 from pathlib import Path
 
 forget, out, recipe, *settings = sys.argv[1:]
-evaluate, spent = Learner.evaluate, [0.0]
+evaluate, spent, begin = Learner.evaluate, [0.0], time.process_time()
 
 def timed(learner, *arguments, **more):
     if forget == "forget":
@@ -55,7 +55,7 @@ class Turns(QuietUi):
 Learner.evaluate = timed
 found = run(load_config(recipe, settings), Path(out), Turns(Path(out), write=lambda line: None))
 print(json.dumps({
-    "seconds": time.process_time(), "evaluation_seconds": spent[0], "average_accuracy": found["average_accuracy"],
+    "seconds": time.process_time() - begin, "evaluation_seconds": spent[0], "average_accuracy": found["average_accuracy"],
     "accuracy_matrix": found["accuracy_matrix"], "git_commit": found["git_commit"], "versions": found["versions"],
     "test_images": found["tasks"][-1]["eval_images"], "evaluated": sum(t["eval_images"] for t in found["tasks"]),
 }))
@@ -101,9 +101,9 @@ def _until_ready(run: subprocess.Popen[str]) -> bool:
     return False
 
 
-def measure(row: str, before: Path | None) -> dict[str, Any]:
-    """Both runs of a row, and their ratio."""
-    words = shlex.split(os.path.expandvars(ROWS[row]))
+def measure(row: str, before: Path | None, more: list[str]) -> dict[str, Any]:
+    """Both runs of a row, with more settings, and their ratio."""
+    words = [*shlex.split(os.path.expandvars(ROWS[row])), *more]
     with tempfile.TemporaryDirectory() as folder:
         trees = [(before or ROOT, before is None), (ROOT, False)]
         runs = [start(tree, forget, Path(folder) / str(n), words) for n, (tree, forget) in enumerate(trees)]
@@ -111,7 +111,7 @@ def measure(row: str, before: Path | None) -> dict[str, Any]:
     same = other.pop("accuracy_matrix") == ours.pop("accuracy_matrix")
     return {
         "row": row,
-        "command": f"promptcl train {ROWS[row]}",
+        "command": " ".join(["promptcl train", ROWS[row], *more]),
         "against": "the commit before" if before else "the same, which forgets before each evaluation",
         "same_accuracies": same,
         "times_as_fast": other["seconds"] / ours["seconds"],
@@ -125,11 +125,12 @@ def main(arguments: list[str]) -> None:
     """Measure the rows and write them, each as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path)
+    parser.add_argument("--set", action="append", default=[], help="one more setting, key=value")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("rows", nargs="+", choices=ROWS)
     given = parser.parse_args(arguments)
     for row in given.rows:
-        found = measure(row, given.before)
+        found = measure(row, given.before, given.set)
         known = json.loads(given.out.read_text(encoding="utf-8")) if given.out.is_file() else []
         known = [one for one in known if (one["row"], one["against"]) != (row, found["against"])]
         given.out.write_text(json.dumps([*known, found], indent=1) + "\n", encoding="utf-8")
