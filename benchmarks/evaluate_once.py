@@ -55,7 +55,8 @@ class Turns(QuietUi):
 Learner.evaluate = timed
 found = run(load_config(recipe, settings), Path(out), Turns(Path(out), write=lambda line: None))
 print(json.dumps({
-    "seconds": time.process_time() - begin, "evaluation_seconds": spent[0], "average_accuracy": found["average_accuracy"],
+    "seconds": time.process_time() - begin, "evaluation_seconds": spent[0],
+    "average_accuracy": found["average_accuracy"],
     "accuracy_matrix": found["accuracy_matrix"], "git_commit": found["git_commit"], "versions": found["versions"],
     "test_images": found["tasks"][-1]["eval_images"], "evaluated": sum(t["eval_images"] for t in found["tasks"]),
 }))

@@ -59,6 +59,7 @@ def waits(learner: Learner, tasks: list[ImageSet]) -> set[str]:
     return set().union(*(one & next_one for one, next_one in itertools.pairwise(steps)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
 def test_no_step_waits(backbone: Backbone, digits: list[ImageSet], name: str, options: dict[str, Any]) -> None:
     learner = Learner(make_config(method={"name": name, **options}), backbone)
