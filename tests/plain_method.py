@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -41,6 +41,9 @@ class PlainBatch:
 
     def another_view(self) -> Tensor:
         return self.images_BCHW.flip(3)
+
+    def once(self, name: str, compute: Callable[[], Tensor], *of: Tensor) -> Tensor:
+        return compute()
 
     def rows(self, rows: Sequence[int]) -> PlainBatch:
         """Some of the images."""

@@ -70,7 +70,8 @@ class DataConfig(Section):
     eval_crop: float = Field(default=0.875, gt=0, le=1)
     """Side of the central square kept in evaluation, as a share of the resized image (224/256 in the official runs)."""
     cache_mb: int = Field(default=2048, ge=0)
-    """Memory for decoded images; beyond it images are decoded again each time, or read from the disk."""
+    """Memory for decoded images; beyond it images are decoded again each time, or read from the disk. Features of
+    images that do not change any more are kept up to a quarter as much, and computed again beyond it."""
     disk_mb: int = Field(default=0, ge=0)
     """Room for decoded and reduced images on the disk, which later epochs and runs read instead of the files (0: none).
     Nothing but the speed depends on it."""

@@ -10,6 +10,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
+
 Row = Sequence[float | None]
 
 
@@ -36,8 +38,14 @@ def forgetting(matrix: Sequence[Row]) -> float | None:
     last = len(matrix) - 1
     if last < 1:
         return None
-    drops = [max(_value(matrix, j, i) for j in range(i, last)) - _value(matrix, last, i) for i in range(last)]
-    return sum(drops) / last
+    best_T = np.full(last, -np.inf)
+    for t in range(last + 1):
+        row = np.array(matrix[t][: min(t + 1, last)], dtype=float)  # None becomes nan
+        if np.isnan(row).any():
+            _value(matrix, t, int(np.isnan(row).argmax()))
+        if t < last:
+            best_T[: t + 1] = np.maximum(best_T[: t + 1], row)
+    return float(sum((best_T - row).tolist()) / last)
 
 
 def learning_accuracy(matrix: Sequence[Row]) -> float:
@@ -47,7 +55,8 @@ def learning_accuracy(matrix: Sequence[Row]) -> float:
 
 def average_incremental_accuracy(matrix: Sequence[Row]) -> float:
     """Mean over t of the average accuracy after task t (Rebuffi et al. 2017, iCaRL)."""
-    return sum(average_accuracy([row[: t + 1] for row in matrix[: t + 1]]) for t in range(len(matrix))) / len(matrix)
+    means = [sum(_value(matrix, t, i) for i in range(t + 1)) / (t + 1) for t in range(len(matrix))]
+    return sum(means) / len(means)
 
 
 def backward_transfer(matrix: Sequence[Row]) -> float | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,7 @@ def _evaluate(t: int, task: Task, stream: Stream, learner: Learner, done: dict[s
     for seen in stream.tests_after(t):
         ui.evaluating(seen.name)
         # One test set for all tasks holds classes that have not been learned yet.
-        evaluations.append(asdict(learner.evaluate(seen.test, unseen=stream.one_test)))
+        evaluations.append(vars(learner.evaluate(seen.test, unseen=stream.one_test)))
     if len(learner.classes) == 1:
         _warn_once(done, evaluations[0]["warnings"][0], ui)
     matrix: Matrix = done["matrix"]

@@ -87,7 +87,8 @@ def vote(index_BN: Tensor, pool_size: int, group: int) -> Tensor:
     n = index_BN.shape[1]
     chosen = []
     for part in index_BN.split(group):
-        counts = F.one_hot(part.flatten(), pool_size).sum(0)
+        voted = part.flatten()
+        counts = part.new_zeros(pool_size).scatter_add_(0, voted, torch.ones_like(voted))
         chosen.append(top_n(counts[None], n).expand(len(part), n))
     return torch.cat(chosen)
 

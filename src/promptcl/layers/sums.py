@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from promptcl.runtime.device import widest_float
+
 
 class Sum(nn.Module):
     """A tensor to which each image only adds: the sum behind a class mean, a Gram matrix, a count.
@@ -103,7 +105,7 @@ class Statistics:
         """Include all `values` (any shape) in the mean called `name`; does nothing in an export."""
         if torch.compiler.is_compiling():
             return
-        values = values.detach().double() if values.device.type != "mps" else values.detach()
+        values = values.detach().to(widest_float(values.device))
         pair = torch.stack([values.sum(), torch.full_like(values.sum(), values.numel())])
         self.means[name] = self.means[name] + pair if name in self.means else pair
 
@@ -123,7 +125,7 @@ class Statistics:
         """Extend counts and means with zeros to `shapes` (named as in `tensors`), the same in all processes."""
         have = self.tensors()
         for name, shape in sorted(shapes.items()):
-            kind = torch.long if name.startswith("count.") else torch.float64
+            kind = torch.long if name.startswith("count.") else widest_float(device)
             whole = torch.zeros(*shape, dtype=have[name].dtype if name in have else kind, device=device)
             if name in have:
                 whole[: len(have[name])] = have[name]

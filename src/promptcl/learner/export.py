@@ -10,7 +10,7 @@ import importlib.util
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,9 @@ class _Batch:
     @property
     def generator(self) -> torch.Generator:
         raise UserError("this method draws random numbers to answer, which an exported program cannot do")
+
+    def once(self, name: str, compute: Callable[[], Tensor], *of: Tensor) -> Tensor:
+        return compute()
 
     def another_view(self) -> Tensor:
         raise UserError("this method augments images to answer, which an exported program cannot do")

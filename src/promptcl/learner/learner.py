@@ -68,7 +68,7 @@ class Learner(Mending):
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
         self._whole, self.moments = True, {}
         self.memory = Memory(config.memory.per_class, config.memory.total, config.memory.rule)
-        self.batches = Batches(self.backbone, config, self.device, self._query)
+        self.batches = Batches(self.backbone, config, self.device, self._query, config.data.cache_mb * 2**18)
 
     @classmethod
     def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -123,12 +124,18 @@ def class_ids(images: ImageSet, classes: Sequence[str], unseen: bool = False) ->
 
     Raises UserError: a class of `images` that is not among them, without `unseen`.
     """
-    position = {name: k for k, name in enumerate(classes)}
+    position = _places(tuple(classes))
     unknown = [name for name in images.classes if name not in position]
     if unknown and not unseen:
         known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
         raise UserError(f"class {unknown[0]!r} was never learned: expected {known}; take it out, or learn it first")
     return torch.tensor([position.get(name, -1) for name in images.classes])[torch.as_tensor(images.labels)]
+
+
+@functools.lru_cache(maxsize=4)
+def _places(classes: tuple[str, ...]) -> dict[str, int]:
+    """The place of each class; it is asked for at every evaluation, for each task one."""
+    return {name: k for k, name in enumerate(classes)}
 
 
 def check_names(classes: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from promptcl.backbone import Backbone
 from promptcl.layers.adapters import Adapters
-from promptcl.methods._base import TaskView
+from promptcl.methods._base import Batch, TaskView
 from promptcl.methods._tasks import KnowsTasks
 
 
@@ -38,10 +38,15 @@ class TaskAdapters(KnowsTasks):
         """The adapters of the newest task."""
         return cast(Adapters, self.adapters[-1])
 
-    def feature(self, backbone: Backbone, images_BCHW: Tensor, adapters: nn.Module) -> Tensor:
-        """Class token [B, D] of the model with these adapters."""
-        pooled_BD: Tensor = backbone(images_BCHW, cast(Adapters, adapters).inserts()).pooled_BD
-        return pooled_BD
+    def feature(self, backbone: Backbone, batch: Batch, number: int) -> Tensor:
+        """Class token [B, D] of the model with the adapters of task `number`, once for each image that is tested."""
+        adapters = cast(Adapters, self.adapters[number])
+
+        def adapted() -> Tensor:
+            pooled_BD: Tensor = backbone(batch.images_BCHW, adapters.inserts()).pooled_BD
+            return pooled_BD
+
+        return batch.once(f"adapters {number}", adapted, *adapters.parameters())
 
     @abstractmethod
     def trained_head(self) -> list[nn.Parameter]:

@@ -68,6 +68,14 @@ class Batch(Protocol):
     def another_view(self) -> Tensor:
         """The same images, augmented once more [B, C, H, W]."""
 
+    def once(self, name: str, compute: Callable[[], Tensor], *of: Tensor) -> Tensor:
+        """What `compute` gives [B, ...] for these images, computed once for as long as `of` stay the same bit for bit.
+
+        For features of what is frozen: test images that are asked for again after every task are then not computed
+        again. `of` is all that the feature depends on beside the images, the options and the frozen ViT: the prompts,
+        or the parameters of an adapter. Under one name the newest values are kept. In training nothing is kept.
+        """
+
 
 class TaskView(Protocol):
     """What a method may see of the task it learns.

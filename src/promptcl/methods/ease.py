@@ -70,13 +70,13 @@ class Model(TaskAdapters):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy of the training head."""
-        return masked_cross_entropy(self.head(self.feature(backbone, batch.images_BCHW, self.present)), batch)
+        return masked_cross_entropy(self.head(self.feature(backbone, batch, self.index)), batch)
 
     def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
         """Add images to the means of their classes in all spaces."""
         for batch in task.batches(images):
-            for adapters, means in zip(self.adapters, self.means, strict=True):
-                cast(ClassMeans, means).add(self.feature(backbone, batch.images_BCHW, adapters), batch.labels_B)
+            for space, means in enumerate(self.means):
+                cast(ClassMeans, means).add(self.feature(backbone, batch, space), batch.labels_B)
         self.solve()
 
     def solve(self) -> None:
@@ -95,7 +95,7 @@ class Model(TaskAdapters):
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cosines [B, K] in the space of each class's own task, plus the weighted ones in the others."""
-        features = [self.feature(backbone, batch.images_BCHW, adapters) for adapters in self.adapters]
+        features = [self.feature(backbone, batch, space) for space in range(len(self.adapters))]
         pairs = zip(features, self.prototypes_SKD, strict=True)
         cosine_SBK = torch.stack([cosine(f_BD, p_KD) for f_BD, p_KD in pairs])
         own_BK = cosine_SBK.gather(0, self.task_of_class_K.expand_as(cosine_SBK[:1]))[0]

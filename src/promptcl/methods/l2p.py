@@ -140,6 +140,14 @@ class Model(Method):
         self.stats.mean("cosine", similarity_BM.gather(1, index_BN))
         return index_BN, similarity_BM
 
+    def choose(self, batch: Batch) -> Tensor:
+        """Chosen ids [B, N] of images that are tested or added up; a pool of one prompt needs no query."""
+        if self.options.pool_size > 1:
+            return self.select(batch.query_BD)[0]
+        index_B1 = torch.zeros_like(batch.labels_B)[:, None]
+        self.stats.count("prompts", index_B1, 1)
+        return index_B1
+
     def inserts(self, backbone: Backbone, index_BN: Tensor) -> list[Tokens]:
         """The prompts `index_BN`, in front of block 0 (eq. 2)."""
         tokens_BPD = self.pool.take(index_BN)
@@ -154,7 +162,7 @@ class Model(Method):
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K]."""
-        logits_BK: Tensor = self.head(self.features(backbone, batch, self.select(batch.query_BD)[0]))
+        logits_BK: Tensor = self.head(self.features(backbone, batch, self.choose(batch)))
         return logits_BK
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:

@@ -78,11 +78,15 @@ class Model(l2p.Model):
         self.ridge.solve(self.options.balance)
 
     def read(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """The feature [B, F] that the classifier reads."""
-        chosen_BN = self.select(batch.query_BD)[0]
-        if self.options.features == "deep":
-            return backbone.deep(batch.images_BCHW, self.inserts(backbone, chosen_BN))
-        return self.features(backbone, batch, chosen_BN)
+        """The feature [B, F] that the classifier reads, computed once an image: the prompts are frozen."""
+        chosen_BN = self.choose(batch)
+
+        def prompted() -> Tensor:
+            if self.options.features == "deep":
+                return backbone.deep(batch.images_BCHW, self.inserts(backbone, chosen_BN))
+            return self.features(backbone, batch, chosen_BN)
+
+        return batch.once("prompted", prompted, chosen_BN, self.pool.prompts_MLD)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Ridge logits [B, K]."""

@@ -102,7 +102,8 @@ class Model(Method):
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K] of the domain that each query is nearest to."""
         domain_B, classes = self.choose(batch.query_BD), self.known_SK.shape[1]
-        features_BD = self.features(backbone, batch, torch.cat([self.past_prompts_SLD, self.prompt_1LD])[domain_B])
+        chosen_BLD = torch.cat([self.past_prompts_SLD, self.prompt_1LD])[domain_B]
+        features_BD = batch.once("prompted", lambda: self.features(backbone, batch, chosen_BLD), chosen_BLD)
         each_SBK = [head(features_BD) for head in self.heads]
         all_BSK = torch.stack([F.pad(one_BK, (0, classes - one_BK.shape[1])) for one_BK in each_SBK], 1)
         logits_BK = all_BSK.gather(1, domain_B[:, None, None].expand(-1, 1, classes))[:, 0]

@@ -70,11 +70,11 @@ class Model(TaskAdapters):
 
     def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
         """Add the features of images, through the newest adapters, to the Gaussians."""
-        self.alignment.add(task, lambda batch: self.feature(backbone, batch.images_BCHW, self.present), images)
+        self.alignment.add(task, lambda batch: self.feature(backbone, batch, self.index), images)
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy, and how much the adapters write where those of earlier tasks do."""
-        loss = masked_cross_entropy(self.head(self.feature(backbone, batch.images_BCHW, self.present)), batch)
+        loss = masked_cross_entropy(self.head(self.feature(backbone, batch, self.index)), batch)
         if len(self.adapters) > 1 and self.options.apart:
             ups = [cast(Adapters, adapters).up_LrD for adapters in list(self.adapters)[:-1]]
             overlap = torch.stack([(self.present.up_LrD @ up_LrD.mT).abs().sum() for up_LrD in ups]).sum()
@@ -83,9 +83,8 @@ class Model(TaskAdapters):
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Log-probabilities [B, K]: the mean of the surest adapters, image by image, and of the universal ones."""
-        images_BCHW = batch.images_BCHW
-        each = [self.head(self.feature(backbone, images_BCHW, adapters)).softmax(1) for adapters in self.adapters]
-        shared_BK: Tensor = self.head(self.universal_feature(backbone, images_BCHW)).softmax(1)
+        each = [self.head(self.feature(backbone, batch, n)).softmax(1) for n in range(len(self.adapters))]
+        shared_BK: Tensor = self.head(self.universal_feature(backbone, batch.images_BCHW)).softmax(1)
         return ((surest(torch.stack(each)) + shared_BK) / 2).log()
 
     def universal_feature(self, backbone: Backbone, images_BCHW: Tensor) -> Tensor:

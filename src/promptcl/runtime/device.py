@@ -36,10 +36,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """What sums are kept in on `device`: float64, or float32 where there is no float64 (mps, of Apple's laptops)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def check_dtypes(method: torch.nn.Module, device: torch.device) -> None:
     """Raise UserError if `method` keeps float64 sums and `device` does not support float64."""
-    if device.type == "mps" and any(tensor.dtype == torch.float64 for tensor in method.buffers()):
-        raise UserError(f"device={device} has no float64, which this method needs for its sums; write device=cpu")
+    wide = widest_float(device) == torch.float64
+    if not wide and any(tensor.dtype == torch.float64 for tensor in method.buffers()):
+        raise UserError(
+            f"device={device} has no float64, in which this method adds up and solves; write device=cpu, or take a "
+            "method that is trained by steps alone, such as l2p, dualprompt or oneprompt"
+        )
 
 
 def pick_precision(name: str, device: torch.device) -> str:

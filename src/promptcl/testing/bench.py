@@ -116,10 +116,11 @@ class Bench:
         return Learner(self.config(self.random, **settings), self.backbone)
 
     def learned(self, *tasks: ImageSet, **settings: Any) -> Learner:
-        """A learner that has learned `tasks`, by default both pairs of digits."""
+        """A learner that has learned `tasks`, by default both pairs of digits, and was asked after each of them."""
         learner = self.learner(**settings)
         for images in tasks or self.train:
             learner.learn(images)
+            self.answers(learner)  # so that what was said once and is no longer true would be said again
         return learner
 
     @cached_property
@@ -138,7 +139,9 @@ class Bench:
     def answers(self, learner: Learner, images: ImageSet | None = None) -> Tensor:
         """Logits [N, K] for the test images of both tasks, or for `images`."""
         sets = [one for one in self.test if set(one.classes) <= set(learner.classes)] if images is None else [images]
-        return torch.cat([learner.logits(one, learner.labels(one)) for one in sets])
+        return torch.cat(
+            [torch.empty(0, len(learner.classes)), *(learner.logits(one, learner.labels(one)) for one in sets)]
+        )
 
     def elsewhere(self, count: int) -> None:
         """Do `checks.elsewhere` in `count` new processes that can form a group.

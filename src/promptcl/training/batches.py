@@ -159,6 +159,10 @@ class EvalBatch:
             return self.batches.queries.rows_of(self.images, self.span)
         return self.batches.queries.remember(self.images, self.span, self.images_BCHW)
 
+    def once(self, name: str, compute: Callable[[], Tensor], *of: Tensor) -> Tensor:
+        """What `compute` gives, from the cache where it was computed of the same `of`."""
+        return self.batches.queries.once(self.images, self.span, name, compute, of)
+
     @property
     def old_B(self) -> Tensor:
         """All False: nothing is replayed here."""
@@ -257,6 +261,10 @@ class TrainBatch:
             else:
                 found.append(self.batches.queries.rows_of(images, index))
         return found[0] if len(found) == 1 else torch.cat(found)
+
+    def once(self, name: str, compute: Callable[[], Tensor], *of: Tensor) -> Tensor:
+        """What `compute` gives: a view that is drawn anew each time is never kept."""
+        return compute()
 
     @cached_property
     def old_B(self) -> Tensor:
