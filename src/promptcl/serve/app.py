@@ -102,9 +102,12 @@ class Api:
     async def learner(self, request: Request) -> Response:
         """What the learner knows."""
         house = self.house
-        told = about(house.keeper.known, house.store)
-        limits = asdict(house.limits)
-        return JSONResponse({**told, "read_only": house.read_only, "limits": limits}, headers={"ETag": _tag(told)})
+        known = house.keeper.known
+        headers = {"ETag": f'"{known.version}"'}
+        if request.headers.get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        told = {**about(known, house.store), "read_only": house.read_only, "limits": asdict(house.limits)}
+        return JSONResponse(told, headers=headers)
 
     async def predict(self, request: Request) -> Response:
         """Answer images."""
@@ -217,10 +220,6 @@ class Api:
         if wrong := next((key for key in given if not isinstance(given[key], known[key])), None):
             raise Refused(f"the field {wrong} is of another type than expected ({known[wrong].__name__})")
         return given
-
-
-def _tag(told: dict[str, Any]) -> str:
-    return f'"{told["version"]}"'
 
 
 def _number(request: Request, name: str, default: int, least: int, most: int) -> int:
