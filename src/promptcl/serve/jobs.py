@@ -116,6 +116,12 @@ class Worker:
             raise Refused("there is no job of this id; jobs are forgotten when the server ends", 404)
         return job
 
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs that are remembered, the oldest first."""
+        with self._lock:
+            return list(self._jobs.values())
+
     def stop(self) -> None:
         """Give up all jobs; what runs ends at the next image or step, and nothing of it is kept."""
         with self._lock:

@@ -72,11 +72,10 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def run(house: House, address: Address, listening: socket.socket, opens: bool = False) -> None:
-    """Serve until a signal asks to end; opens: show the page in a browser."""
-    app = make_app(house, address.host, address.token)
-    config = uvicorn.Config(
-        app,
+def settings(house: House, address: Address) -> uvicorn.Config:
+    """How the server is run."""
+    return uvicorn.Config(
+        make_app(house, address.host, address.token),
         loop="asyncio",
         http="h11",
         ws="none",
@@ -90,7 +89,11 @@ def run(house: House, address: Address, listening: socket.socket, opens: bool = 
         timeout_graceful_shutdown=5,
         limit_concurrency=_CONNECTIONS,
     )
-    server = _Server(config)
+
+
+def run(house: House, address: Address, listening: socket.socket, opens: bool = False) -> None:
+    """Serve until a signal asks to end; opens: show the page in a browser."""
+    server = _Server(settings(house, address))
     server.house = house
     if opens:
         page = urls(address, listening.getsockname()[1])
