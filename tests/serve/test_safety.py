@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from fuzz_serve import ask
-from helpers import call, grey
+from helpers import call, encoded, grey
+from PIL import Image
 from serving import Client, copied, form, served
 
 from promptcl.errors import UserError
@@ -129,9 +130,9 @@ def test_another_host_needs_a_token() -> None:
 
 
 def test_a_port_that_is_taken_is_told() -> None:
-    with bound(Address(port=0)) as first:
-        with pytest.raises(UserError, match=r"cannot be listened on .*write another --port"):
-            bound(Address(port=first.getsockname()[1]))
+    again = pytest.raises(UserError, match=r"cannot be listened on .*write another --port")
+    with bound(Address(port=0)) as first, again:
+        bound(Address(port=first.getsockname()[1]))
     with pytest.raises(UserError, match="cannot be listened on"):
         bound(Address("no.such.host.invalid", 0))
 
@@ -188,7 +189,7 @@ def test_too_much_at_once(small: tuple[Client, House]) -> None:
         assert (found.status, sentence in found.error) == (413, True), found.body
     assert client.post_json("/v1/forget", {"classes": ["a" * 2_000]}).status == 413
     assert client.send("POST", "/v1/predict", b"\0" * 20_001).status == 413
-    assert client.send("POST", "/v1/predict", iter([b"\0" * 5_000] * 5), Transfer_Encoding="chunked").status == 413
+    assert client.send("POST", "/v1/predict", iter([b"\0" * 5_000] * 5)).status == 413
     assert house.budget.held == 0
     budget = Budget(10)
     budget.take(10)
@@ -253,9 +254,7 @@ def test_too_many_changes_at_once(small: tuple[Client, House]) -> None:
 
 
 def test_images_that_would_take_all_memory_are_refused(local: Client) -> None:
-    huge = bytearray(grey(1))
-    huge[16:24] = b"\0\1\0\0\0\1\0\0"  # 65536 x 65536 in the header of the PNG
-    found = local.send("POST", "/v1/predict", bytes(huge))
+    found = local.send("POST", "/v1/predict", encoded(Image.new("1", (12_000, 12_000))))  # 18 kB
     assert (found.status, "pixels" in found.error) == (400, True), found.body
 
 
