@@ -41,7 +41,7 @@ def requests() -> list[bytes]:
     part = b'--edge\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
     files = [part % (b"x", b'; filename="x.png"', _image(value)) for value in (10, 200)]
     learned = part % (b"class", b"", b"a") + files[0] + part % (b"class", b"", b"b") + files[1] + b"--edge--\r\n"
-    chunked = b'5\r\n{"old\r\n16\r\n": "a", "new": "c d"}  \r\n0\r\n\r\n'
+    chunked = b'c\r\n{"old": "b", \r\nf\r\n"new": "c d"}   \r\n0\r\n\r\n\'
     return [
         _request(b"GET /"),
         _request(b"GET /v1/learner", b"If-None-Match: *\r\n"),
@@ -52,8 +52,8 @@ def requests() -> list[bytes]:
         _request(b"POST /v1/correct", _FORM, learned),
         _request(b"POST /v1/rename", _JSON, b'{"old": "a", "new": "b", "join": true}'),
         _request(b"POST /v1/rename", _JSON + b"Transfer-Encoding: chunked\r\n") + chunked,
-        _request(b"POST /v1/forget", _JSON, b'{"classes": ["b"]}'),
-        _request(b"POST /v1/undo", b'If-Match: "0"\r\n'),
+        _request(b"POST /v1/undo", b"If-Match: *\r\n"),
+        _request(b"POST /v1/forget", _JSON, b'{"classes": ["c d"]}'),
     ]
 
 
@@ -63,6 +63,7 @@ def _server() -> tuple[int, House]:
     store = Path(tempfile.mkdtemp(prefix="fuzz-serve-"))
     small = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "device=cpu"]
     learner = Learner(load_config("grow-demo", [*small, "backbone.kwargs={}"]))
+    learner.learn([_image(value) for value in (20, 40, 100, 120)], ["a", "a", "b", "b"])
     learner.save(store)
     house, listening = House(store), socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(settings(house, Address()))
