@@ -41,7 +41,8 @@ def requests() -> list[bytes]:
     part = b'--edge\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
     files = [part % (b"x", b'; filename="x.png"', _image(value)) for value in (10, 200)]
     learned = part % (b"class", b"", b"a") + files[0] + part % (b"class", b"", b"b") + files[1] + b"--edge--\r\n"
-    chunked = b'c\r\n{"old": "b", \r\nf\r\n"new": "c d"}   \r\n0\r\n\r\n\'
+    parts = (b'{"old": "b", ', b'"new": "c d"}', b"")
+    chunked = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts)
     return [
         _request(b"GET /"),
         _request(b"GET /v1/learner", b"If-None-Match: *\r\n"),
