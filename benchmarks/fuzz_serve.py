@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import functools
 import io
 import re
@@ -18,8 +19,10 @@ from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
 from promptcl.recipes.load import load_config
 from promptcl.serve.house import House
+from promptcl.serve.limits import Limits
 from promptcl.serve.running import Address, settings
 
+_WAIT = 0.03  # seconds; a request that is not complete is ended after two of them
 _JSON = b"Content-Type: application/json\r\n"
 _FORM = b"Content-Type: multipart/form-data; boundary=edge\r\n"
 
@@ -66,23 +69,39 @@ def _server() -> tuple[int, House]:
     learner = Learner(load_config("grow-demo", [*small, "backbone.kwargs={}"]))
     learner.learn([_image(value) for value in (20, 40, 100, 120)], ["a", "a", "b", "b"])
     learner.save(store)
-    house, listening = House(store), socket.create_server(("127.0.0.1", 0))
+    house, listening = House(store, limits=Limits(idle_seconds=_WAIT)), socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(settings(house, Address()))
-    threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True).start()
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
+    thread.start()
+
+    def end() -> None:
+        server.should_exit = True
+        thread.join()
+        house.close()
+        listening.close()
+
+    atexit.register(end)
     return listening.getsockname()[1], house
 
 
-def ask(port: int, data: bytes) -> int | None:
-    """Send bytes and no more; the status of the answer, None where the connection ends without one."""
-    found = b""
+def ask(port: int, data: bytes, house: House) -> int | None:
+    """Send bytes; the status of the answer, None where the connection ends without one, as when more was to come."""
+    found, idle = b"", 0
     with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        try:
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
-            while more := connection.recv(65536):
+        connection.sendall(data)
+        connection.settimeout(_WAIT)
+        while True:
+            try:
+                if not (more := connection.recv(65536)):
+                    break
                 found += more
-        except (ConnectionResetError, BrokenPipeError):
-            pass
+            except TimeoutError:
+                busy = house.budget.held or any(not job.ended for job in house.worker.jobs)
+                idle = 0 if busy else idle + 1
+                if idle == 2:  # a job that has just ended is told of a moment later
+                    connection.shutdown(socket.SHUT_WR)
+            except (ConnectionResetError, BrokenPipeError):
+                break
     status = re.match(rb"HTTP/1\.1 (\d{3}) ", found)
     return int(status[1]) if status else None
 
@@ -90,7 +109,7 @@ def ask(port: int, data: bytes) -> int | None:
 def read_request(data: bytes, folder: Path) -> object:
     """Send one request. Raises UserError where it is refused, RuntimeError where the server or a job of it failed."""
     port, house = _server()
-    status = ask(port, data)
+    status = ask(port, data, house)
     if status is not None and status >= 500:
         raise RuntimeError(f"the server answered {status}")
     if failed := [job.error for job in house.worker.jobs if job.status >= 500]:

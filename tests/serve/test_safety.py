@@ -265,6 +265,6 @@ def test_damaged_requests_are_answered_or_refused(small: tuple[Client, House]) -
 
     rng = random.Random(0)
     for _ in range(150):
-        status = ask(small[0].port, mutated(rng, requests()))
+        status = ask(small[0].port, mutated(rng, requests()), small[1])
         assert status is None or 200 <= status < 500
     assert small[0].get("/v1/healthz").status == 200
