@@ -122,10 +122,11 @@ def served(
     token: str | None = None,
     read_only: bool = False,
     limits: Limits | None = None,
+    port: int = 0,
 ) -> Iterator[tuple[Client, House]]:
     """A server in a thread. host: what it is told to listen on, though it listens on 127.0.0.1 in any case."""
     house = House(store, [], read_only=read_only, limits=limits)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(settings(house, Address(host, 0, token)))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
     thread.start()
