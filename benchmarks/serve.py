@@ -261,7 +261,8 @@ def table(results: dict[str, Any]) -> str:
         f"{results['images_learned_meanwhile']} images were learned in three tasks, "
         f"{results['crowd_while_learning']['answers']:,} answers were given, "
         f"{results['answers_of_no_whole_learner']} of them by a learner that was not whole; the memory of the server "
-        f"grew by {results['memory_growth_bytes'] / 1e6:.0f} MB. {killed['kills']} servers were killed while they learned: "
+        f"grew by {results['memory_growth_bytes'] / 1e6:.0f} MB. "
+        f"{killed['kills']} servers were killed while they learned: "
         f"{killed['old']} stores were the old one, {killed['new']} the new one, {killed['lost']} anything else.",
     ]
     return "\n".join(rows)

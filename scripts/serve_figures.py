@@ -66,7 +66,7 @@ def visit(page: Page, url: str, images: Path, camera: Camera) -> None:
     card = page.locator(".card").first
     card.locator(".other input").fill("seven with a bar")
     card.locator(".other button").click()
-    card.locator(".picked").scroll_into_view_if_needed()
+    card.locator(".picked").evaluate("element => element.scrollIntoView({block: 'center'})")
     camera.take("correct")
     page.get_by_role("button", name="Discard").click()
     page.click("nav a[href='#learn']")

@@ -22,7 +22,9 @@ from typing import Any
 import uvicorn
 from helpers import ENVIRONMENT
 
+from promptcl.learner.learner import Learner
 from promptcl.serve.house import House
+from promptcl.serve.jobs import Job
 from promptcl.serve.limits import Limits
 from promptcl.serve.running import Address, settings
 
@@ -138,6 +140,18 @@ def served(
         thread.join()
         house.close()
         listening.close()
+
+
+def busy(house: House) -> threading.Event:
+    """Keep the changes of a server waiting until the event is set."""
+    hold = threading.Event()
+
+    def wait(learner: Learner, job: Job) -> dict[str, Any]:
+        assert hold.wait(60)
+        return {"unchanged": True}
+
+    house.worker.submit(Job("wait", wait))
+    return hold
 
 
 class Process:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE, Popen
 
 import pytest
 from helpers import ENVIRONMENT, good, grey, same_state
-from serving import Client, copied, labelled, served, until
+from serving import Client, busy, copied, labelled, served, until
 
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
@@ -166,7 +165,10 @@ def test_a_correction_moves_what_was_learned_and_learns_the_rest(
 
 def test_mistakes_are_mended(running: tuple[Client, House]) -> None:
     client, _ = running
-    names = lambda: [one["name"] for one in client.get("/v1/learner").json["classes"]]  # noqa: E731
+
+    def names() -> list[str]:
+        return [one["name"] for one in client.get("/v1/learner").json["classes"]]
+
     assert client.done(client.post_json("/v1/forget", {"classes": ["4"]}))["images"] == 20
     refused = client.post_json("/v1/rename", {"old": "3", "new": "2"})
     assert (refused.status, "say join" in refused.error) == (409, True)
@@ -246,9 +248,7 @@ def test_another_writer_is_named(running: tuple[Client, House], tmp_path: Path) 
 def test_a_job_that_is_given_up_keeps_nothing(running: tuple[Client, House], folders: Path) -> None:
     client, house = running
     before = client.get("/v1/learner").headers["etag"]
-    hold = threading.Event()
-    follow = house.keeper.load
-    house.keeper.load = lambda: hold.wait(20) and follow()  # type: ignore[method-assign, assignment, func-returns-value]
+    hold = busy(house)
     answer = client.post_form("/v1/learn", labelled(folders / "test", 2))
     client.send("DELETE", f"/v1/jobs/{answer.json['id']}")
     hold.set()

@@ -105,7 +105,7 @@ def test_a_request_to_end_gives_up_what_is_being_learned(store: Path, folders: P
 def test_the_example_client(store: Path, folders: Path, tmp_path: Path) -> None:
     with served(copied(store, tmp_path / "shop")) as (client, _):
         url = f"http://127.0.0.1:{client.port}/"
-        script = [sys.executable, ROOT / "examples" / "client.py", url, folders / "test"]
+        script = [sys.executable, str(ROOT / "examples" / "client.py"), url, str(folders / "test")]
         done = subprocess.run(script, capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert "learned 50 images" in done.stdout
     assert done.stdout.count(".png: ") == 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from helpers import SMALL
 from playwright.sync_api import Browser, Dialog, Page, expect, sync_playwright
-from serving import copied, served
+from serving import busy, copied, served
 
 from promptcl.learner.learner import Learner
 from promptcl.recipes import load_config
@@ -185,15 +184,15 @@ def test_a_server_that_goes_away_and_comes_back(page: Page, store: Path, folders
 
 
 def test_a_server_that_ends_while_it_learns(page: Page, store: Path, folders: Path, tmp_path: Path) -> None:
-    shop, page_is_there = copied(store, tmp_path / "shop"), threading.Event()
+    shop = copied(store, tmp_path / "shop")
     with served(shop) as (client, house):
         page.goto(f"http://localhost:{client.port}/#learn")
         choose(page, "#learn-folder", folders / "test" / "3")
-        keep, house.keeper.load = house.keeper.load, lambda: (page_is_there.wait(20), keep())[1]  # type: ignore[method-assign]
+        hold = busy(house)
         page.click("#learn-now")
         expect(page.get_by_role("progressbar")).to_be_visible()
         house.worker.stop()
-        page_is_there.set()
+        hold.set()
         expect(page.locator("#learn-result")).to_contain_text("given up")
     expect(page.locator(".group")).to_have_count(1)  # the images are still there, to be sent again
     with served(shop, port=client.port):
