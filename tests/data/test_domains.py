@@ -15,6 +15,7 @@ from promptcl.data.scenario import make_stream
 from promptcl.data.splits import Domain, load_domains
 from promptcl.data.stream import Stream
 from promptcl.errors import UserError
+from promptcl.recipes import load_config
 
 
 def write(root: Path, names: list[str]) -> None:
@@ -49,6 +50,15 @@ def test_five_datasets(assets: Path) -> None:
     assert [task.name for task in stream.tasks] == [part.name for part in parts]
     assert len(stream.everything.classes) == 50
     assert not stream.one_test
+    for sizes_or_number in (1, (10,) * 5):
+        assert make_stream(parts, Config(tasks=sizes_or_number)).everything.classes == stream.everything.classes
+    for number in (10, (20, 30)):
+        with pytest.raises(UserError, match=r"tasks=.* is not read where the data are 5 data sets .*write tasks=1"):
+            make_stream(parts, Config(tasks=number))
+    by_hand = ["data.name=five_datasets", f"data.root={root}"]
+    assert len(make_stream(parts, load_config("l2p", by_hand)).tasks) == 5  # whose `tasks: 10` is not by hand
+    with pytest.raises(UserError, match="tasks=7 is not read"):
+        make_stream(parts, load_config("l2p", [*by_hand, "tasks=7"]))
     chosen = load_domains(DataConfig(name="five_datasets", root=root, order=("svhn", "mnist"), train_per_class=1))
     assert [part.name for part in chosen] == ["svhn", "mnist"]
     with pytest.raises(UserError, match=r"data.order has 'kmnist', which is not one of the data sets: cifar10, mnist"):

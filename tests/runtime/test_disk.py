@@ -130,3 +130,10 @@ def test_several_files_are_there_or_none(tmp_path: Path, monkeypatch: pytest.Mon
         disk.write_all({name: b"new" for name in names})
     assert [name.read_bytes() for name in names[:2]] == [b"old", b"old"]
     assert sorted(tmp_path.iterdir()) == names[:2]
+
+
+@pytest.mark.parametrize("writer", [disk.write, lambda path, data: disk.write_all({path: data})])
+def test_an_error_names_the_file_that_was_wanted(writer: Callable[[Path, bytes], None], tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file or directory") as refused:
+        writer(tmp_path / "gone" / "page.html", b"x")
+    assert refused.value.filename == str(tmp_path / "gone" / "page.html")

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from promptcl.config import Config
+from promptcl.config.messages import show
 from promptcl.data.gaussian import gaussian_stream
 from promptcl.data.splits import Domain, Split, join
 from promptcl.data.stream import Stream, Task, class_incremental, domain_incremental, ordered_classes
+from promptcl.errors import UserError
 
 
 def make_stream(domains: Sequence[Domain], config: Config) -> Stream:
@@ -35,10 +37,21 @@ def _stream(domains: Sequence[Domain], config: Config) -> Stream:
     disjoint = sum(len(domain.train.classes) for domain in domains) == len(whole.train.classes)
     if len(domains) > 1 and disjoint:
         tasks = [Task(domain.name, domain.train.classes, domain.train, domain.test) for domain in domains]
+        _check_tasks(tasks, config)
         stream = Stream(tasks, tasks, _at_once(whole))
         return _as_one_task(stream) if config.tasks == 1 else stream
     tasks = class_incremental(whole, config.tasks, config.data.class_order, config.seed)
     return Stream(tasks, tasks, Task("all tasks", order, whole.train.of_classes(order), whole.test))
+
+
+def _check_tasks(tasks: Sequence[Task], config: Config) -> None:
+    """Raise UserError for a number of tasks that was written by hand, where each data set is a task of its own."""
+    sizes = tuple(len(task.classes) for task in tasks)
+    if "tasks" in config.model_fields_set and config.tasks not in (1, len(tasks), sizes):
+        raise UserError(
+            f"tasks={show(config.tasks)} is not read where the data are {len(tasks)} data sets of different classes "
+            f"({', '.join(task.name for task in tasks[:5])}), a task each; leave it out, or write tasks=1"
+        )
 
 
 def _at_once(whole: Split) -> Task:

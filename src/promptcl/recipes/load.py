@@ -89,6 +89,8 @@ def resolve(
     config = config.model_copy(update={"method": {"name": name, **resolved.model_dump(mode="json")}})
     keys = [key for key, _ in changes]
     check_read(config, resolved, model.reads(resolved), keys if any(map(decides, keys)) else [*keys, *given])
+    # `make_stream` asks what was written by hand: whether data read it is known once they are there.
+    config.model_fields_set.intersection_update(key.partition(".")[0] for key in (*keys, *given))
     return config
 
 

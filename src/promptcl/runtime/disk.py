@@ -6,11 +6,12 @@ A pipe or a device may never end, and a file with holes is as large as its maker
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -114,7 +115,19 @@ def write(path: Path, data: bytes, head: str = ".") -> None:
         file.write(data)
         return path
 
-    write_whole(path.parent, fill, head)
+    with _naming(path):
+        write_whole(path.parent, fill, head)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """An error of the disk names `path`, and not the temporary file beside it, of which nobody has heard."""
+    try:
+        yield
+    except OSError as error:
+        if str(error.filename).endswith(".tmp"):
+            error.filename, error.filename2 = str(path), None
+        raise
 
 
 def write_all(contents: Mapping[Path, bytes]) -> None:
@@ -124,7 +137,7 @@ def write_all(contents: Mapping[Path, bytes]) -> None:
         for path, data in contents.items():
             if path.is_dir() and not path.is_symlink():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-            with temporary[path].open("xb") as file:
+            with _naming(path), temporary[path].open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
