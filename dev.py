@@ -1,4 +1,4 @@
-"""Set up and go, with nothing but Python and git: `python3 dev.py demo`, `test`, `check`, `fix` or `wheel`.
+"""Set up and go, with nothing but Python and git: `python3 dev.py demo`, `serve`, `test`, `check`, `fix` or `wheel`.
 
 The first call makes .venv and installs the package with its test tools (about 6 GB on Linux, nearly all of it torch).
 """
@@ -22,6 +22,7 @@ ACTIVATE = r".venv\Scripts\activate" if os.name == "nt" else "source .venv/bin/a
 OLDEST = (3, 10)
 USAGE = """usage: python3 dev.py COMMAND
   demo [key=value ...] [--out DIR]  learns ten digits in five tasks on a small ViT (promptcl train)
+  serve [OPTION ...]                a page where a learner that knows ten digits is asked and corrected (promptcl serve)
   test                              style, types and all tests
   test [--fast] [PYTEST ARGUMENT]   only tests; --fast: none of those marked slow
   check                             style and types: ruff, ruff format, mypy
@@ -36,7 +37,7 @@ ACCEPTED_SKIPS = {
     "real data and weights not found": "gigabytes that are not downloaded for a test",
     "no CUDA device": "the same code is tested on the processor",
     "does not list its features as x86": "which features count is only looked up there",
-    "no chromium": "a report is drawn in a browser wherever there is one",
+    "no chromium": "reports and the page of `promptcl serve` are drawn in a browser wherever there is one",
     "only root can mount|does not allow mounts": "a full disk is tested where a small one can be mounted",
 }
 """Why a test may be skipped in continuous integration (CI is set), and why that is accepted; anything else fails."""
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     """Run the command that `arguments` names; the exit code says whether it worked."""
     if sys.version_info < OLDEST:
         return say(f"error: Python {sys.version.split()[0]} is too old; use Python 3.10 or newer", 2)
-    commands = {"demo": demo, "test": test, "check": check, "fix": fix, "wheel": wheel}
+    commands = {"demo": demo, "serve": serve, "test": test, "check": check, "fix": fix, "wheel": wheel}
     name, *rest = arguments or [""]
     own = {"check": 0, "fix": 0, "wheel": 1}  # how many arguments follow where none are handed on to another program
     if name not in commands or (name in own and (len(rest) > own[name] or any(word.startswith("-") for word in rest))):
@@ -82,6 +83,11 @@ def demo(*arguments: str) -> None:
         run("promptcl", "train", *arguments)
     finally:
         say(f"to have the command promptcl: {ACTIVATE}")
+
+
+def serve(*arguments: str) -> None:
+    """Open the page of a learner that knows ten digits, made at the first call; `arguments` go to `promptcl serve`."""
+    run_python("scripts/serve_digits.py", *arguments)
 
 
 def check() -> None:

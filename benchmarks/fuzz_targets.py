@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import fuzz_lists
+import fuzz_serve
 import numpy as np
 import safetensors.torch
 import torch
@@ -272,6 +273,7 @@ def targets() -> dict[str, Target]:
         **odd,
         "report": Target(read_report, result_files()),
         "lists": Target(fuzz_lists.reader(), fuzz_lists.seeds()),
+        "http": Target(fuzz_serve.read_request, fuzz_serve.requests()),
         "npz": Target(read_npz, _npz()),
         "recipe": Target(read_recipe, [*recipes, b"a: &x [1]\nb: [*x, *x]", b"tasks: 0x_1\nseed: 2001-99-99"]),
         "key=value": Target(read_settings, settings),

@@ -16,7 +16,7 @@ PACKAGE = Path(promptcl.__file__).parent
 # A package may import those to its left; `data` and `backbone` do not know each other.
 ORDER = (
     *("errors", "config", "runtime", "data", "backbone", "layers", "methods", "recipes"),
-    *("store", "training", "learner", "experiments", "reports", "cli", "testing"),
+    *("store", "training", "learner", "experiments", "reports", "serve", "cli", "testing"),
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -64,7 +64,7 @@ def learn(
     if twice:
         note(f"{count(twice, 'image')} of {folder} there twice in a class; each is learned once")
     with stores.lock(store):
-        learner = _open_or_make(store, settings or [], recipe, trust)
+        learner = open_or_make(store, settings or [], recipe, trust)
         left, before = (images, 0) if again else _never_learned(learner, images)
         if not len(left):
             known = "these very images were learned before"
@@ -151,7 +151,7 @@ def _report_held_out(record: LearnRecord, quiet: bool) -> None:
         print(*bars(record.held_out), sep="\n")
 
 
-def _open_or_make(store: Path, settings: list[str], recipe: str | None, trust: bool) -> Learner:
+def open_or_make(store: Path, settings: list[str], recipe: str | None, trust: bool) -> Learner:
     """The learner in `store`, or a new one saved there. Raises UserError where settings do not fit what is there."""
     from promptcl import store as stores
     from promptcl.learner.learner import Learner

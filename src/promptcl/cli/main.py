@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from promptcl.cli import compare, learn, mend, predict, report, train
+from promptcl.cli import compare, learn, mend, predict, report, serve, train
 from promptcl.cli.errors import fail, one_sentence
 from promptcl.cli.system import check_memory, flush, heed_signals, ready_streams
 from promptcl.runtime import processes
@@ -33,7 +33,7 @@ def main() -> None:
         flush()
 
 
-for command in (train, compare, learn, predict, mend, report):
+for command in (train, compare, learn, predict, mend, serve, report):
     app.add_typer(command.app)
 
 
