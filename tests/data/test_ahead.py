@@ -203,3 +203,20 @@ def test_one_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
     assert usual_workers() == min(cores, 16) == Ahead(None).workers
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert usual_workers() == 1
+
+
+class GivenUp(BaseException):
+    """What a source raises whose work is not wanted any more."""
+
+
+def test_who_waits_hears_of_what_is_no_exception_too(tmp_path: Path) -> None:
+    class Stopping(FileSource):
+        def is_slow(self, row: int) -> bool:
+            return True
+
+        def read(self, row: int) -> Tensor:
+            raise GivenUp
+
+    images = ImageSet(Stopping(["a", "b"], lambda path: b""), ["x"], [0, 0])
+    with pytest.raises(GivenUp):
+        Ahead(2).images(images, [0, 1])

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from promptcl.config.schema import Config
-from promptcl.experiments.progress import QuietUi, RichUi, TimeLeft
+from promptcl.experiments.progress import QuietUi, RichUi
+from promptcl.experiments.time_left import TimeLeft
 
 
 def record(task: int, tasks: int) -> dict[str, Any]:

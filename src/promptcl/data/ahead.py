@@ -35,7 +35,7 @@ class _Job:
     source: Source
     row: int
     begun: bool = False
-    result: Tensor | Exception | None = None
+    result: Tensor | BaseException | None = None
     bells: list[SimpleQueue[None]] = field(default_factory=list)
     """Of those who wait for the result."""
 
@@ -145,8 +145,8 @@ class Ahead:
                     return
                 job.begun = True
             try:
-                result: Tensor | Exception = job.source.read(job.row)
-            except Exception as error:  # whoever asks for the image gets it
+                result: Tensor | BaseException = job.source.read(job.row)
+            except BaseException as error:  # whoever asks for the image gets it
                 result = error
             with self._lock:
                 job.result, bells = result, job.bells
@@ -158,7 +158,7 @@ def _wait(job: _Job, bell: SimpleQueue[None]) -> Tensor | UserError:
     """What became of a job; the bell rings after each one that is done."""
     while job.result is None:
         bell.get()
-    if isinstance(job.result, Exception) and not isinstance(job.result, UserError):
+    if isinstance(job.result, BaseException) and not isinstance(job.result, UserError):
         raise job.result
     return job.result
 

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from promptcl.config import Config
 from promptcl.experiments.compare import Entry, Row
 from promptcl.experiments.progress import percent
+from promptcl.experiments.reading import ReadingBar
 
 _WIDEST = 28  # characters of a method in the table
 _COLUMNS = {"last_accuracy": "last", "average_incremental_accuracy": "A-bar", "forgetting": "forgetting"}
@@ -79,6 +80,7 @@ class Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._progress = Progress(*columns, console=console, disable=not (live and console.is_terminal), transient=True)
         self._bar = self._progress.add_task(name, total=None)
+        self.reading = ReadingBar(console if live else None).tell
 
     def start(self, total_tasks: int, config: Config) -> None:
         """Show the bar."""

@@ -14,8 +14,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
-from promptcl.data import ImageSet
-from promptcl.data.images import FileSource
+from promptcl.data import FileSource, ImageSet
 from promptcl.data.names import numbered
 from promptcl.serve.limits import Budget, Limits, Refused
 
