@@ -48,7 +48,7 @@ def test_the_first_images_of_each_class_are_kept_by_the_seed() -> None:
     assert sorted(counts(found.train).values(), reverse=True) == COUNTS
     assert found.test is ONE[0].test
     for k, most in enumerate(counts(found.train).values()):
-        of_class = [found.train.name(i) for i in np.flatnonzero(found.train.labels == k)]
+        of_class = [found.train.name(int(i)) for i in np.flatnonzero(found.train.labels == k)]
         assert of_class == [ONE[0].train.name(10 * i + k) for i in range(most)]
     assert counts(long_tailed(ONE, config(seed=1))[0].train) == counts(found.train)
     assert counts(long_tailed(ONE, config(seed=2))[0].train) != counts(found.train)
