@@ -106,8 +106,7 @@ def table(folder: Path, commands: bool = True) -> str:
     named, found = [row["row"] for row in rows], sorted(path.name for path in folder.iterdir() if path.is_dir())
     if sorted(named) != found and not (common is not None and set(found) < set(named)):
         raise TableError(f"{folder / 'rows.yaml'} names {sorted(named)}, but the folders are {found}")
-    later = [row["label"] for row in rows if row["row"] not in found]
-    rows = [row for row in rows if row["row"] in found]
+    later, rows = [row for row in rows if row["row"] not in found], [row for row in rows if row["row"] in found]
     runs = {row["row"]: load_row(folder / row["row"]) for row in rows}
     head, of = HEAD, cells
     if common is not None:
@@ -117,10 +116,10 @@ def table(folder: Path, commands: bool = True) -> str:
     if not commands:
         return "".join([head, *lines])
     notes = [f"- {row['label']}: {row[key]}\n" for row in rows for key in ("note", "says") if row.get(key)]
-    notes += [f"- Not measured yet: {', '.join(later)}\n"] if later else []
+    notes += [f"- Not measured yet: {'; '.join(row['label'] for row in later)}\n"] if later else []
     made_by = [f"{row['command']}  # {row['label']}\n" for row in rows if "command" in row]
     if common is not None:
-        made_by = [f"promptcl compare {common} {' '.join(shlex.quote(row['method']) for row in rows)}\n"]
+        made_by = [f"promptcl compare {common} {' '.join(shlex.quote(row['method']) for row in [*rows, *later])}\n"]
     return "".join([head, *lines, "\n", *notes, "\n" if notes else "", "```sh\n", *made_by, "```\n"])
 
 

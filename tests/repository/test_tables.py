@@ -76,7 +76,7 @@ def test_a_comparison_is_sorted_and_names_what_is_still_to_be_measured(tmp_path:
     assert lines[3] == "| C | 80.00 | 90.00 | - | 1 | 12,345 | 2.50 | 61 | 5, 2 | 2 |"
     assert lines[4].startswith("| N | 70.00 |")
     assert lines[6:9] == ["- C: Good.", "- Not measured yet: X", ""]
-    assert lines[10] == "promptcl compare lite $FEW 'coda method.length=8' ncm"
+    assert lines[10] == "promptcl compare lite $FEW 'coda method.length=8' ncm x"
 
 
 @pytest.mark.parametrize(

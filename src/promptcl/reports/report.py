@@ -13,7 +13,7 @@ import yaml
 
 from promptcl.experiments.metrics import mean_std
 from promptcl.reports import figures, page
-from promptcl.reports.drawing import MOST_NAMES
+from promptcl.reports.drawing import MOST_NAMES, Bar
 from promptcl.reports.figures import Curve
 from promptcl.reports.page import Numbers, Shown
 from promptcl.reports.results import Array, Counts, Group, Results, as_array, read
@@ -106,7 +106,7 @@ def _against_seconds(groups: Sequence[Group]) -> list[Shown]:
     for i, group in enumerate(groups):
         text = spread([run.average_accuracy for run in group.runs])
         mean = sum(run.average_accuracy for run in group.runs) / len(group.runs)
-        points.append(figures.Bar(label(group, groups), mean, text, i))
+        points.append(Bar(label(group, groups), mean, text, i))
         seconds.append(max(1.0, sum(run.seconds for run in group.runs) / len(group.runs)))
     title = "Accuracy after the last task against seconds"
     rows = [[point.label, point.text, f"{s:.0f}"] for point, s in zip(points, seconds, strict=True)]

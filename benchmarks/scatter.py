@@ -1,4 +1,4 @@
-"""Draw the table of methods, accuracy against seconds: `python benchmarks/picture.py` writes docs/methods.png."""
+"""Draw the table of methods, accuracy against seconds: `python benchmarks/scatter.py` writes docs/methods.png."""
 
 from __future__ import annotations
 
