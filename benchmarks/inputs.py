@@ -10,6 +10,7 @@ an image of its own to whoever reads it. Rounds are in turn, so that a ratio com
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -111,7 +112,7 @@ def decoders(paths: Sequence[Path], rounds: int) -> dict[str, Any]:
     except ImportError:
         pass
     try:
-        from simplejpeg import decode_jpeg as simple
+        simple = importlib.import_module("simplejpeg").decode_jpeg
 
         def simplejpeg(one: bytes) -> object:
             half = Image.fromarray(simple(one, min_height=512, min_width=512, min_factor=2))
