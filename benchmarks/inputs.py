@@ -70,7 +70,7 @@ def photo_set(paths: Sequence[Path], cache_mb: int = 0, count: int | None = None
 def workers(paths: Sequence[Path], rounds: int) -> dict[str, Any]:
     """Images a second with 0 (whoever asks decodes), 1, 2 and 4 workers; and how many times as fast as with none."""
     numbers, rows = (0, 1, 2, 4), []
-    images, config = photo_set(paths, count=3 * len(paths)), Config()  # so many that the first batch hardly counts
+    images, config = photo_set(paths, count=6 * len(paths)), Config()  # so many that the first batch hardly counts
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 16})})
     for _ in range(rounds):
         rows.append(input_rates(images, config, SIZE, 1, CPU, numbers)["workers"])
