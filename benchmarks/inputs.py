@@ -10,6 +10,7 @@ an image of its own to whoever reads it. Rounds are in turn, so that a ratio com
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -69,7 +70,7 @@ def photo_set(paths: Sequence[Path], cache_mb: int = 0, count: int | None = None
 def workers(paths: Sequence[Path], rounds: int) -> dict[str, Any]:
     """Images a second with 0 (whoever asks decodes), 1, 2 and 4 workers; and how many times as fast as with none."""
     numbers, rows = (0, 1, 2, 4), []
-    images, config = photo_set(paths, count=3 * len(paths)), Config()  # so many that the first batch hardly counts
+    images, config = photo_set(paths, count=6 * len(paths)), Config()  # so many that the first batch hardly counts
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 16})})
     for _ in range(rounds):
         rows.append(input_rates(images, config, SIZE, 1, CPU, numbers)["workers"])
@@ -111,7 +112,7 @@ def decoders(paths: Sequence[Path], rounds: int) -> dict[str, Any]:
     except ImportError:
         pass
     try:
-        from simplejpeg import decode_jpeg as simple
+        simple = importlib.import_module("simplejpeg").decode_jpeg
 
         def simplejpeg(one: bytes) -> object:
             half = Image.fromarray(simple(one, min_height=512, min_width=512, min_factor=2))

@@ -35,8 +35,8 @@ def photo(width: int = 320, height: int = 240) -> bytes:
 PHOTOS = {f"{i}.jpg": photo() for i in range(12)}
 
 
-def photos(cache_mb: int = 0, **more: bytes) -> ImageSet:
-    files = {**PHOTOS, **more}
+def photos(cache_mb: int = 0, more: dict[str, bytes] | None = None) -> ImageSet:
+    files = {**PHOTOS, **(more or {})}
     source = FileSource(list(files), files.__getitem__, "photos", cache_mb)
     return ImageSet(source, ["a"], [0] * len(files))
 
@@ -110,13 +110,13 @@ def test_what_is_read_ahead_is_bounded() -> None:
 
 
 def test_bad_images_are_named_in_their_order() -> None:
-    images = photos(**{"cut.jpg": PHOTOS["0.jpg"][:900], "text.jpg": b"hello"})
+    images = photos(more={"cut.jpg": PHOTOS["0.jpg"][:900], "text.jpg": b"hello"})
     ahead = Ahead(3)
     ahead.expect("steps", map(images.place, range(14)))
     with pytest.raises(UserError, match=r"^photos/cut\.jpg does not decode as an image"):
         ahead.images(images, range(14))
     for number in (0, 3):
-        fresh = photos(**{"cut.jpg": PHOTOS["0.jpg"][:900], "text.jpg": b"hello"})
+        fresh = photos(more={"cut.jpg": PHOTOS["0.jpg"][:900], "text.jpg": b"hello"})
         with pytest.raises(BadImages) as caught:
             check_images(fresh, data=DataConfig(workers=number))
         names = [sentence.split(" does not decode")[0] for sentence in caught.value.sentences]
@@ -156,7 +156,7 @@ def test_the_first_reading_says_how_far_it_is() -> None:
 def test_remarks_stay_with_their_images_in_threads() -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2) + struct.pack("<HHII", 0x010F, 2, 4096, 90000) + b"\0\0\0"
     odd = encoded(Image.fromarray(RNG.integers(0, 256, (240, 320, 3), dtype=np.uint8)), "jpeg", exif=exif)
-    images = photos(**{f"odd{i}.jpg": odd for i in range(5)})
+    images = photos(more={f"odd{i}.jpg": odd for i in range(5)})
     before = warnings.showwarning, list(warnings.filters)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -48,12 +48,6 @@ def there(cache: Shrunken, numbers: range) -> list[int]:
     return [number for number, one in found.items() if one is not None]
 
 
-def close(cache: Shrunken) -> None:
-    """As when its process ends."""
-    for part in cache._parts:
-        part.file.close()
-
-
 def test_images_come_back_here_and_in_the_next_process(tmp_path: Path) -> None:
     cache = filled(tmp_path, range(5))
     assert there(cache, range(6)) == [0, 1, 2, 3, 4]
@@ -70,7 +64,7 @@ def test_images_come_back_here_and_in_the_next_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 5, MAGIC, MAGIC + 10, MAGIC + RECORD - 1, MAGIC + RECORD, MAGIC + 2 * RECORD - 100])
 def test_what_a_killed_writer_left_is_ignored(tmp_path: Path, cut: int) -> None:
-    close(filled(tmp_path, range(3)))
+    filled(tmp_path, range(3)).close()
     (file,) = tmp_path.iterdir()
     os.truncate(file, cut)
     whole = list(range(max(0, cut - MAGIC) // RECORD))
@@ -81,7 +75,7 @@ def test_what_a_killed_writer_left_is_ignored(tmp_path: Path, cut: int) -> None:
 
 @pytest.mark.parametrize("place", [3, MAGIC + 5, MAGIC + 33, MAGIC + 46, MAGIC + 60, MAGIC + RECORD + 1000])
 def test_a_flipped_bit_costs_the_image_and_no_more(tmp_path: Path, place: int) -> None:
-    close(filled(tmp_path, range(3)))
+    filled(tmp_path, range(3)).close()
     (file,) = tmp_path.iterdir()
     data = bytearray(file.read_bytes())
     data[place] ^= 4
@@ -111,7 +105,7 @@ def test_the_room_is_kept_and_the_first_images_stay(tmp_path: Path) -> None:
 def test_what_was_used_longest_ago_makes_way(tmp_path: Path) -> None:
     for name, numbers in (("old", range(2)), ("used", range(2, 4))):
         (tmp_path / name).mkdir()
-        close(filled(tmp_path / name, numbers))
+        filled(tmp_path / name, numbers).close()
         (file,) = (tmp_path / name).iterdir()
         file.rename(tmp_path / f"{name}.shrunken")
         (tmp_path / name).rmdir()
@@ -134,7 +128,7 @@ def test_what_another_process_writes_does_not_make_way(tmp_path: Path) -> None:
     cache = filled(tmp_path, range(2, 4), MAGIC + 2 * RECORD)
     assert there(cache, range(4)) == [0, 1]
     assert there(other, range(4)) == [0, 1]
-    close(other)
+    other.close()
     assert there(filled(tmp_path, range(2, 4), MAGIC + 2 * RECORD), range(4)) == [2, 3]
 
 
@@ -147,11 +141,11 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     assert images.image(0).shape == (3, 60, 80)
 
 
-def photos(folder: Path, fetched: list[str] | None = None, **more: bytes) -> ImageSet:
+def photos(folder: Path, fetched: list[str] | None = None, more: dict[str, bytes] | None = None) -> ImageSet:
     """Six images as files, not kept in memory; `fetched` gets the name of each that is read."""
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(6)]
-    files = {f"{i}.jpg": encoded(Image.fromarray(one), "jpeg") for i, one in enumerate(pixels)} | more
+    files = {f"{i}.jpg": encoded(Image.fromarray(one), "jpeg") for i, one in enumerate(pixels)} | (more or {})
 
     def fetch(path: str) -> bytes:
         if fetched is not None:
@@ -180,10 +174,10 @@ def test_what_depends_on_more_than_the_file_is_decoded_each_time(tmp_path: Path)
     """Deep images are scaled by the largest value of their set; and what was remarked has to be said again."""
     deep = [encoded(Image.fromarray(np.full((4, 4), value, dtype=np.uint16))) for value in (100, 1000, 4000)]
     data = DataConfig(disk_mb=1, disk_root=str(tmp_path / "cache"), workers=0)
-    alone = photos(tmp_path, **{"a.png": deep[0], "b.png": deep[1]})
+    alone = photos(tmp_path, more={"a.png": deep[0], "b.png": deep[1]})
     check_images(alone, data=data)
     assert alone.image(6)[0, 0, 0] == 100 >> 2  # ten bits
-    together = photos(tmp_path, **{"a.png": deep[0], "b.png": deep[1], "c.png": deep[2]})
+    together = photos(tmp_path, more={"a.png": deep[0], "b.png": deep[1], "c.png": deep[2]})
     check_images(together, data=data)
     assert together.image(6)[0, 0, 0] == 100 >> 4  # twelve
     source = together.sources[0]
@@ -224,4 +218,4 @@ def test_a_writer_is_killed(tmp_path: Path) -> None:
         for n in list(whole)[:: max(1, len(whole) // 50)]:
             expected = torch.randint(256, (3, SIDE, SIDE), generator=torch.Generator().manual_seed(n))
             assert torch.equal(whole[n], expected.byte())
-        close(cache)
+        cache.close()

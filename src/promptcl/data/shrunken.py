@@ -7,6 +7,7 @@ at positions and not mapped into memory: a mapped file that somebody cuts ends t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -92,7 +93,7 @@ class Shrunken:
         if place is None:
             return None
         size = 3 * place.height * place.width
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # closed meanwhile
             pixels = disk.read_at(place.part.file, place.start, size, place.part.lock)
             if len(pixels) == size and (place.good or zlib.crc32(pixels) == place.checksum):
                 place.good = True
@@ -122,6 +123,13 @@ class Shrunken:
             part.size += len(record)
             self._opened()[key] = _Place(part, start, height, width, checksum, good=True)
 
+    def close(self) -> None:
+        """Close the files; nothing is found or kept any more."""
+        with self._lock:
+            for part in self._parts:
+                part.file.close()
+            self._parts, self._places, self._own, self._full = [], {}, None, True
+
     def _opened(self) -> dict[bytes, _Place]:
         """What is in the folder; looked through once."""
         if self._places is None:
@@ -144,8 +152,9 @@ class Shrunken:
             oldest = min(others, key=lambda part: _status(part.path)[1])
             self._parts.remove(oldest)
             self._places = {key: place for key, place in self._opened().items() if place.part is not oldest}
-            with contextlib.suppress(OSError):  # Windows deletes no file that somebody has opened
-                oldest.file.close()
+            with contextlib.suppress(OSError):
+                if os.name == "nt":  # which deletes no open file; elsewhere a thread may still read it
+                    oldest.file.close()
                 oldest.path.unlink()
         return True
 
@@ -227,4 +236,7 @@ _shared: dict[tuple[Path, int], Shrunken] = {}
 
 def shared(folder: Path, most_bytes: int) -> Shrunken:
     """The one cache of this process in a folder."""
-    return _shared.setdefault((folder, most_bytes), Shrunken(folder, most_bytes))
+    if (folder, most_bytes) not in _shared:
+        _shared[folder, most_bytes] = cache = Shrunken(folder, most_bytes)
+        atexit.register(cache.close)
+    return _shared[folder, most_bytes]
