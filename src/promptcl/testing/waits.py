@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,20 +31,20 @@ class Waits:
     def __init__(self) -> None:
         """Begin at nothing."""
         self.found: Counter[str] = Counter()
-        self._modes = (_Calls(self), _Operators(self))
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> Waits:
         """Begin to count."""
-        for mode in self._modes:
-            mode.__enter__()
+        modes: tuple[Any, ...] = (_Calls(self), _Operators(self))
+        for mode in modes:
+            self._open.enter_context(mode)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Count no longer."""
-        for mode in reversed(self._modes):
-            mode.__exit__(kind, error, trace)
+        self._open.close()
 
     def note(self, name: str) -> None:
         """Count `name`, with the innermost line of the package that led to it."""
@@ -72,7 +73,7 @@ class _Calls(TorchFunctionMode):
 
 class _Operators(TorchDispatchMode):
     def __init__(self, waits: Waits) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types here
         self.waits = waits
 
     def __torch_dispatch__(
