@@ -40,7 +40,7 @@ from promptcl.serve import running
 from promptcl.serve.house import House
 
 ROOT = Path(__file__).parents[1]
-ALONE, CROWD, ROUNDS = 300, 200, 5
+ALONE, CROWD, ROUNDS, TASKS = 300, 200, 5, 6
 Part = tuple[str, str, bytes]
 
 
@@ -188,12 +188,13 @@ def load(server: Server, images: list[tuple[str, bytes]], fresh: list[tuple[str,
     for i in range(20):
         ask(i)
     results: dict[str, Any] = {"alone": timed(ask, ALONE, 1), "crowd": timed(ask, CROWD * ROUNDS, CROWD)}
-    memory, seen = server.resident(), {server.get("/v1/learner")["version"]}
+    memory, seen = [server.resident()], {server.get("/v1/learner")["version"]}
     learned: list[dict[str, Any]] = []
 
     def learn() -> None:
-        for start in range(0, len(fresh), len(fresh) // 3):
-            learned.append(server.finish(server.learn(parts_of(fresh[start : start + len(fresh) // 3]))))
+        for task in range(TASKS):
+            learned.append(server.finish(server.learn(parts_of(fresh[task::TASKS]))))
+            memory.append(server.resident())
 
     thread, answered, seconds = threading.Thread(target=learn), [], []
 
@@ -212,7 +213,7 @@ def load(server: Server, images: list[tuple[str, bytes]], fresh: list[tuple[str,
     results["crowd_while_learning"] = spread(seconds, time.perf_counter() - start)
     results["images_learned_meanwhile"] = sum(result["learned"] for result in learned)
     results["answers_of_no_whole_learner"] = sum(version not in seen for version in answered)
-    results["memory_growth_bytes"] = server.resident() - memory
+    results["resident_bytes_before_and_after_each_task"] = memory
     return results
 
 
@@ -287,13 +288,14 @@ def table(results: dict[str, Any]) -> str:
         one = results[key]
         rows.append(f"| {name} | {one['p50_ms']:.0f} ms | {one['p99_ms']:.0f} ms | {one['answers_per_second']:.0f} |")
     killed = results["kills"]
+    memory = ", ".join(f"{bytes_ / 1e6:.0f}" for bytes_ in results["resident_bytes_before_and_after_each_task"])
     rows += [
         "",
         f"Cold start {results['cold_start_seconds']:.1f} s, from the command to the first answer. While "
-        f"{results['images_learned_meanwhile']} images were learned in three tasks, "
+        f"{results['images_learned_meanwhile']} images were learned in {TASKS} tasks, "
         f"{results['crowd_while_learning']['answers']:,} answers were given, "
-        f"{results['answers_of_no_whole_learner']} of them by a learner that was not whole; the memory of the server "
-        f"grew by {results['memory_growth_bytes'] / 1e6:.0f} MB. "
+        f"{results['answers_of_no_whole_learner']} of them by a learner that was not whole. The server took {memory} MB: "
+        "before, and after each task. "
         f"{killed['kills']} servers were killed while they learned: "
         f"{killed['old']} stores were the old one, {killed['new']} the new one, {killed['lost']} anything else. "
         f"The load average of the machine was {results['load_average']:.1f}, on {results['cpus']} cores.",
