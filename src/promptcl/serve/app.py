@@ -113,15 +113,11 @@ class Api:
         """Answer images."""
         top, threshold = _number(request, "top", 1, 1, _TOP), _share(request)
         house = self.house
-        house.asker.coming += 1
+        upload = await read_images(request, house.limits, house.budget, learns=False)
         try:
-            upload = await read_images(request, house.limits, house.budget, learns=False)
-            try:
-                return JSONResponse(await house.answer(upload, top, threshold))
-            finally:
-                release(upload, house.budget)
+            return JSONResponse(await house.answer(upload, top, threshold))
         finally:
-            house.asker.coming -= 1
+            release(upload, house.budget)
 
     async def learn(self, request: Request) -> Response:
         """Begin to learn images."""

@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from promptcl.data import ImageSet, concat
-from promptcl.errors import UserError
 from promptcl.learner.records import UNKNOWN, Prediction
 from promptcl.serve.keeper import Keeper
 from promptcl.serve.limits import Limits, Refused
@@ -39,7 +38,7 @@ class Asker:
         self._lock = threading.Lock()
         self._waiting = 0  # images
         self.coming = 0
-        """Requests whose images are being read and decoded, for which a batch waits a moment."""
+        """Requests whose images are being decoded, for which a batch waits a moment."""
         self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
         self._thread.start()
 
@@ -82,10 +81,14 @@ class Asker:
         return group, False
 
     def _answer(self, group: Sequence[Question]) -> None:
+        """Answer the questions whose senders still wait."""
+        self._found([question for question in group if question.answers.set_running_or_notify_cancel()])
+
+    def _found(self, group: Sequence[Question]) -> None:
         known = self._keeper.known
         if len(group) > 1 and known.learner.method.together > 1:  # images of a batch depend on each other there
             for question in group:
-                self._answer([question])
+                self._found([question])
             return
         try:
             if not known.learner.classes:
@@ -95,11 +98,10 @@ class Asker:
         except BaseException as error:
             if len(group) > 1 and not isinstance(error, Refused):
                 for question in group:  # so that no request fails for another one's images
-                    self._answer([question])
+                    self._found([question])
                 return
-            group[0].answers.set_exception(error)
-            for question in group[1:]:
-                question.answers.set_exception(UserError(str(error)) if not isinstance(error, Refused) else error)
+            for question in group:
+                question.answers.set_exception(error)
             return
         for question in group:
             answers = [_said(next(found), question) for _ in range(len(question.images))]

@@ -52,12 +52,16 @@ class House:
         """
         images = image_set(upload.images)
         loop = asyncio.get_running_loop()
-        bad = await loop.run_in_executor(self._decoders, self._unreadable, images)
-        good = [i for i in range(len(images)) if i not in bad]
-        if not good:
-            raise Refused(bad[0])
-        question = Question(images.select(good), top, threshold)
-        self.asker.ask(question)
+        self.asker.coming += 1
+        try:
+            bad = await loop.run_in_executor(self._decoders, self._unreadable, images, upload)
+            good = [i for i in range(len(images)) if i not in bad]
+            if not good:
+                raise Refused(bad[0])
+            question = Question(images.select(good), top, threshold)
+            self.asker.ask(question)
+        finally:
+            self.asker.coming -= 1
         try:
             found, version = await asyncio.wait_for(asyncio.wrap_future(question.answers), self.limits.answer_seconds)
         except asyncio.TimeoutError:
@@ -66,15 +70,18 @@ class House:
         rows = [_row(images.name(i), by_row.get(i), bad.get(i)) for i in range(len(images))]
         return {"version": version, "answers": rows}
 
-    def _unreadable(self, images: ImageSet) -> dict[int, str]:
-        """Decode the images; the number of each that does not decode, and why."""
+    def _unreadable(self, images: ImageSet, upload: Upload) -> dict[int, str]:
+        """Decode the images, whose pixels count as held; the number of each that does not decode, and why."""
         bad = {}
         self.keeper.known.learner.as_learned(images)
         for i in range(len(images)):
             try:
-                images.image(i)
+                pixels = images.image(i)
             except UserError as error:
                 bad[i] = " ".join(str(error).split())
+            else:
+                self.budget.take(pixels.nbytes)
+                upload.size += pixels.nbytes
         return bad
 
 

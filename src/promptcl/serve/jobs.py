@@ -144,33 +144,37 @@ class Worker:
                 continue
             if job is None:
                 return
-            self._do(job)
+            ended = self._do(job)
             job.change = None  # which holds the images
             job.release()
+            job.state = ended
 
-    def _do(self, job: Job) -> None:
-        """Run a job and note how it ended."""
+    def _do(self, job: Job) -> State:
+        """Run a job, note what came of it, and return how it ended."""
         try:
             if job.stop:
                 raise Stopped
             job.state = "running"
             job.result, job.status = self._changed(job), 200
-            job.progress, job.state = 1.0, "done"
+            return "done"
         except Stopped:
-            self._fail(job, "this was given up before it was done; nothing of it was kept", 409)
+            return self._fail(job, "this was given up before it was done; nothing of it was kept", 409)
         except UserError as error:
-            self._fail(job, str(error), error.status if isinstance(error, Refused) else 400)
+            return self._fail(job, str(error), error.status if isinstance(error, Refused) else 400)
         except (MemoryError, RuntimeError) as error:
             traceback.print_exc(file=sys.stderr)
-            self._fail(job, f"it failed and nothing was kept: {str(error).splitlines()[0][:200] or 'no memory'}", 500)
+            why = (str(error).splitlines() or ["no memory"])[0][:200]
+            return self._fail(job, f"it failed and nothing was kept: {why}", 500)
         except Exception as error:
             traceback.print_exc(file=sys.stderr)
-            self._fail(job, f"it failed and nothing was kept ({type(error).__name__}); report this as a bug", 500)
+            return self._fail(
+                job, f"it failed and nothing was kept ({type(error).__name__}); report this as a bug", 500
+            )
 
     @staticmethod
-    def _fail(job: Job, sentence: str, status: int) -> None:
+    def _fail(job: Job, sentence: str, status: int) -> State:
         job.error, job.status = " ".join(sentence.split()), status
-        job.state = "failed"
+        return "failed"
 
     def _changed(self, job: Job) -> dict[str, Any]:
         """Change a copy of what is in the store, save it, and have it answer from now on."""

@@ -55,11 +55,16 @@ export function outcome(title, result, onClose) {
   const { before, after } = result;
   return el("div", { className: "result" },
     el("div", { className: "head" }, el("h3", {}, title), onClose && button("Close", onClose, { className: "quiet" })),
+    !after && result.held_out?.length > 0 && el("dl", { className: "compared" }, share("Right on images held out", total(result.held_out))),
     (before || after) && el("dl", { className: "compared" }, before && share("Right before", before), after && share(before ? "Right now" : "Right answers", after)),
     (before || after) && el("p", { className: "soft" }, "Counted on the images it learned, each left out of what answers it."),
     few(),
     rows.length > 0 && el("ul", { className: "moved" }, rows.slice(0, 5)),
     (result.warnings ?? []).length > 0 && el("ul", { className: "warnings" }, result.warnings.map((text) => el("li", {}, text))));
+}
+
+function total(counts) {
+  return { right: counts.reduce((sum, one) => sum + one.right, 0), images: counts.reduce((sum, one) => sum + one.images, 0) };
 }
 
 function share(title, { right, images }) {
