@@ -51,7 +51,7 @@ class Clock(QuietUi):
         """Stop at `stop_at` of time.monotonic."""
         super().__init__(out, write=lambda line: None)
         self.stop_at, self.done = stop_at, 0
-        self.tasks: list[float] = []
+        self.tasks: list[dict[str, Any]] = []
         self.begun = time.monotonic()
 
     def step(self) -> None:
