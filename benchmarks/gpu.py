@@ -50,7 +50,8 @@ class Clock(QuietUi):
     def __init__(self, out: Path, stop_at: float) -> None:
         """Stop at `stop_at` of time.monotonic."""
         super().__init__(out, write=lambda line: None)
-        self.stop_at, self.tasks, self.done = stop_at, [], 0
+        self.stop_at, self.done = stop_at, 0
+        self.tasks: list[dict[str, Any]] = []
         self.begun = time.monotonic()
 
     def step(self) -> None:
@@ -155,7 +156,7 @@ class Bench:
         """Split CIFAR-100, ten tasks, as the recipe says, for as long as there is time."""
         with tempfile.TemporaryDirectory() as folder:
             per, classes = ((3, 1), 4) if self.given.quick else ((500, 100), 100)
-            arrays = {}
+            arrays: dict[str, Any] = {}
             for part, count in zip(("train", "test"), per, strict=True):
                 noise = np.random.default_rng(0).integers(0, 256, (count * classes, 32, 32, 3), dtype=np.uint8)
                 arrays |= {f"{part}_images": noise, f"{part}_labels": np.arange(count * classes) % classes}
