@@ -189,7 +189,7 @@ class Bench:
 
     def _timed(self, job: Callable[[], object]) -> float:
         """Seconds until the device has done it."""
-        wait = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
+        wait: Callable[[], object] = torch.cuda.synchronize if self.device.type == "cuda" else lambda: None
         wait()
         start = time.perf_counter()
         job()

@@ -99,10 +99,11 @@ def loading() -> dict[str, float]:
     """Seconds of loading the ViT of the demo, and of its copy without values, which is checked first."""
     config, found, empty = load_config("demo").backbone, {}, torch.device("meta")
     kwargs = {**config.kwargs, "img_size": config.image_size}
-    for name, job in {
+    jobs: dict[str, Callable[[], object]] = {
         "without_values": lambda: build.create(config.name, kwargs, empty),
         "all": lambda: build.load(config),
-    }.items():
+    }
+    for name, job in jobs.items():
         times = []
         for _ in range(5):
             start = time.process_time()
