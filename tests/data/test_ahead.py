@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import struct
 import tarfile
@@ -201,6 +202,7 @@ def test_one_worker_for_each_core(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     assert usual_workers() == min(cores, 16) == Ahead(None).workers
+    assert copy.deepcopy(Ahead(3)).workers == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
     assert usual_workers() == 1
 

@@ -61,6 +61,10 @@ class Ahead:
         self._asked: list[_Job] = []  # what somebody waits for
         self._running, self._pid = 0, os.getpid()
 
+    def __reduce__(self) -> tuple[type[Ahead], tuple[int, int]]:
+        """A copy, as of a learner that is copied, has plans of its own."""
+        return Ahead, (self.workers, self._most)
+
     def expect(self, plan: str, places: Iterable[Place]) -> None:
         """Begin to read images that will be asked for in this order; they take the place of those of the same plan.
 
