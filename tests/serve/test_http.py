@@ -281,8 +281,6 @@ def test_nothing_of_an_image_is_written(
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and content in path.read_bytes()]
     assert house.budget.held == 0
     gc.collect()
-    assert not [
-        one for one in gc.get_objects() if isinstance(one, Sent)
-    ]  # neither in memory, where jobs are remembered
+    assert not [one for one in gc.get_objects() if type(one) is Sent]  # neither in memory, where jobs are remembered
     assert {path.name.partition("-")[0] for path in (tmp_path / "shop").iterdir()} == {".lock", "learner.json", "state"}
     assert json.loads((tmp_path / "shop" / "learner.json").read_text())["tasks"][-1]["name"] == "task 3"
