@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 from serve_digits import make
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -36,14 +36,16 @@ class Camera:
         """everything: the folder that gets all."""
         self.page, self.everything = page, everything
 
-    def take(self, name: str) -> None:
-        """Draw what is shown now."""
+    def take(self, name: str, shown: Locator | None = None) -> None:
+        """Draw the page as it is now; shown: what is scrolled to."""
         for width, height in ((390, 844), (768, 1024), (1280, 860)):
             for scheme in ("light", "dark"):
                 if self.everything is None and (name, width, scheme) not in KEPT:
                     continue
                 self.page.set_viewport_size({"width": width, "height": height})
                 self.page.emulate_media(color_scheme="light" if scheme == "light" else "dark", reduced_motion="reduce")
+                if shown is not None:
+                    shown.evaluate("element => element.scrollIntoView({block: 'center'})")
                 self.page.wait_for_timeout(150)
                 image = Image.open(io.BytesIO(self.page.screenshot()))
                 if self.everything is not None:
@@ -63,11 +65,10 @@ def visit(page: Page, url: str, images: Path, camera: Camera) -> None:
     chooser.value.set_files(files)
     page.locator(".card .answer").nth(3).wait_for()
     camera.take("ask")
-    card = page.locator(".card").first
-    card.locator(".other input").fill("seven with a bar")
+    card = page.locator(".card").nth(2)
+    card.locator(".other input").fill("slanted seven")
     card.locator(".other button").click()
-    card.locator(".picked").evaluate("element => element.scrollIntoView({block: 'center'})")
-    camera.take("correct")
+    camera.take("correct", card.locator(".picked"))
     page.get_by_role("button", name="Discard").click()
     page.click("nav a[href='#learn']")
     with page.expect_file_chooser() as chooser:

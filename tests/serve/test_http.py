@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from serving import Client, busy, copied, labelled, served, until
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
 from promptcl.serve.house import House
+from promptcl.serve.uploads import Sent
 from promptcl.store import load
 
 
@@ -278,5 +280,7 @@ def test_nothing_of_an_image_is_written(
     content = grey(3)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and content in path.read_bytes()]
     assert house.budget.held == 0
+    gc.collect()
+    assert not [one for one in gc.get_objects() if type(one) is Sent]  # neither in memory, where jobs are remembered
     assert {path.name.partition("-")[0] for path in (tmp_path / "shop").iterdir()} == {".lock", "learner.json", "state"}
     assert json.loads((tmp_path / "shop" / "learner.json").read_text())["tasks"][-1]["name"] == "task 3"

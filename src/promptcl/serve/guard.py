@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import ipaddress
 import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from h11 import LocalProtocolError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,7 +58,9 @@ class Guard:
                 for name, value in _HEADERS.items():
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store")
-            await send(message)
+            # Where the rest of a body is no HTTP, its sender has been told so already.
+            with contextlib.suppress(LocalProtocolError):
+                await send(message)
 
         try:
             self._check(str(scope["path"]), Headers(scope=scope))

@@ -25,6 +25,10 @@ class Stopped(BaseException):
     """A job was given up; not an Exception, so that nothing on the way swallows it."""
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass
 class Job:
     """A change that was asked for, and how far it is; the learner tells it of each step."""
@@ -36,7 +40,7 @@ class Job:
     """How often images will be looked at, about."""
     version: str | None = None
     """The learner that it is meant for; None: any."""
-    release: Callable[[], None] = lambda: None
+    release: Callable[[], None] = _nothing
     """Called when it has ended."""
     id: str = field(default_factory=lambda: secrets.token_urlsafe(9))
     state: State = "waiting"
@@ -145,8 +149,8 @@ class Worker:
             if job is None:
                 return
             ended = self._do(job)
-            job.change = None  # which holds the images
             job.release()
+            job.change, job.release = None, _nothing  # which held the images
             job.state = ended
 
     def _do(self, job: Job) -> State:

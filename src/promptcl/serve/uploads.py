@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +19,7 @@ from promptcl.data import FileSource, ImageSet
 from promptcl.data.names import numbered
 from promptcl.serve.limits import Budget, Limits, Refused
 
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what senders do wrong is answered, and no news
 _FIELD = 1000  # bytes of a name or a field
 _FIELDS = ("class", "task")
 
