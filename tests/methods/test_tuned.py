@@ -104,6 +104,7 @@ def test_bfloat16_computes_and_float32_remembers(digits: list[ImageSet]) -> None
     assert 0 < moved < 0.0039  # a step that bfloat16 could not tell from none
 
 
+@pytest.mark.slow
 def test_a_program_carries_one_vit(backbone: Backbone, digits: list[ImageSet], tmp_path: Path) -> None:
     learner = make(backbone, digits[0], name="finetune")
     export(learner, tmp_path / "program.pt2")
