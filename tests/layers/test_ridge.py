@@ -191,10 +191,11 @@ def test_odd_images_give_finite_weights(what: str, penalty: Penalty, strength: f
 
 
 def test_unequal_classes_that_count_alike_get_a_larger_penalty() -> None:
-    """(Mean number / harmonic mean)^4 times the choice; the same where numbers are equal."""
+    """Mean number / harmonic mean times the choice, at most three times; the same where numbers are equal."""
     x_ND, labels_N = points(2, 40, 6)
-    few_N = (torch.arange(80) % 40 < 4) | (labels_N == 0)
-    for kept_N, times in ((torch.ones(80, dtype=torch.bool), 1.0), (few_N, (22 * (1 / 40 + 1 / 4) / 2) ** 4)):
+    few_N, fewer_N = ((torch.arange(80) % 40 < most) | (labels_N == 0) for most in (10, 2))
+    cases = ((torch.ones(80, dtype=torch.bool), 1.0), (few_N, 25 * (1 / 40 + 1 / 10) / 2), (fewer_N, 3.0))
+    for kept_N, times in cases:
         head = from_rows(x_ND[kept_N], labels_N[kept_N], True, strength=None)
         fit = head._fit_of(x_ND[kept_N].double(), labels_N[kept_N])
         assert fit.penalty(None, "mean", balance=False) == fit.automatic()

@@ -18,7 +18,7 @@ Penalty = Literal["mean", "each", "absolute"]
 _SMALLEST = 1e-10  # share of the largest principal value below which a direction is rounding
 _CANDIDATES = tuple(10.0 ** (0.25 * step) for step in range(-20, 13))
 _NEAR = 0.2  # standard errors
-_UNEQUAL = 4
+_UNEQUAL = 3.0
 _ROUNDING = 1e-9
 
 
@@ -53,14 +53,14 @@ class Fit:
     def penalty(self, strength: float | None, meaning: Penalty, balance: bool) -> float:
         """The number that is added to each principal value; None chooses it (`automatic`).
 
-        Where classes shall count alike though they have unequal numbers of images, the choice is multiplied by (mean
-        number / harmonic mean)^4: a class of few images among many is fitted by chance, which the score, an average
-        over images, hardly sees. The power was chosen on validation images (docs/log.md, 2026-11-30).
+        Where classes shall count alike though they have unequal numbers of images, the choice is multiplied by mean
+        number / harmonic mean, at most 3: a class of few images among many is fitted by chance, which the score, an
+        average over images, hardly sees. Chosen on validation images (docs/log.md, 2026-12-01).
         """
         if strength is None:
             have_K = self.count_K[self.count_K > 0]
-            unequal = float((have_K.mean() * (1 / have_K).mean()) ** _UNEQUAL) if balance else 1.0
-            return self.automatic() * unequal
+            unequal = float(have_K.mean() * (1 / have_K).mean()) if balance else 1.0
+            return self.automatic() * min(unequal, _UNEQUAL)
         share = 1.0 if meaning == "absolute" else self.values_R.sum().item() / len(self.scale_D)
         return strength * share
 
