@@ -66,9 +66,9 @@ def test_numbers_are_those_of_the_results(runs: Path, page: Path) -> None:
     values = [one["average_accuracy"] for one in l2p]
     rows = Elements(page.read_text(encoding="utf-8")).tables["results"]
     assert rows[1][:2] == ["A l2p", f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"]
-    assert rows[1][4:6] == ["2", f"{4 * 2 * 64 + 4 * 64 + 10 * 65:,}"]
+    assert rows[1][5:7] == ["2", f"{4 * 2 * 64 + 4 * 64 + 10 * 65:,}"]
     assert rows[2][0] == "B näh <b> $m$"
-    assert rows[2][4:6] == ["1", "0"]
+    assert rows[2][5:7] == ["1", "0"]
     group = read([runs / "l2p-seed1", runs / "l2p-seed2"])[0]
     expected = np.mean(
         [[[np.nan if v is None else v for v in row] for row in one["accuracy_matrix"]] for one in l2p], 0
