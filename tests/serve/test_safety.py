@@ -251,6 +251,15 @@ def test_too_many_changes_at_once(small: tuple[Client, House]) -> None:
     assert house.budget.held == 0
 
 
+def test_a_signal_may_come_while_a_change_is_noted(small: tuple[Client, House]) -> None:
+    worker = small[1].worker
+    with worker._lock:  # as in `submit`, in the thread in which a signal then calls `stop`
+        assert worker._lock.acquire(timeout=1)
+        worker._lock.release()
+        worker.stop()
+    assert worker.closing
+
+
 def test_images_that_would_take_all_memory_are_refused(local: Client) -> None:
     found = local.send("POST", "/v1/predict", encoded(Image.new("1", (12_000, 12_000))))  # 18 kB
     assert (found.status, "pixels" in found.error) == (400, True), found.body
