@@ -27,6 +27,8 @@ def test_words_become_a_recipe_methods_and_settings_of_all() -> None:
         (["lite"], "expected a recipe and methods"),
         (["lite", "coda", "method.length=8"], r"'coda method\.length=8'"),
         (["lite", "coda", "ncm", "coda"], "coda is there twice"),
+        (["lite", "coda", ""], "'': expected a method"),
+        (["lite", "coda data.root='my"], "expected a method, and settings in matching quotes"),
     ]:
         with pytest.raises(UserError, match=message):
             split(wrong)
