@@ -125,6 +125,7 @@ def test_another_host_needs_a_token() -> None:
         with pytest.raises(UserError, match="expected at least 16 ASCII characters"):
             checked(Address(token=weak))
     assert urls(Address("::1", token="t" * 16), 80) == f"http://[::1]:80/#token={'t' * 16}"
+    assert urls(Address(token="100%41" + "t" * 10), 80).endswith(f"#token=100%2541{'t' * 10}")  # which the page decodes
     assert urls(Address("0.0.0.0"), 80) == f"http://{socket.gethostname()}:80/"
 
 
