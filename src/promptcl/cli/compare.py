@@ -63,7 +63,8 @@ def compare(
         rows = experiment.run(made, folder, table)
     except KeyboardInterrupt:
         table.close()
-        words = [recipe, *methods, *settings, *(["--seeds", seeds] if seeds else []), *(["--own"] if own else [])]
+        flags = [flag for flag, given in (("--own", own), ("--trust", trust), ("--quiet", quiet)) if given]
+        words = [recipe, *methods, *settings, *(["--seeds", seeds] if seeds else []), *flags]
         print(f"go on with: promptcl compare {shlex.join([*words, '--out', str(folder)])}", file=sys.stderr)
         raise
     finally:
