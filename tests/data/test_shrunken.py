@@ -36,9 +36,13 @@ def picked(number: int) -> tuple[bytes, Tensor]:
 def filled(folder: Path, numbers: range, most: int = 2**20) -> Shrunken:
     cache = Shrunken(folder, most)
     for number in numbers:
-        digest, image = picked(number)
-        cache.put(digest, 512, image)
+        filled_with(cache, number)
     return cache
+
+
+def filled_with(cache: Shrunken, number: int) -> None:
+    digest, image = picked(number)
+    cache.put(digest, 512, image)
 
 
 def there(cache: Shrunken, numbers: range) -> list[int]:
@@ -91,6 +95,20 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path: Path) -> None:
     (file,) = tmp_path.iterdir()
     os.truncate(file, MAGIC + RECORD + 10)
     assert there(cache, range(3)) == [0]
+
+
+def test_a_record_that_was_written_in_part_is_not_read(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    cache, (now, most) = filled(tmp_path, range(1)), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MAGIC + RECORD + 100, most))  # as of a disk that is full there
+    try:
+        filled_with(cache, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (now, most))
+    for number in range(2, 5):  # there is room again, and a record behind the part of one
+        filled_with(cache, number)
+    assert there(cache, range(5)) == [0]
+    assert cache.trouble is not None
 
 
 def test_the_room_is_kept_and_the_first_images_stay(tmp_path: Path) -> None:

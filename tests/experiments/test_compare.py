@@ -27,6 +27,8 @@ def test_words_become_a_recipe_methods_and_settings_of_all() -> None:
         (["lite"], "expected a recipe and methods"),
         (["lite", "coda", "method.length=8"], r"'coda method\.length=8'"),
         (["lite", "coda", "ncm", "coda"], "coda is there twice"),
+        (["lite", "coda", ""], "'': expected a method"),
+        (["lite", "coda data.root='my"], "expected a method, and settings in matching quotes"),
     ]:
         with pytest.raises(UserError, match=message):
             split(wrong)
@@ -97,7 +99,8 @@ def test_interrupted_it_says_the_line_that_goes_on_and_keeps_what_is_finished(tm
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1].splitlines()
     assert process.returncode == 130, said
-    assert any(line.startswith("go on with: promptcl compare demo ncm 'apt train.epochs=20'") for line in said), said
+    (line,) = [line for line in said if line.startswith("go on with: promptcl compare demo ncm 'apt train.epochs=20'")]
+    assert "--quiet" in line
     kept = (out / "ncm" / "seed42" / "results.json").stat()
     begun = (out / "apt-train.epochs=20" / "seed42" / "config.yaml").stat()
     again = start("compare", *words, "--quiet", cwd=tmp_path)

@@ -234,6 +234,19 @@ def test_bic_sets_images_aside_and_corrects_the_newest_logits(
     assert same(before, state(learner, "vit."))
 
 
+def test_bic_replays_what_was_held_out_before(
+    backbone: Backbone, digits: list[ImageSet], stages: list[tuple[set[bytes], set[bytes]]]
+) -> None:
+    settings: dict[str, Any] = {"memory": {"per_class": 8}, "train": {"holdout": 0.5}, "validation": 0.25}
+    learner = make(backbone, digits[0], name="bic", **settings)
+    images = learner.memory.images
+    assert images is not None
+    late = {images.digest(int(i)) for i in learner.memory.kept["aside"][:, 0].isnan().nonzero()}
+    assert late
+    learner.learn(digits[1])
+    assert late <= stages[-2][1]
+
+
 def test_bic_weighs_by_classes(backbone: Backbone, digits: list[ImageSet]) -> None:
     learner, shares = make(backbone, name="bic", memory={"per_class": 2}), []
     for images in digits[:4]:

@@ -78,6 +78,7 @@ def test_a_broken_image_is_told_beside_the_others(answering: Client, seven: list
         ("/v1/predict?top=0", "expected a whole number from 1"),
         ("/v1/predict?top=x", "expected a whole number from 1"),
         ("/v1/predict?top=99999999999999999999", "expected a whole number from 1"),
+        ("/v1/predict?top=0000000019999", "expected a whole number from 1"),  # whose first nine digits are 1
         ("/v1/predict?threshold=nan", "expected a probability"),
         ("/v1/predict?threshold=2", "expected a probability"),
     ],

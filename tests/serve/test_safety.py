@@ -125,6 +125,7 @@ def test_another_host_needs_a_token() -> None:
         with pytest.raises(UserError, match="expected at least 16 ASCII characters"):
             checked(Address(token=weak))
     assert urls(Address("::1", token="t" * 16), 80) == f"http://[::1]:80/#token={'t' * 16}"
+    assert urls(Address(token="100%41" + "t" * 10), 80).endswith(f"#token=100%2541{'t' * 10}")  # which the page decodes
     assert urls(Address("0.0.0.0"), 80) == f"http://{socket.gethostname()}:80/"
 
 
@@ -249,6 +250,15 @@ def test_too_many_changes_at_once(small: tuple[Client, House]) -> None:
     hold.set()
     assert client.done(answers[0])["learned"] == 1
     assert house.budget.held == 0
+
+
+def test_a_signal_may_come_while_a_change_is_noted(small: tuple[Client, House]) -> None:
+    worker = small[1].worker
+    with worker._lock:  # as in `submit`, in the thread in which a signal then calls `stop`
+        assert worker._lock.acquire(timeout=1)
+        worker._lock.release()
+        worker.stop()
+    assert worker.closing
 
 
 def test_images_that_would_take_all_memory_are_refused(local: Client) -> None:

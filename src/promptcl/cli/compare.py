@@ -63,7 +63,8 @@ def compare(
         rows = experiment.run(made, folder, table)
     except KeyboardInterrupt:
         table.close()
-        words = [recipe, *methods, *settings, *(["--seeds", seeds] if seeds else []), *(["--own"] if own else [])]
+        flags = [flag for flag, given in (("--own", own), ("--trust", trust), ("--quiet", quiet)) if given]
+        words = [recipe, *methods, *settings, *(["--seeds", seeds] if seeds else []), *flags]
         print(f"go on with: promptcl compare {shlex.join([*words, '--out', str(folder)])}", file=sys.stderr)
         raise
     finally:
@@ -77,9 +78,9 @@ def compare(
 def split(arguments: list[str]) -> tuple[str, list[str], list[str]]:
     """The recipe, the methods (those that it lists, where none is named) and the settings of all.
 
-    Raises UserError for no method, or one twice.
+    Raises UserError for no method, one that cannot be read, or one twice.
     """
-    settings = [text for text in arguments if "=" in text.split()[0] and not Path(text).is_file()]
+    settings = [text for text in arguments if "=" in "".join(text.split()[:1]) and not Path(text).is_file()]
     words = [text for text in arguments if text not in settings]
     if len(words) == 1:
         from promptcl.recipes.load import compared
@@ -90,6 +91,8 @@ def split(arguments: list[str]) -> tuple[str, list[str], list[str]]:
     if given := next((text for text in settings if text.partition("=")[0].strip().startswith("method")), None):
         raise UserError(f"{given}: options belong to one method; write them behind it in quotes: '{words[1]} {given}'")
     recipe, *methods = words
+    for text in methods:
+        words_of(text)
     folders = [folder_of(method) for method in methods]
     if twice := next((method for method in methods if folders.count(folder_of(method)) > 1), None):
         raise UserError(f"{twice} is there twice; leave one out, or give it other settings: '{twice} train.lr=0.01'")
@@ -107,10 +110,21 @@ def entries(
     listed, made = {row.method: row for row in compared(recipe)}, []
     for text in methods:
         row = listed.get(text, Compared(method=text))
-        name, *changes = [*shlex.split(text), *shlex.split(row.also)]
+        name, *changes = [*words_of(text), *shlex.split(row.also)]
         configs = [of_another(base, name, [*changes, *seed], own, trust) for seed in numbers]
         made.append(Entry(text, folder_of(text), configs, row.published))
     return made
+
+
+def words_of(text: str) -> list[str]:
+    """A method and settings of its own. Raises UserError where there is no word, or a quote without its end."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = []
+    if not words:
+        raise UserError(f"{text!r}: expected a method, and settings in matching quotes, as 'coda method.length=8'")
+    return words
 
 
 def folder_of(method: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -115,7 +116,8 @@ class Shrunken:
                 return
             try:
                 part = self._own = self._own or self._new_part()
-                part.file.write(record)  # one call, unbuffered: what is cut short has a wrong checksum
+                if part.file.write(record) < len(record):  # one call, unbuffered; the rest has a wrong checksum
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
                 self.trouble, self._full = f"{self.folder} takes no more decoded images ({error.strerror})", True
                 return

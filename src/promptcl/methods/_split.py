@@ -32,7 +32,8 @@ class Parts(NamedTuple):
 def split(task: TaskView, share: float, who: str) -> Parts:
     """Set aside `share` of what the memory holds of each class, at least one image where it holds two.
 
-    Whether an image of an earlier task is aside was said when it was new, and the memory has kept it.
+    Whether an image of an earlier task is aside was said when it was new, and the memory has kept it. Images that were
+    held out then (`train.holdout`) came into the memory later; they are trained on.
     Raises UserError where there is no memory; `who` says it.
     """
     stored = task.remember()
@@ -40,7 +41,8 @@ def split(task: TaskView, share: float, who: str) -> Parts:
         raise UserError(f"{who} needs images of earlier tasks; write memory.per_class=10")
     unknown = torch.full((1, 1), torch.nan)
     aside_M = task.collect(lambda b: b.kept.get("aside", unknown.expand(len(b.labels_B), 1)), stored)[:, 0].cpu()
-    fresh = aside_M.isnan().numpy()  # images of this task
+    unsaid, new = aside_M.isnan().numpy(), {task.new.digest(i) for i in range(len(task.new))}
+    fresh = unsaid & np.array([stored.digest(i) in new for i in range(len(stored))])
     chosen: list[int] = []
     for label in np.unique(stored.labels[fresh]):
         rows = np.flatnonzero(fresh & (stored.labels == label))
@@ -48,7 +50,7 @@ def split(task: TaskView, share: float, who: str) -> Parts:
         chosen += rows[torch.randperm(len(rows), generator=task.generator)[:count].numpy()].tolist()
     held = {stored.digest(i) for i in chosen}
     is_held = [task.new.digest(i) in held for i in range(len(task.new))]
-    old = np.flatnonzero((aside_M == 0).numpy())
+    old = np.flatnonzero((aside_M == 0).numpy() | (unsaid & ~fresh))
     return Parts(
         task.new.select(np.flatnonzero(~np.array(is_held))),
         stored.select(old) if len(old) else None,

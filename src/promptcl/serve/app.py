@@ -223,7 +223,7 @@ def _number(request: Request, name: str, default: int, least: int, most: int) ->
     given = request.query_params.get(name)
     if given is None:
         return default
-    if not given.isascii() or not given.isdigit() or not least <= int(given[:9]) <= most:
+    if not given.isascii() or not given.isdigit() or len(given) > 9 or not least <= int(given) <= most:
         raise Refused(f"{name}={given[:20]!a}: expected a whole number from {least} to {most}")
     return int(given)
 

@@ -94,7 +94,7 @@ class Worker:
         """Start it."""
         self._keeper, self._limits = keeper, limits
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal calls `stop` in the thread that may be in `submit`
         self._jobs: dict[str, Job] = {}
         self.closing = False
         self._thread = threading.Thread(target=self._run, name="changes", daemon=True)

@@ -10,6 +10,7 @@ import threading
 import webbrowser
 from dataclasses import dataclass
 from types import FrameType
+from urllib.parse import quote
 
 import uvicorn
 
@@ -58,7 +59,7 @@ def urls(address: Address, port: int) -> str:
     """The address of the page, with its token where it has one (a part that browsers do not send)."""
     everywhere = address.host in ("0.0.0.0", "::")
     name = socket.gethostname() if everywhere else f"[{address.host}]" if ":" in address.host else address.host
-    return f"http://{name}:{port}/" + (f"#token={address.token}" if address.token else "")
+    return f"http://{name}:{port}/" + (f"#token={quote(address.token, safe='')}" if address.token else "")
 
 
 class _Server(uvicorn.Server):

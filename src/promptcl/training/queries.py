@@ -121,7 +121,10 @@ class QueryCache:
         values_NX = kept.values_NX
         if values_NX.shape[1:] != value_BX.shape[1:] or values_NX.dtype != value_BX.dtype:
             kept.values_NX, kept.known = value_BX.new_empty(len(values_NX), *value_BX.shape[1:]), {}
-            while len(self._sets) > 1 and sum(one.values_NX.nbytes for one in self._sets.values()) > self.cache_bytes:
+            # Of a list: an image set may be freed meanwhile, by another thread or by the garbage collector.
+            while (
+                len(self._sets) > 1 and sum(one.values_NX.nbytes for one in [*self._sets.values()]) > self.cache_bytes
+            ):
                 self._sets.popitem(last=False)
         kept.values_NX[span.start : span.stop] = value_BX
         kept.known[span] = of
