@@ -89,7 +89,9 @@ def agree(one: Any, other: Any) -> bool:
         near = {"cosine": 1e-4}
         assert one.keys() == other.keys()
         return all(
-            other[key] == pytest.approx(one[key], rel=near[key]) if key in near else agree(one[key], other[key])
+            other[key] == pytest.approx(one[key], rel=near[key])
+            if key in near and one[key] is not None
+            else agree(one[key], other[key])
             for key in one
         )
     if isinstance(one, list):
