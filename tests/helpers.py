@@ -40,6 +40,11 @@ SMALL = TINY_VIT
 TRAINED = [*TINY_VIT, "train.epochs=1", "train.min_steps=5"]
 """For recipes that train."""
 
+REMEMBERS: dict[str, dict[str, Any]] = {
+    name: {"memory": {"per_class": 4, "store": True}} for name in ("er", "gdumb", "derpp", "bic", "co2l")
+}
+"""Settings beside those of the method, where a memory is a part of it, found again by who continues."""
+
 _SETTINGS: dict[str, Any] = {
     "tasks": 2,
     "seed": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import http.client
 import json
 import os
@@ -166,6 +167,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             env={**ENVIRONMENT, "PYTHONUNBUFFERED": "1"},
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in the background
         )
         assert self.process.stdout is not None
         self.said = [self.process.stdout.readline() for _ in range(3)]

@@ -6,6 +6,7 @@ from typing import Any
 
 import broken_methods
 import pytest
+from helpers import REMEMBERS
 
 from promptcl.methods._base import Method
 from promptcl.recipes import available
@@ -38,15 +39,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "co2l": {"head_epochs": 5},
     "slca": {**ALIGNED, "share": 0.2},
 }
-# Methods of which a memory is a part, and how it is found again by who continues.
-REMEMBERS: dict[str, Any] = {"memory": {"per_class": 4, "store": True}}
-SETTINGS = dict.fromkeys(("er", "gdumb", "derpp", "bic", "co2l"), REMEMBERS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", available("methods"))
 def test_every_method(name: str) -> None:
-    said = check_method(name, QUICK.get(name), SETTINGS.get(name))
+    said = check_method(name, QUICK.get(name), REMEMBERS.get(name))
     assert len(said) == len(CHECKS)
     assert all(result.startswith(("passed", "refused: ")) for result in said.values())
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import ENVIRONMENT, make_config, rewrite
+from helpers import ENVIRONMENT, REMEMBERS, make_config, rewrite
 
 from promptcl import store
 from promptcl.backbone.vit import Backbone
@@ -68,10 +68,11 @@ def test_a_head_of_random_numbers_comes_back_too(backbone: Backbone, digits: lis
 def came_back_and_learned_on(
     method: dict[str, Any], backbone: Backbone, digits: list[ImageSet], tmp_path: Path
 ) -> None:
-    whole = Learner(make_config(method=method), backbone)
+    config = make_config(method=method, **REMEMBERS.get(method["name"], {}))
+    whole = Learner(config, backbone)
     for images in digits[:3]:
         whole.learn(images)
-    parts = Learner(make_config(method=method), backbone)
+    parts = Learner(config, backbone)
     parts.save(tmp_path)
     for images in digits[:3]:
         parts = Learner.load(tmp_path, backbone=backbone)

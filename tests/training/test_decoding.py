@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
@@ -107,6 +108,9 @@ def test_ctrl_c_while_workers_decode(photos: Path, tmp_path: Path, wait: float) 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=functools.partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        ),  # a job in the background ignores it
     )
     tasks, end = Path(f"/proc/{process.pid}/task"), time.monotonic() + 120
     while time.monotonic() < end and len(list(tasks.iterdir())) < 5:  # the four workers and who asks

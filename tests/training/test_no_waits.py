@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_config
+from helpers import REMEMBERS, make_config
 from told import Told, make
 from torch import Tensor
 
@@ -30,10 +30,6 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("ranpac", {"adapt": "lora", "size": 2}),
     ("aper", {"adapt": "ssf"}),
 ]
-
-
-KNOWN = {"slca_lora": "methods/_align.py"}
-"""What waits in every step: the file of the norms of the logits of each task."""
 
 
 def waits(learner: Learner, tasks: list[ImageSet]) -> set[str]:
@@ -62,13 +58,8 @@ def waits(learner: Learner, tasks: list[ImageSet]) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
 def test_no_step_waits(backbone: Backbone, digits: list[ImageSet], name: str, options: dict[str, Any]) -> None:
-    learner = Learner(make_config(method={"name": name, **options}), backbone)
-    found = waits(learner, digits[:2])
-    if name in KNOWN:
-        assert found
-        assert all(KNOWN[name] in one or "training/loop" in one for one in found)
-    else:
-        assert not found
+    learner = Learner(make_config(method={"name": name, **options}, **REMEMBERS.get(name, {})), backbone)
+    assert not waits(learner, digits[:2])
 
 
 def test_what_waits_is_found(backbone: Backbone, digits: list[ImageSet]) -> None:
