@@ -125,7 +125,8 @@ def normalised(logits_NK: Tensor, task_of_class_K: Tensor, tasks: int, temperatu
     """
     if temperature is None:
         return logits_NK
-    member_KS = F.one_hot(task_of_class_K, tasks).to(logits_NK)  # no question to the device in a step
+    every_S = torch.arange(tasks, device=logits_NK.device)  # one_hot would ask the device in each step
+    member_KS = (task_of_class_K[:, None] == every_S).to(logits_NK)
     some_S = member_KS.amax(0)
     norm_NS = (logits_NK.square() @ member_KS).clamp_min(1e-14).sqrt() * some_S  # at 0 a root has no gradient
     return logits_NK / (temperature * norm_NS.sum(1, keepdim=True) / some_S.sum())
