@@ -94,7 +94,7 @@ def test_interrupted_it_says_the_line_that_goes_on_and_keeps_what_is_finished(tm
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     out = tmp_path / "runs" / "compare-demo"
-    while process.poll() is None and not list(out.glob("apt*/seed42/config.yaml")):
+    while process.poll() is None and not list(out.glob("apt*/seed42/learner/learner.json")):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1].splitlines()
