@@ -39,6 +39,7 @@ _HEAD = struct.Struct("<32sIII")  # key, height, width, checksum of the pixels; 
 _CHECK = struct.Struct("<I")
 _SUFFIX = ".shrunken"
 _MOST_SIDE = 2**20
+_MOST_FILES = 100  # that are open at a time: each process leaves one
 
 
 @dataclass
@@ -133,10 +134,11 @@ class Shrunken:
             self._parts, self._places, self._own, self._full = [], {}, None, True
 
     def _opened(self) -> dict[bytes, _Place]:
-        """What is in the folder; looked through once."""
+        """What is in the folder, in its newest files; looked through once."""
         if self._places is None:
             self._places = {}
-            for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+            newest = sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: _status(path)[1])[-_MOST_FILES:]
+            for path in newest:
                 with contextlib.suppress(OSError):
                     part = _Part(path, disk.opened(path), path.stat().st_size)
                     self._parts.append(part)

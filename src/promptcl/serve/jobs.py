@@ -195,8 +195,11 @@ class Worker:
                 return result | _compared(before.standing, before)
             job.doing = "saving"
             learner.save(self._keeper.store)
-            # What answers is what was written, and holds nothing of the images.
-            return result | _compared(before.standing, self._keeper.renew())
+            try:  # what answers is what was written, and holds nothing of the images
+                return result | _compared(before.standing, self._keeper.renew())
+            except Exception as error:
+                sentence = f"it was saved, but cannot be answered from ({error}); start the server anew"
+                raise Refused(sentence, 500) from error
 
 
 def _compared(before: Standing | None, after: Known) -> dict[str, Any]:

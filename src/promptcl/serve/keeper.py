@@ -44,7 +44,7 @@ class Keeper:
             return
         try:
             self.renew()
-        except UserError as error:
+        except Exception as error:  # the thread that asks has to live on, whatever others have written
             print(f"warning: {error}; the learner of before goes on answering", file=sys.stderr, flush=True)
 
     def _now(self) -> tuple[int, int, int] | None:
