@@ -8,7 +8,6 @@ B images, N features, D width, K classes so far.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,16 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from promptcl.backbone import Backbone
-from promptcl.data import ImageSet
-from promptcl.layers import GrowingLinear, TaskLinear
 from promptcl.layers.lora import LoRA, NormsAndBiases
 from promptcl.layers.losses import reverse_cross_entropy
-from promptcl.methods._align import Alignment, AlignOptions, normalised
-from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
-from promptcl.methods._tasks import KnowsTasks
+from promptcl.methods._aligned import AlignedHeads, AlignedOptions
+from promptcl.methods._base import Batch, masked_cross_entropy
 
 
-class SLCAOptions(AlignOptions):
+class SLCAOptions(AlignedOptions):
     """Settings of SLCA++."""
 
     rank: int = Field(default=4, ge=1)
@@ -40,11 +36,9 @@ class SLCAOptions(AlignOptions):
     """Weight of the cross-entropy."""
     age: float = Field(default=0.02, ge=0)
     """What is added to the scale of the features that the head of an old task reads, for each task since then."""
-    temperature: float | None = Field(default=0.1, gt=0)
-    """The alignment divides logits by this times the mean norm of those of each task; null: by nothing."""
 
 
-class Model(KnowsTasks):
+class Model(AlignedHeads):
     """LoRA, norms, biases, the heads as trained, and the aligned head."""
 
     about = "low-rank changes, norms and biases, aligned head; 1 pass"
@@ -57,28 +51,7 @@ class Model(KnowsTasks):
         self.lora = LoRA(backbone, options.rank, ("qkv", "fc1", "fc2"), generator, scale=0.8)
         self.lora.start_from_weights(backbone)
         self.rest = NormsAndBiases(backbone)
-        self.raw, self.head = TaskLinear(backbone.width), GrowingLinear(backbone.width)
-        self.alignment = Alignment(backbone.width, options)
-
-    def grow(self, task: TaskView) -> None:
-        """Append rows to both heads."""
-        super().grow(task)
-        for part in (self.raw, self.head):
-            part.grow(task.new_classes, task.generator)
-        self.alignment.grow(task.new_classes)
-
-    def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
-        """Train slowly, add the class Gaussians, and align a copy of the heads, but for the first task."""
-        yield Stage(task.new)
-        self.absorb(backbone, task, task.new)
-        for own, raw in zip(self.head.parameters(), self.raw.rows(), strict=True):
-            own.copy_(raw)
-        if task.index:
-            yield self.alignment.stage(task, self.head.parameters(), self.aligned_logits, self.shrink)
-
-    def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
-        """Add the features of images to the Gaussians."""
-        self.alignment.add(task, lambda batch: self.features(backbone, batch), images)
+        self.begin_heads(backbone.width)
 
     def features(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Class token [B, D] of the changed model."""
@@ -93,19 +66,10 @@ class Model(KnowsTasks):
         """Logits [N, K] of the aligned head, whose old rows read larger features."""
         return features_ND @ self.head.weight_KD.T * (1 + self.options.age * self.age_K) + self.head.bias_K
 
-    def aligned_logits(self, features_ND: Tensor) -> Tensor:
-        """What the alignment takes the cross-entropy of [N, K]."""
-        temperature, logits_NK = self.options.temperature, self.head_logits(features_ND)
-        return normalised(logits_NK, self.task_of_class_K, self.index + 1, temperature)
-
-    def shrink(self, features_ND: Tensor, labels_N: Tensor, generator: torch.Generator) -> Tensor:
+    def aged(self, features_ND: Tensor, labels_N: Tensor, generator: torch.Generator) -> Tensor:
         """Divide what was drawn of old classes by 1 + r times their age, r uniform in half to one and a half `age`."""
         r_N1 = self.options.age * (0.5 + torch.rand(len(labels_N), 1, generator=generator)).to(features_ND)
         return features_ND / (1 + r_N1 * self.age_K[labels_N, None])
-
-    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Logits [B, K]."""
-        return self.head_logits(self.features(backbone, batch))
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Symmetric cross-entropy of the heads as trained."""
