@@ -80,6 +80,10 @@ def test_a_table_a_file_and_a_page_and_a_failure_that_stops_no_other(tmp_path: P
     page = (tmp_path / "o" / "report.html").read_text()
     assert "A-bar" in page
     assert "accuracy-against-seconds" in page
+    before = (tmp_path / "o" / "compare.json").read_text()
+    result = start("compare", *words, *FEW, "seed=42", "eval.batch_size=3", "--out", "o", "--quiet", cwd=tmp_path)
+    assert "a run with other settings is there" in result.stderr
+    assert (tmp_path / "o" / "compare.json").read_text() == before
 
 
 @pytest.mark.slow

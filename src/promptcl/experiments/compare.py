@@ -63,6 +63,9 @@ def run(entries: Sequence[Entry], out: Path, shown: Shown) -> list[Row]:
         UserError: the runs of another comparison are in the way.
         OSError: `out` cannot be written.
     """
+    for entry in entries:  # before anything is run or written
+        for config in entry.configs:
+            repeat.finished(config, out / entry.folder / f"seed{config.seed}")
     rows: list[Row] = []
     for entry in entries:
         folder = out / entry.folder

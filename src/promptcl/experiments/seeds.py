@@ -32,7 +32,7 @@ def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> 
         UserError: as experiment.run; a finished run with other settings is in the way.
         OSError: `out` cannot be written.
     """
-    results = processes.on_first(lambda: [_finished(config, out / f"seed{config.seed}") for config in configs])
+    results = processes.on_first(lambda: [finished(config, out / f"seed{config.seed}") for config in configs])
     for i, config in enumerate(configs):
         folder = out / f"seed{config.seed}"
         results[i] = results[i] or experiment.run(config, folder, make_ui(folder), resume=True)
@@ -55,7 +55,7 @@ def describe(summary: dict[str, Any]) -> str:
     return f"{summary['n']} seeds: {', '.join(means)}"
 
 
-def _finished(config: Config, folder: Path) -> dict[str, Any] | None:
+def finished(config: Config, folder: Path) -> dict[str, Any] | None:
     """Results of a finished run of `config` in `folder`; None if there are none.
 
     Raises UserError where those of a run with other settings are there.
