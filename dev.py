@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -228,13 +229,16 @@ def run(module: str, *arguments: str) -> None:
 
 
 def run_python(*arguments: str) -> None:
-    """The Python of .venv with these arguments; Ctrl-C reaches it too, and it ends as it wants to."""
+    """The Python of .venv with these arguments; Ctrl-C and SIGTERM reach it too, and it ends as it wants to."""
     process = subprocess.Popen([str(python_of(VENV)), *arguments])
+    before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     try:
         code = process.wait()
     except KeyboardInterrupt:
         process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         raise subprocess.CalledProcessError(code, process.args)
 

@@ -25,8 +25,8 @@ def write_images(images: ImageSet, folder: Path) -> None:
 
 
 def make(place: Path) -> Path:
-    """The store in `place`, made with its images if it is not there."""
-    store, images = place / "store", place / "images"
+    """The store `digits` in `place`, made with its images if it is not there."""
+    store, images = place / "digits", place / "images"
     if not (store / "learner.json").exists():
         print("learning ten digits, 40 images of each", flush=True)
         split = load_split(load_config("demo", ["data.train_per_class=40", "data.test_per_class=20"]).data)
