@@ -140,7 +140,7 @@ def blocks(page: Path) -> list[str]:
 
 def smaller(code: str, recipe: str, settings: list[str]) -> str:
     """The code with another recipe or settings in the place of its own; nothing else is changed."""
-    changed = re.sub(r'load_config\("[\w-]+"\)', f"load_config({recipe!r}, {settings!r})", code)
+    changed = re.sub(r'load_config\("[\w-]+"(, \[[^\]]*\])?\)', f"load_config({recipe!r}, {settings!r})", code)
     assert changed != code
     return changed
 
