@@ -51,9 +51,7 @@ def compare(
     Interrupted: say the same line again. Finished runs are kept, and the one that was interrupted goes on.
     """
     recipe, methods, settings = split(arguments)
-    folder = out or Path("runs") / f"compare-{Path(recipe).stem}"
-    if folder.is_file():
-        raise UserError(f"--out {folder}: it is a file; write the path of a folder")
+    folder = _folder(out or Path("runs") / f"compare-{Path(recipe).stem}")
     from promptcl.experiments import compare as experiment
     from promptcl.experiments.side_by_side import LEGEND, Table
 
@@ -64,8 +62,8 @@ def compare(
     except KeyboardInterrupt:
         table.close()
         flags = [flag for flag, given in (("--own", own), ("--trust", trust), ("--quiet", quiet)) if given]
-        words = [recipe, *methods, *settings, *(["--seeds", seeds] if seeds else []), *flags]
-        print(f"go on with: promptcl compare {shlex.join([*words, '--out', str(folder)])}", file=sys.stderr)
+        words = [*arguments, *(["--seeds", seeds] if seeds else []), *flags, "--out", str(folder)]
+        print(f"go on with: promptcl compare {shlex.join(words)}", file=sys.stderr)
         raise
     finally:
         table.close()
@@ -73,6 +71,12 @@ def compare(
     _page([folder / one.folder for one, row in zip(made, rows, strict=True) if "failed" not in row], folder)
     if failed := [row["method"] for row in rows if "failed" in row]:
         raise UserError(f"failed: {', '.join(failed)}; mend the settings and say the line again, the others are kept")
+
+
+def _folder(out: Path) -> Path:
+    if out.is_file():
+        raise UserError(f"--out {out}: it is a file; write the path of a folder")
+    return out
 
 
 def split(arguments: list[str]) -> tuple[str, list[str], list[str]]:
