@@ -191,11 +191,16 @@ def test_odd_images_give_finite_weights(what: str, penalty: Penalty, strength: f
 
 
 def test_unequal_classes_that_count_alike_get_a_larger_penalty() -> None:
-    """Mean number / harmonic mean times the choice, at most three times; the same where numbers are equal."""
-    x_ND, labels_N = points(2, 40, 6)
-    few_N, fewer_N = ((torch.arange(80) % 40 < most) | (labels_N == 0) for most in (10, 2))
-    cases = ((torch.ones(80, dtype=torch.bool), 1.0), (few_N, 25 * (1 / 40 + 1 / 10) / 2), (fewer_N, 3.0))
-    for kept_N, times in cases:
+    """Mean number / harmonic mean times the choice, at most three times; of two classes its fourth power."""
+    for classes, kept, times in (
+        (3, 40, 1.0),
+        (3, 10, 30 * (2 / 40 + 1 / 10) / 3),
+        (3, 1, 3.0),  # which would be 9.9
+        (2, 40, 1.0),
+        (2, 10, (25 * (1 / 40 + 1 / 10) / 2) ** 4),
+    ):
+        x_ND, labels_N = points(classes, 40, 6)
+        kept_N = (labels_N > 0) | ((labels_N == 0).cumsum(0) <= kept)
         head = from_rows(x_ND[kept_N], labels_N[kept_N], True, strength=None)
         fit = head._fit_of(x_ND[kept_N].double(), labels_N[kept_N])
         assert fit.penalty(None, "mean", balance=False) == fit.automatic()

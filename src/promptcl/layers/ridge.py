@@ -54,13 +54,14 @@ class Fit:
         """The number that is added to each principal value; None chooses it (`automatic`).
 
         Where classes shall count alike though they have unequal numbers of images, the choice is multiplied by mean
-        number / harmonic mean, at most 3: a class of few images among many is fitted by chance, which the score, an
-        average over images, hardly sees. Chosen on validation images (docs/log.md, 2026-12-01).
+        number / harmonic mean, at most 3, or for two classes by its fourth power: a class of few images among many is
+        fitted by chance, which the score, an average over images, hardly sees. Chosen on validation images
+        (docs/log.md, 2026-12-01).
         """
         if strength is None:
             have_K = self.count_K[self.count_K > 0]
             unequal = float(have_K.mean() * (1 / have_K).mean()) if balance else 1.0
-            return self.automatic() * min(unequal, _UNEQUAL)
+            return self.automatic() * (unequal**4 if len(have_K) == 2 else min(unequal, _UNEQUAL))
         share = 1.0 if meaning == "absolute" else self.values_R.sum().item() / len(self.scale_D)
         return strength * share
 
