@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from promptcl.config.schema import WITHOUT_BOUNDARIES
 from promptcl.data.images import ImageSet, concat
 from promptcl.data.splits import Domain, Split
 from promptcl.errors import UserError
@@ -27,10 +28,8 @@ class Scenario:
 
 
 SCENARIOS = {
-    "class": Scenario(True, True),
-    "domain": Scenario(True, False),
-    "gaussian": Scenario(False, True),
-    "blurry": Scenario(False, True),
+    name: Scenario(name not in WITHOUT_BOUNDARIES, masked=name != "domain")
+    for name in ("class", "domain", *WITHOUT_BOUNDARIES)
 }
 """By `Config.scenario`."""
 
