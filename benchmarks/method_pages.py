@@ -13,7 +13,6 @@ import inspect
 import itertools
 import json
 import re
-import statistics
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -192,14 +191,13 @@ def numbers_of(rows: list[tuple[str, str, list[dict[str, Any]], str]]) -> list[s
     if not rows:
         return ["Not measured here."]
     lines = [
-        "| table | row | last accuracy (A_T) % | A-bar % | forgetting | seeds | seconds |",
-        "|:--|:--|--:|--:|--:|--:|--:|",
+        "| table | row | last accuracy (A_T) % | A-bar % | forgetting | seeds |",
+        "|:--|:--|--:|--:|--:|--:|",
     ]
     for table, label, runs, _ in rows:
         keys = ("average_accuracy", "average_incremental_accuracy", "forgetting")
         cells = [spread([run.get(key) for run in runs]) for key in keys]
-        seconds = f"{statistics.mean(run['seconds'] for run in runs):,.0f}"
-        lines.append(f"| {table} | {label} | {' | '.join(cells)} | {len(runs)} | {seconds} |")
+        lines.append(f"| {table} | {label} | {' | '.join(cells)} | {len(runs)} |")
     says = list(dict.fromkeys(said for *_, said in rows if said))
     return ["\n".join(lines), "Commands and protocols: [results.md](../results.md).", *says]
 

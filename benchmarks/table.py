@@ -10,11 +10,14 @@ common to all rows of `promptcl compare`, and `rows` with a `method` each, the r
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
 import statistics
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +119,7 @@ def table(folder: Path, commands: bool = True) -> str:
     if any(run.get("online_accuracy") is not None for some in runs.values() for run in some):
         head, of = ONLINE, online_cells
     if common is not None:
-        head, of = COMPARED, compared_cells
+        head, of = COMPARED, functools.partial(compared_cells, machine=machine_of(runs.values()))
         rows = sorted(rows, key=lambda row: -statistics.mean(run["average_accuracy"] for run in runs[row["row"]]))
     lines = [f"| {row['label']} | {' | '.join(of(runs[row['row']]))} |\n" for row in rows]
     if not commands:
@@ -167,20 +170,38 @@ def cells(runs: list[Results]) -> list[str]:
     ]
 
 
-def compared_cells(runs: list[Results]) -> list[str]:
-    """The cells of a row of a comparison after its label."""
+def compared_cells(runs: list[Results], machine: str) -> list[str]:
+    """The cells of a row of a comparison after its label; how long it took only from runs on that kind of machine."""
     keys = ("average_accuracy", "average_incremental_accuracy", "forgetting")
-    speeds = [f"{statistics.mean(speed(run, kind) for run in runs):,.0f}" for kind in ("train", "eval")]
+    timed = on_machine(runs, machine)
+    speeds = [f"{statistics.mean(speed(run, kind) for run in timed):,.0f}" for kind in ("train", "eval") if timed]
     passes = load_method(runs[0]["config"]["method"]["name"]).about.rpartition("; ")[2]
     return [
         *(spread([run[key] for run in runs]) for key in keys),
         str(len(runs)),
         f"{max(run['trained_parameters'] for run in runs):,}",
         f"{max(run['stored_bytes'] for run in runs) / 1e6:,.2f}",
-        f"{statistics.mean(run['seconds'] for run in runs):,.0f}",
-        ", ".join(speeds),
+        f"{statistics.mean(run['seconds'] for run in timed):,.0f}" if timed else "-",
+        ", ".join(speeds) or "-",
         passes.removesuffix("es").removesuffix(" pass"),
     ]
+
+
+def machine_of(rows: Iterable[list[Results]]) -> str:
+    """The kind of machine on which most rows of a table were run: seconds of different kinds cannot be compared."""
+    kinds = Counter(kind for runs in rows for kind in {_kind(run) for run in runs})
+    return kinds.most_common(1)[0][0] if kinds else ""
+
+
+def on_machine(runs: list[Results], machine: str) -> list[Results]:
+    """The runs on that kind of machine."""
+    return [run for run in runs if _kind(run) == machine]
+
+
+def _kind(run: Results) -> str:
+    """Device, processor, and what it has for bfloat16 without how fast that was."""
+    made_by = run.get("versions", {})  # an older promptcl wrote none
+    return f"{run['device']} {made_by.get('processor')} {made_by.get('bfloat16', '').partition(':')[0]}"
 
 
 def online_cells(runs: list[Results]) -> list[str]:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from promptcl.config import Config
 from promptcl.experiments.reading import ReadingBar
 from promptcl.experiments.time_left import TimeLeft, duration
-from promptcl.runtime.device import fast_bfloat16, pick_device
+from promptcl.runtime.device import about_bfloat16, fast_bfloat16, pick_device
 
 
 class Ui(Protocol):
@@ -216,11 +216,15 @@ class RichUi:
 
 
 def _headline(total_tasks: int, config: Config) -> str:
-    """What runs, in one line: method, data, tasks, seed, backbone, and why it computes in bfloat16 if it does."""
+    """What runs, in one line: method, data, tasks, seed, backbone, and why in bfloat16 or not."""
     tasks = "1 task" if total_tasks == 1 else f"{total_tasks} tasks"
     backbone = f"{config.backbone.name} ({Path(config.backbone.weights).name} weights)"
-    feature = fast_bfloat16(pick_device(config.device)) if config.backbone.precision == "bf16" else None
-    why = f", bfloat16 ({feature})" if feature else ""
+    device = pick_device(config.device)
+    faster, has = fast_bfloat16(device), about_bfloat16(device)
+    if config.backbone.precision == "bf16":
+        why = ", bfloat16" if has == "none" else f", bfloat16 ({has})"
+    else:  # said where one would expect the other
+        why = "" if faster or has == "none" else f", float32 ({has})"
     return f"{config.method['name']}, {config.data.name}, {tasks}, seed {config.seed} on frozen {backbone}{why}"
 
 
