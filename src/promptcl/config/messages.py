@@ -46,11 +46,23 @@ def unknown_key(key: str, known: list[str]) -> str:
     return f"unknown key {key}: expected one of {', '.join(siblings or dict.fromkeys(map(_outline, known)))}"
 
 
+def is_slip(key: str, known: list[str]) -> bool:
+    """Whether `key` is a slip of the fingers away from one of the `known` keys of its own section."""
+    section, _, last = key.rpartition(".")
+    names = [name.rpartition(".")[2] for name in known if section and name.rpartition(".")[0] == section]
+    return any(_slips(last.lower(), name) <= _allowed(last) for name in names)
+
+
+def _allowed(word: str) -> int:
+    """How many slips make of a word still the same word."""
+    return min(len(word) // 3, max(1, len(word) // 4))
+
+
 def _nearest(word: str, known: list[str]) -> str | None:
     """The known word that `word` is a slip of the fingers away from, or that has it for a part; None if none is."""
     word = word.lower()
     slips = {name: _slips(word, name.lower()) for name in known}
-    close = [name for name in known if slips[name] <= min(len(word) // 3, max(1, len(word) // 4))]
+    close = [name for name in known if slips[name] <= _allowed(word)]
     close.sort(key=lambda name: (slips[name], not name.startswith(word)))
     close = close or [name for name in known if _part(word, name.lower())]
     return close[0] if close else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from promptcl.config import Config, Section
 from promptcl.config.extensions import check_trust
-from promptcl.config.messages import unknown_key
+from promptcl.config.messages import is_slip, unknown_key
 from promptcl.config.overrides import (
     UnknownKey,
     assign,
@@ -47,10 +47,12 @@ def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool 
     try:
         return resolve(copy.deepcopy(data), overrides, trust, given)
     except UserError as error:
+        if path.is_relative_to(ROOT):
+            raise
         try:
             resolve(data, (), trust, given)
         except UserError as alone:
-            if str(alone) == str(error) and Path(recipe_or_path).is_file():  # the file is wrong, not an override
+            if str(alone) == str(error):  # the file is wrong, not an override
                 raise UserError(f"{recipe_or_path}: {error}") from None
         raise
 
@@ -105,7 +107,9 @@ def resolve(
                 assign(method, options, key, text, prefix="method.")
         resolved = validate(options, method, prefix="method.")
     except UnknownKey as error:
-        known = [*keys_of(Config), "method.name", *keys_of(_model(name).Options, "method.")]
+        known = [*keys_of(Config), "method.name"]
+        if not is_slip(error.key, known):  # importing the method takes seconds
+            known += keys_of(_model(name).Options, "method.")
         raise UserError(unknown_key(error.key, [key for key in known if key != "method"])) from None
     config = config.model_copy(update={"method": {"name": name, **resolved.model_dump(mode="json")}})
     keys = [key for key, _ in changes]
