@@ -28,7 +28,8 @@ from promptcl.config import Config
 from promptcl.data import ImageSet
 from promptcl.experiments.progress import QuietUi
 from promptcl.experiments.run import run
-from promptcl.experiments.speed import circumstances, matmul_gflops
+from promptcl.experiments.speed import circumstances
+from promptcl.experiments.step import matmul_gflops
 from promptcl.learner import Learner
 from promptcl.recipes.load import load_config
 from promptcl.runtime import disk

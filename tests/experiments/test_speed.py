@@ -17,6 +17,7 @@ from promptcl.data.images import ImageSet
 from promptcl.data.splits import load_split
 from promptcl.data.stream import class_incremental
 from promptcl.experiments import speed as bench
+from promptcl.experiments import step as parts
 from promptcl.learner.learner import Learner
 
 SETTINGS = [
@@ -75,7 +76,7 @@ def test_both_engines_train_and_are_compared() -> None:
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert result["train"]["images"] == 16
-    assert set(result["stages_seconds"]) == set(bench.STAGES)
+    assert set(result["stages_seconds"]) == set(parts.STAGES)
     assert 0 < result["share_of_peak"] < 1
     assert result["config"]["backbone"]["weights"] == "random"
     for name in ("train", "evaluate", "evaluate_again"):
@@ -133,12 +134,12 @@ def test_where_the_time_of_a_step_goes() -> None:
         assert found[name]["train"]["images"] == 16
         assert found[name]["evaluate"]["images_per_second"] > 0
     for name in ("l2p", "oneprompt", "linear"):
-        assert set(found[name]["stages_seconds"]) == set(bench.STAGES)
+        assert set(found[name]["stages_seconds"]) == set(parts.STAGES)
         assert found[name]["gflops"] > 0
     assert "stages_seconds" not in found["ncm"]
     assert "gflop_per_image" not in found["ncm"]
     learner = Learner(make_config())
-    forward = bench._flops(lambda: learner.backbone.query(torch.zeros(1, 3, 32, 32))) / 1e9
+    forward = parts._flops(lambda: learner.backbone.query(torch.zeros(1, 3, 32, 32))) / 1e9
     assert found["linear"]["gflop_per_image"] == pytest.approx(forward, rel=0.01)  # the query is nearly all of it
     seconds = {name: found[name]["stages_seconds"]["query"] for name in ("l2p", "oneprompt")}
     assert seconds["oneprompt"] < seconds["l2p"] / 10  # a call that does nothing
@@ -153,7 +154,7 @@ def test_the_query_counts_where_it_is_read(name: str, reads: bool, digits: list[
             stage = next(learner.method.learn(learner.backbone, task))
         trainer = learner.trainer(task)
         learner.method.train()
-        counted = bench._Step(learner, trainer, trainer.prepare(stage, 0), torch.arange(16), 0).count()
+        counted = parts._Step(learner, trainer, trainer.prepare(stage, 0), torch.arange(16), 0).count()
         assert (counted["query"] > 0) == reads
         assert counted["student"] > 0
         assert counted["images"] == 8

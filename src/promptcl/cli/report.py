@@ -104,11 +104,14 @@ def bench(
     from promptcl.runtime.provenance import resident_peak
 
     before = resident_peak()
+    from rich.console import Console
+
     from promptcl.experiments import speed as benchmark
     from promptcl.recipes import load_config
 
     config = load_config(recipe, overrides, trust)
-    result = benchmark.run(config, engine, rounds, images, before)
+    with Console(stderr=True).status("loading") as status:  # shown in a terminal only
+        result = benchmark.run(config, engine, rounds, images, before, status.update)
     print(json.dumps(result, indent=1) if as_json else "\n".join(lines(result)))
 
 

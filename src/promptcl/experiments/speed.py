@@ -9,26 +9,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from promptcl.config import Config
 from promptcl.data import ImageSet, load_domains, make_stream
 from promptcl.errors import UserError
 from promptcl.experiments.inputs import input_rates
+from promptcl.experiments.step import anatomy, matmul_gflops, timed
 from promptcl.learner import Learner
 from promptcl.runtime.provenance import git_commit, process_age, resident_peak, versions
-from promptcl.training import Silent, Trainer
-from promptcl.training.batches import TrainBatch
-from promptcl.training.loop import Run
-
-STAGES = ("decode and augment", "query", "prompted forward", "backward", "optimiser")
+from promptcl.training import Silent
 
 
 class Engine(Protocol):
@@ -65,11 +60,18 @@ class _Ours:
         return self.learner.evaluate(images).accuracy
 
 
-def run(config: Config, engine: str | None, rounds: int, count: int, before: int | None) -> dict[str, Any]:
+def run(
+    config: Config,
+    engine: str | None,
+    rounds: int,
+    count: int,
+    before: int | None,
+    tell: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
     """Measure the first task of `config` on `count` of its training and of its test images.
 
     Args: engine is `plain` (benchmarks/plain.py of a checkout), a Python file, or None; before: bytes of memory that
-    the process had with torch imported. Returns: plain data for JSON.
+    the process had with torch imported; tell: hears what is being measured. Returns: plain data for JSON.
     Raises UserError: bad data, weights or settings; an engine that is not there or cannot do these settings.
     """
     task = make_stream(load_domains(config.data), config).tasks[0]
@@ -77,8 +79,9 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
     ours = _Ours(config)
     config, device = ours.learner.config, ours.learner.device
     ages: list[float | None] = []
+    tell("warming up")
     ours.train(train, lambda: ages.append(process_age()))  # a warm-up, which decodes the images
-    _timed(lambda: ours.evaluate(test), device)
+    timed(lambda: ours.evaluate(test), device)
     memory = _peak_memory(device, before)
     other = None if engine is None else _load(engine)(config, len(train.classes), device)
     if other is not None:  # a warm-up
@@ -86,27 +89,16 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
         other.evaluate(test)
     measured: dict[str, list[float]] = {"peak": []}
     for number in range(rounds):
+        tell(f"round {number + 1} of {rounds}")
         measured["peak"].append(matmul_gflops(device, config.backbone.precision))
-        # A new set of the same images each time, so that its queries are not in the cache and are computed anew.
-        fresh_train, fresh_test = train.select(range(len(train))), test.select(range(len(test)))
-        work: list[tuple[str, Callable[[], object]]] = [
-            ("train", lambda images=fresh_train: ours.train(images)),  # type: ignore[misc]
-            ("evaluate", lambda images=fresh_test: ours.evaluate(images)),  # type: ignore[misc]
-            ("evaluate again", lambda images=fresh_test: ours.evaluate(images)),  # type: ignore[misc]
-        ]
-        if other is not None:
-            theirs: list[tuple[str, Callable[[], object]]] = [
-                ("train, other", lambda: other.train(train)),
-                ("evaluate, other", lambda: other.evaluate(test)),
-            ]
-            work = work + theirs if number % 2 == 0 else theirs + work
-        for name, job in work:
-            measured.setdefault(name, []).append(_timed(job, device))
+        for name, job in _round(ours, other, train, test, ours_first=number % 2 == 0):
+            measured.setdefault(name, []).append(timed(job, device))
+    tell("the parts of a step, and the input alone")
     result = {
         "train": _speed(measured["train"], ours.seen),
         "evaluate": _speed(measured["evaluate"], len(test)),
         "evaluate_again": _speed(measured["evaluate again"], len(test)),
-        **_anatomy(ours.learner, train, measured, ours.seen),
+        **anatomy(ours.learner, train, measured, ours.seen),
         "input": input_rates(train, config, ours.learner.backbone.image_size, rounds, device),
         "memory_bytes": memory,
         "first_step_seconds": ages[0] if ages else None,
@@ -114,6 +106,26 @@ def run(config: Config, engine: str | None, rounds: int, count: int, before: int
     if engine is not None:
         result["engine"] = _compare(engine, measured)
     return {**result, "rounds": rounds, **circumstances(config, device)}
+
+
+def _round(
+    ours: _Ours, other: Any, train: ImageSet, test: ImageSet, ours_first: bool
+) -> list[tuple[str, Callable[[], object]]]:
+    """What is timed in a round, in its order, with names."""
+    # A new set of the same images each time, so that its queries are not in the cache and are computed anew.
+    fresh_train, fresh_test = train.select(range(len(train))), test.select(range(len(test)))
+    work: list[tuple[str, Callable[[], object]]] = [
+        ("train", lambda: ours.train(fresh_train)),
+        ("evaluate", lambda: ours.evaluate(fresh_test)),
+        ("evaluate again", lambda: ours.evaluate(fresh_test)),
+    ]
+    if other is None:
+        return work
+    theirs: list[tuple[str, Callable[[], object]]] = [
+        ("train, other", lambda: other.train(train)),
+        ("evaluate, other", lambda: other.evaluate(test)),
+    ]
+    return work + theirs if ours_first else theirs + work
 
 
 def _spread(images: ImageSet, count: int) -> ImageSet:
@@ -136,121 +148,6 @@ def _load(engine: str) -> Any:
             raise UserError(f"--engine {engine} cannot do these settings: it expects {error}") from error
 
     return make
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _timed(job: Callable[[], object], device: torch.device) -> float:
-    """Seconds that one call of `job` takes."""
-    _wait(device)
-    start = time.perf_counter()
-    job()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def matmul_gflops(device: torch.device, precision: str, calls: int = 5) -> float:
-    """Peak speed of this machine in 10^9 operations a second: the best of a few products of square matrices."""
-    size = 2048 if device.type == "cpu" else 8192  # a GPU would end a smaller one before the call returns
-    kind = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-    out = a @ b
-    seconds = min(_timed(lambda: torch.mm(a, b, out=out), device) for _ in range(calls))
-    return 2 * size**3 / seconds / 1e9
-
-
-def _anatomy(
-    used: Learner, images: ImageSet, measured: dict[str, list[float]], seen: int, steps: int = 5
-) -> dict[str, Any]:
-    """Seconds of each part of a training step, and its share of the machine's peak speed; {} if there is no step."""
-    learner = Learner(used.config, used.backbone)
-    with torch.no_grad():
-        task = learner.begin(images)
-        stage = next(learner.method.learn(learner.backbone, task), None)
-    if stage is None or stage.images is None or not learner.trained_parameters():
-        return {}
-    trainer = learner.trainer(task)
-    run = trainer.prepare(stage, 0)
-    order_N = torch.arange(len(stage.images)).repeat(steps + 2)
-    learner.method.train()
-    reads_query = _Step(learner, trainer, run, order_N, 0).count()["query"] > 0  # also a warm-up
-    learner.backbone.activation_checkpointing = False  # what is computed twice to save memory counts once
-    counted = _Step(learner, trainer, run, order_N, 0).count()
-    learner.backbone.activation_checkpointing = learner.config.backbone.activation_checkpointing
-    seconds: dict[str, list[float]] = {name: [] for name in STAGES}
-    for number in range(1, steps + 2):
-        step = _Step(learner, trainer, run, order_N, 0 if number == 1 else number % run.per_epoch, reads_query)
-        for name, job in zip(STAGES, step.jobs(), strict=True):
-            seconds[name].append(_timed(job, learner.device))
-    passes = max(1, round(seen / len(images)))
-    clean = learner.batches.clean
-    per_image = (counted["query"] / (passes if clean else 1) + counted["student"]) / counted["images"]
-    rates = [per_image * seen / s / 1e9 for s in measured["train"]]
-    stages = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    return {
-        "stages_seconds": {**stages, **({"query": stages["query"] / passes} if clean else {})},
-        "gflop_per_image": per_image / 1e9,
-        "gflops": statistics.median(rates),
-        "peak_gflops": statistics.median(measured["peak"]),
-        "share_of_peak": statistics.median(r / p for r, p in zip(rates, measured["peak"], strict=True)),
-    }
-
-
-class _Step:
-    """One training step, split into parts that are timed one by one."""
-
-    def __init__(
-        self, learner: Learner, trainer: Trainer, run: Run, order_N: torch.Tensor, step: int, query: bool = True
-    ) -> None:
-        self.learner, self.run, self.query = learner, run, query
-        self.batch, _ = trainer.batch(run, step, order_N)
-        self.loss = torch.zeros(())
-
-    def jobs(self) -> list[Callable[[], object]]:
-        """The parts of the step, in order, as STAGES names them."""
-
-        def query() -> None:
-            if self.query:
-                self.batch.__dict__["query_BD"] = self.learner.batches.query(self.batch.images_BCHW)
-
-        def forward() -> None:
-            loss = self.run.stage.loss or self.learner.method.loss
-            self.loss = loss(self.learner.backbone, self.batch)
-            self.run.optimizer.zero_grad(set_to_none=True)
-
-        return [lambda: self.batch.images_BCHW, query, forward, lambda: self.loss.backward(), self.run.optimizer.step]
-
-    def count(self) -> dict[str, int]:
-        """Floating-point operations of the query and of the rest; the query counts if the method reads it."""
-        self.query = False
-        _, _, forward, backward, _ = self.jobs()
-        pixels = self.batch.images_BCHW
-        known = self.learner.batches.query(pixels)
-        self.batch.__dict__["query_BD"] = known
-        student = _flops(forward, backward)
-        del self.batch.__dict__["query_BD"]
-        reads = "query_BD" in _read_by(lambda: forward(), self.batch)
-        return {
-            "query": _flops(lambda: self.learner.batches.query(pixels)) if reads else 0,
-            "student": student,
-            "images": len(pixels),
-        }
-
-
-def _read_by(job: Callable[[], object], batch: TrainBatch) -> set[str]:
-    """Names of the values of `batch` that are computed once `job` has run."""
-    job()
-    return set(batch.__dict__)
-
-
-def _flops(*jobs: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        for job in jobs:
-            job()
-    return int(counter.get_total_flops())
 
 
 def _speed(seconds: Sequence[float], images: int) -> dict[str, Any]:
