@@ -79,3 +79,13 @@ def test_a_learner_may_be_kept_in_two_places(store: Path, folders: Path, tmp_pat
     learner.save(tmp_path / "backup")
     learner.save(tmp_path / "s")
     assert (tmp_path / "s" / "learner.json").read_bytes() == (tmp_path / "backup" / "learner.json").read_bytes()
+
+
+def test_a_class_of_one_image_is_worth_a_word(store: Path, folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "s")
+    (tmp_path / "new" / "one").mkdir(parents=True)
+    shutil.copy(next((folders / "test" / "1").iterdir()), tmp_path / "new" / "one")
+    said = call("learn", tmp_path / "s", tmp_path / "new")
+    assert said.exit_code == 0
+    assert "note: few images: one (1); others are easily taken for them" in said.stderr
+    assert "few images" not in call("learn", tmp_path / "alone", tmp_path / "new", *SMALL).stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from promptcl.learner.records import LearnRecord
 
 app = typer.Typer()
+
+FEW = 5
+"""With fewer images than this a class is worth a word, if others have more."""
 
 
 @app.command()
@@ -134,6 +139,7 @@ def _learn_and_keep(
         print(f"{count(len(new), 'new class')}: {some(new, 10)}")
     for sentence in record.warnings:
         note(sentence, kind="warning")
+    _note_few(learner, images.classes)
     _report_held_out(record, quiet)
     if check is not None:
         check.report(quiet)
@@ -143,6 +149,17 @@ def _learn_and_keep(
         calibration = learner.calibration
         print(f"`unknown` is {unknown_below(calibration.threshold, calibration.images)}")
     print(f"{store}: {count(len(learner.classes), 'class')}")
+
+
+def _note_few(learner: Learner, learned: Sequence[str]) -> None:
+    """Say which of the classes have too few images beside others that have enough."""
+    counts: Counter[str] = Counter()
+    for task in learner.history:
+        counts.update(task.images)
+    few = [name for name in learned if counts[name] < FEW]
+    if few and any(counts[name] >= FEW for name in learner.classes):
+        named = some([f"{name} ({counts[name]})" for name in few])
+        note(f"few images: {named}; others are easily taken for them, let it learn some more of each")
 
 
 def _report_held_out(record: LearnRecord, quiet: bool) -> None:
