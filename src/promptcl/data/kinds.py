@@ -14,6 +14,8 @@ if _HEIF:
     import pillow_heif
 
     pillow_heif.register_heif_opener()
+HEIF = str(pillow_heif.libheif_info()) if _HEIF else "none"
+"""Versions of what decodes HEIF and HEIC here."""
 
 ENDINGS = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".webp", ".bmp", ".dib", ".gif"),
