@@ -119,8 +119,10 @@ def draw(results: list[dict[str, Any]]) -> None:
     for axis, title in zip(axes, titles, strict=True):
         axis.set(title=title, xlabel="task")
         axis.grid(alpha=0.3)
-    axes[0].set(yscale="log")
-    axes[2].set(yscale="log")
+    for axis in (axes[0], axes[2]):
+        axis.set(yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
     axes[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(CHART, dpi=80)
