@@ -45,20 +45,20 @@ class Killed(Silent):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train(out: Path, words: list[str], stage: int | None = None, step: int = 0) -> str:
-    """Begin in `out`, or go on there, and be killed at a step of a stage of the late task; `done` or `killed`."""
+def train(out: Path, words: list[str], number: int | None = None, step: int = 0) -> str:
+    """Begin in `out`, or go on there, and be killed at a step of stage `number` of the late task; `done` or `killed`."""
 
     def work() -> None:
         Trainer.run = watched  # type: ignore[method-assign]  # of this process, which ends here
         result = call("train", *(["--resume", out, "--quiet"] if out.exists() else [*words, "--out", out]))
         assert result.exit_code == 0, result.output
 
-    def watched(trainer: Trainer, of: Stage, number: int) -> None:
-        if (trainer.task, number) == (LATE, stage):
-            trainer.progress = Killed(step)
-        run(trainer, of, number)
+    def watched(self: Trainer, stage: Stage, number: int) -> None:
+        if (self.task, number) == (LATE, at):
+            self.progress = Killed(step)
+        run(self, stage, number)
 
-    run = Trainer.run
+    at, run = number, Trainer.run
     return in_child(work)
 
 
