@@ -46,7 +46,7 @@ class Killed(Silent):
 
 
 def train(out: Path, words: list[str], number: int | None = None, step: int = 0) -> str:
-    """Begin in `out`, or go on there, and be killed at a step of stage `number` of the late task; `done` or `killed`."""
+    """Begin or go on in `out`, and be killed at a step of stage `number` of the late task; `done` or `killed`."""
 
     def work() -> None:
         Trainer.run = watched  # type: ignore[method-assign]  # of this process, which ends here

@@ -22,7 +22,7 @@ SLOW: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "clip_norm": None, "mask
 
 
 def make(vit: Backbone | None, /, *tasks: ImageSet, train: dict[str, Any] | None = None, **method: Any) -> Learner:
-    settings: dict[str, Any] = {key: method.pop(key) for key in ("memory", "backbone") if key in method}
+    settings: dict[str, Any] = {key: method.pop(key) for key in ("memory", "backbone", "data") if key in method}
     learner = Learner(make_config(method=method, train={**SLOW, **(train or {})}, **settings), vit)
     for images in tasks:
         learner.learn(images)

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone
 from promptcl.config import Section
 from promptcl.data import ImageSet
-from promptcl.layers import ClassGaussians, Covariance
-from promptcl.layers.counting import StepCount
+from promptcl.layers import ClassGaussians, Covariance, StepCount
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.runtime.seeding import task_generator
 

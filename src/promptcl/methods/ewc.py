@@ -17,7 +17,7 @@ from torch import Tensor
 
 from promptcl.backbone import Backbone
 from promptcl.config import Unread
-from promptcl.layers.counting import StepCount
+from promptcl.layers import StepCount
 from promptcl.layers.springs import PerNumber, Springs, gradient_squares
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.methods._tuned import Tuned, TunedOptions
