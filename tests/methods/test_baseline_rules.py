@@ -23,7 +23,7 @@ from promptcl.training.batches import TrainBatch
 from promptcl.training.loop import Run
 
 MEMORY = {"per_class": 8}
-PLAIN = {"train": {"batch_size": 64}, "data": {"augment": "none"}}
+PLAIN: dict[str, Any] = {"train": {"batch_size": 64}, "data": {"augment": "none"}}
 """Every batch is all there is, as it is: no order and no view matters."""
 
 
