@@ -125,7 +125,7 @@ def test_gdumb_begins_a_stream_s_micro_task_without_moments(backbone: Backbone, 
             make(backbone, name=name, memory=MEMORY).config.model_copy(update={"scenario": "gaussian"}), backbone
         )
         learner.learn(digits[0])
-        assert learner.moments[0]
+        assert bool(learner.moments) == kept  # nor are any saved, which would be as large as the ViT
         assert bool(first_stage(learner, digits[0])[0].optimizer.state_dict()["state"]) == kept
 
 

@@ -39,7 +39,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("finetune", 85_875_556), ("ewc", 85_875_556), ("bic", 85_875_556), ("co2l", 86_487_680)]
+    ("name", "count"),
+    [*((name, 85_875_556) for name in ("finetune", "er", "derpp", "lwf", "ewc", "bic")), ("co2l", 86_487_680)],
 )
 def test_numbers_that_are_trained_at_vit_b_with_100_classes(name: str, count: int) -> None:
     learner = make(None, name=name, backbone={"name": "vit_base_patch16_224", "image_size": 224})

@@ -34,8 +34,8 @@ class DERPPOptions(TunedOptions):
     logits: Literal["stream", "end"] = "stream"
     """Logits that are stored: of the first pass of an image through training, or of all when the task ends."""
     draws: Literal[1, 2] = 1
-    """Draws of replayed images in a step: 2, the first for the distance and the second for their labels, as in the
-    paper; 1: the same images for both."""
+    """Draws of replayed images in a step, each of `memory.batch_size`: 2, one for the distance and one for the labels,
+    as in the paper; 1, the same images for both."""
 
     def unread(self) -> dict[str, Unread]:
         """What stored logits are and whose, where they are not compared."""

@@ -112,7 +112,7 @@ class Trainer:
             self._keep(run, finished=True)
         self.statistics = self.method.stats.tensors()
         self.method.stats.clear()
-        if self.carried is not None:
+        if self.carried is not None and not stage.fresh:
             self.carried[number] = moments_of(run.optimizer)
         if stage.images is not None:
             rows = min(run.per_epoch * self.config.train.batch_size, len(stage.images)) / run.per_epoch
