@@ -25,6 +25,8 @@ OPTIONS = [
     ("ewc", {"anchor": "separate", "fisher": "model", "blocks": 1}),
     ("ewc", {"anchor": "moving", "every": 2}),
     ("lwf", {"warmup": 1}),
+    ("derpp", {"draws": 2}),
+    ("gdumb", {"cutmix": 0.5}),
 ]
 # Shorter alignments: each step is interrupted once.
 ALIGNED = {"align_epochs": 1, "align_samples": 64}
@@ -52,7 +54,7 @@ def test_every_method(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
 def test_methods_with_other_options(name: str, options: dict[str, Any]) -> None:
-    check_method(name, options)
+    check_method(name, options, REMEMBERS.get(name))
 
 
 @pytest.mark.slow

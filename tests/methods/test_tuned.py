@@ -22,7 +22,7 @@ SLOW: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "clip_norm": None, "mask
 
 
 def make(vit: Backbone | None, /, *tasks: ImageSet, train: dict[str, Any] | None = None, **method: Any) -> Learner:
-    settings: dict[str, Any] = {key: method.pop(key) for key in ("memory", "backbone") if key in method}
+    settings: dict[str, Any] = {key: method.pop(key) for key in ("memory", "backbone", "data") if key in method}
     learner = Learner(make_config(method=method, train={**SLOW, **(train or {})}, **settings), vit)
     for images in tasks:
         learner.learn(images)
@@ -39,7 +39,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "count"), [("finetune", 85_875_556), ("ewc", 85_875_556), ("bic", 85_875_556), ("co2l", 86_487_680)]
+    ("name", "count"),
+    [*((name, 85_875_556) for name in ("finetune", "er", "derpp", "lwf", "ewc", "bic")), ("co2l", 86_487_680)],
 )
 def test_numbers_that_are_trained_at_vit_b_with_100_classes(name: str, count: int) -> None:
     learner = make(None, name=name, backbone={"name": "vit_base_patch16_224", "image_size": 224})

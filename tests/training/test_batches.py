@@ -170,3 +170,11 @@ def test_balanced_order_draws_classes_alike(backbone: Backbone) -> None:
     assert 130 < int((labels(images)[order] == 1).sum()) < 270
     plain = source(backbone).order(images, task_generator(0, 0, "x"))
     assert sorted(plain.tolist()) == list(range(400))
+
+
+def test_images_without_those_of_another_set(digits: list[ImageSet]) -> None:
+    both = digits[0] + digits[1]
+    left = both.without(digits[0].renamed(("x", "y")))  # by content, whatever they are called
+    assert [left.digest(i) for i in range(len(left))] == [digits[1].digest(i) for i in range(16)]
+    assert left.classes == both.classes
+    assert len(both.without(both)) == 0

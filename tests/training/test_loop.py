@@ -11,6 +11,7 @@ import torch
 from helpers import make_config
 from told import Record, Told, counted, make
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
@@ -201,6 +202,22 @@ def test_quarter_cosine_is_that_of_coda_prompt() -> None:
     for epoch, rate in {0: 1.0, 1: 0.9967, 10: 0.6833, 18: 0.0974, 19: 0.0157}.items():
         assert by_epoch[epoch] == pytest.approx(rate, abs=6e-5)
     assert schedule("quarter_cosine", epochs=1, per_epoch=4) == [1.0] * 4
+
+
+def test_warm_restarts_are_those_of_gdumb() -> None:
+    """Which sets the first two epochs by hand, and then steps torch's scheduler once an epoch."""
+    rates = schedule("restarts", epochs=20, per_epoch=3)
+    assert rates == [rate for rate in rates[::3] for _ in range(3)]
+    optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], 1.0, make_config().train)
+    wanted = CosineAnnealingWarmRestarts(optimizer, T_0=1, T_mult=2, eta_min=0.01)
+    found = [0.1, 1.0]
+    for _ in range(18):
+        optimizer.step()
+        wanted.step()
+        found.append(optimizer.param_groups[0]["lr"])
+    assert rates[::3] == pytest.approx(found)
+    assert [epoch for epoch, rate in enumerate(rates[::3]) if rate == 1] == [1, 2, 4, 8, 16]
+    assert schedule("restarts", epochs=1, per_epoch=4) == [1.0] * 4
 
 
 def test_other_schedules() -> None:

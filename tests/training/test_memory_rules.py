@@ -73,6 +73,17 @@ def test_a_reservoir_keeps_each_image_of_the_stream_equally_often() -> None:
     assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.04)
 
 
+def test_a_reservoir_keeps_each_place_of_ten_thousand_equally_often() -> None:
+    """100 of 10,000 arrivals, ten times: chi-square over ten stretches of the stream."""
+    stream, places = task(0, a=10_000), list[int]()
+    for seed in range(10):
+        memory = filled("reservoir", 100, stream, seed=seed)
+        assert len(memory) == 100
+        places += [int(name.partition("[")[2][:-1]) for name in names(memory)]
+    counts = np.bincount(np.array(places) // 1000, minlength=10)
+    assert ((counts - 100) ** 2 / 100).sum() < 27.9  # 9 degrees of freedom: 99.9 %
+
+
 def test_a_reservoir_that_is_offered_what_it_holds_stays() -> None:
     images = task(0, a=8)
     memory = filled("reservoir", 10, images)

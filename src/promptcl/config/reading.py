@@ -20,7 +20,13 @@ _DECIDERS = (
     *("method", "scenario", "joint", "online", "data.name", "data.augment", "data.imbalance", "train.mask"),
     *("gaussian.", "blurry.", "memory."),
 )
-_VIEWS = ("data.augment", "data.crop_scale", "data.crop_ratio", "data.hflip")  # of images that are trained on
+_VIEWS = (
+    "data.augment",
+    "data.crop_scale",
+    "data.crop_ratio",
+    "data.hflip",
+    "data.jitter",
+)  # of images that are trained on
 _STREAM = (
     *("tasks", "joint", "online", "gaussian.", "blurry.", "data.name", "data.root", "data.order", "data.test_set"),
     *("data.class_order", "data.imbalance"),
@@ -67,6 +73,9 @@ def _of_method(config: Config, reads: Sequence[str]) -> dict[str, Unread]:
         if config.measures_online:
             keys.remove("train.epochs")  # which has to be 1
         found |= dict.fromkeys((*sorted(keys), *_VIEWS), why)
+    for key in reads:
+        if key.startswith("!"):
+            found[key[1:]] = Unread(name)
     if "memory." not in reads:
         found["memory."] = Unread(f"{name}, which replays no images", "a method that does, such as method.name=l2p")
     return found

@@ -67,6 +67,8 @@ class DataConfig(Section):
     crop_scale: tuple[float, float] = (0.05, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: bool = True
+    jitter: bool = False
+    """Change the colours of training views too, and blur them, as contrastive learning does (SimCLR, Co2L)."""
     eval_crop: float = Field(default=0.875, gt=0, le=1)
     """Side of the central square kept in evaluation, as a share of the resized image (224/256 in the official runs)."""
     cache_mb: int = Field(default=2048, ge=0)
@@ -95,7 +97,7 @@ class DataConfig(Section):
         why = Unread(f"augment={self.augment}", "augment=crop")
         found = {} if self.augment == "crop" else dict.fromkeys(("crop_scale", "crop_ratio"), why)
         if self.augment == "none":
-            found["hflip"] = why
+            found |= dict.fromkeys(("hflip", "jitter"), why)
         if self.imbalance is None:
             found["imbalance_order"] = Unread("imbalance=null", "imbalance=100")
         return found
@@ -121,9 +123,10 @@ class TrainConfig(Section):
     """Whether the momentum of `sgd` is Nesterov's."""
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=1.0, gt=0)
-    schedule: Literal["constant", "cosine", "quarter_cosine", "step"] = "constant"
+    schedule: Literal["constant", "cosine", "quarter_cosine", "restarts", "step"] = "constant"
     """How the learning rate falls within a stage: not at all; to 0 by a half cosine; by a quarter cosine, epoch by
-    epoch, as in CODA-Prompt and OVOR; or to a tenth at each of `milestones`."""
+    epoch, as in CODA-Prompt and OVOR; by half cosines that start again after 1, 2, 4, ... epochs, as in GDumb; or to a
+    tenth at each of `milestones`."""
     milestones: tuple[int, ...] = ()
     """Epochs after which `schedule: step` goes to a tenth."""
     mask: bool = True

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from promptcl.config import DataConfig
+from promptcl.data.colours import recoloured
 from promptcl.runtime.device import send
 
 _CHUNK = {"cpu": 2**20}  # values resampled at once: what fits the processor's cache is twice as fast there,
@@ -46,6 +47,7 @@ def train_view(
 
     By `config.augment`: a random resized crop of the decoded image, then a horizontal flip with probability 1/2
     (`crop`; the flip only with `config.hflip`), the evaluation view with such a flip (`flip`), or without (`none`).
+    With `config.jitter`, other colours then (`recoloured`).
     `generator` (on the CPU) alone decides what is cut and flipped, whatever does the work: `device`, or None
     for the device of the images. Where `images` are only the `rows` of `total` ones, as many values are drawn as for
     all of them, and these get what they would get among them.
@@ -60,7 +62,8 @@ def train_view(
     flips_B = torch.zeros(len(images), dtype=torch.bool)
     if config.hflip and config.augment != "none":
         flips_B = torch.rand(total or len(images), generator=generator)[rows] < 0.5
-    return _resample(images, boxes_B4, flips_B, size, config.augment == "crop", device)
+    views_BCSS = _resample(images, boxes_B4, flips_B, size, config.augment == "crop", device)
+    return recoloured(views_BCSS, generator, rows, total) if config.jitter and config.augment != "none" else views_BCSS
 
 
 def random_boxes(

@@ -151,6 +151,11 @@ class ImageSet:
         chosen = np.asarray(indices, dtype=np.int64)
         return self._view(self.classes, self.labels[chosen], self._rows[chosen])
 
+    def without(self, other: ImageSet) -> ImageSet:
+        """The images whose content is that of none in `other`, in their present order; same classes."""
+        gone = {other.digest(i) for i in range(len(other))}
+        return self.select([i for i in range(len(self)) if self.digest(i) not in gone])
+
     def renamed(self, classes: Sequence[str]) -> ImageSet:
         """The same images with other names for the classes, one for each."""
         return self._view(classes, self.labels, self._rows)

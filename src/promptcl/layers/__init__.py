@@ -1,5 +1,6 @@
 """Building blocks of methods: heads, prompts, adapters and sums; nothing here reads images or runs stages."""
 
+from promptcl.layers.counting import StepCount
 from promptcl.layers.gaussians import ClassGaussians, Covariance
 from promptcl.layers.heads import (
     ClassMeans,
@@ -28,6 +29,7 @@ __all__ = [
     "RidgeHead",
     "Rows",
     "Statistics",
+    "StepCount",
     "Sum",
     "SymmetricSum",
     "TaskCosine",

@@ -160,10 +160,10 @@ class Story(ABC):
         self.method.eval()
         self.method.stats.restore(trainer.statistics)
 
-    def _replay(self, images: ImageSet) -> Replay:
-        """Make the Replay of `images` that join the batches of a stage."""
+    def _replay(self, images: ImageSet, draws: int) -> Replay:
+        """Make the Replay of `images` that join the batches of a stage, in so many draws."""
         rows = self.config.memory.batch_size or self.config.train.batch_size
-        return Replay(images, self.labels(images), rows, self.memory.kept_of(images))
+        return Replay(images, self.labels(images), rows, self.memory.kept_of(images), draws)
 
     @property
     def _masked(self) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone
 from promptcl.config import Section
 from promptcl.data import ImageSet
-from promptcl.layers import ClassGaussians, Covariance
+from promptcl.layers import ClassGaussians, Covariance, StepCount
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.runtime.seeding import task_generator
 
@@ -44,16 +44,12 @@ class Alignment(nn.Module):
     Gaussians stay those of the task that brought a class: where the features go on to change they grow old.
     """
 
-    step: Tensor
-
     def __init__(self, width: int, options: AlignOptions, jitter: float = 1e-4) -> None:
         """Start with no class."""
         super().__init__()
         self.options = options
         self.gaussians = ClassGaussians(width, options.covariance, jitter)
-        # a buffer, so that a checkpoint knows how far the stage has come
-        self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
-        self._at: int | None = None  # the same on the host, read once a stage: to ask the device would wait for it
+        self.steps = StepCount()
         self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
         self._factors: list[Tensor] | None = None  # of the covariances, which no step of a stage changes
 
@@ -81,13 +77,11 @@ class Alignment(nn.Module):
         o, rows = self.options, len(self.gaussians.known) * self.options.align_samples
         per_epoch = -(-rows // o.align_batch)
         seed = int(torch.randint(2**62, (), generator=task.generator))
-        self.step.zero_()
-        self._epoch, self._at, self._factors = -1, None, None
+        self.steps.restart()
+        self._epoch, self._factors = -1, None
 
         def drawn_loss(backbone: Backbone, batch: Batch) -> Tensor:
-            if self._at is None:
-                self._at = int(self.step)
-            epoch, place = divmod(self._at, per_epoch)
+            epoch, place = divmod(self.steps.done, per_epoch)
             if epoch != self._epoch:
                 self._epoch, self._drawn = epoch, self._draw(seed + epoch, change)
             features_ND, labels_N = (t[place * o.align_batch : (place + 1) * o.align_batch] for t in self._drawn)
@@ -112,9 +106,8 @@ class Alignment(nn.Module):
         return features_ND[order_N], labels_N[order_N]
 
     def _count(self, steps: int) -> None:
-        self._at = (int(self.step) if self._at is None else self._at) + 1
-        self.step.fill_(self._at)
-        if self._at == steps:  # what was drawn is large, and no longer needed
+        self.steps.count()
+        if self.steps.done == steps:  # what was drawn is large, and no longer needed
             self._epoch, self._drawn, self._factors = -1, (torch.empty(0), torch.empty(0)), None
 
 

@@ -51,7 +51,9 @@ class Batch(Protocol):
 
     @property
     def place_B(self) -> Tensor:
-        """Places of the rows in the images of the stage, or of the loop; -1 for those from the memory."""
+        """Places of the rows in the images of the stage, or of the loop; -1 for those from the memory, -2 for those of
+        its second draw (`Stage.draws`), and so on.
+        """
 
     @property
     def epoch(self) -> int:
@@ -156,6 +158,8 @@ class Stage:
     """Parameters to train and their learning rates, as an optimiser takes them; None: `Method.parameter_groups`."""
     replay: ImageSet | None = None
     """Images of which some join each batch (`memory.batch_size`)."""
+    draws: int = 1
+    """How often, each time independently, images are drawn from `replay` for a batch."""
     epochs: int | None = None
     """Epochs over `images`; None: as `train` says."""
     steps: int | None = None
@@ -164,6 +168,8 @@ class Stage:
     """Learning rate of the groups that name none; None: as `train` says."""
     together: int = 1
     """Number of consecutive rows that always go to the same process; 0: the whole batch."""
+    fresh: bool = False
+    """Whether the optimiser is new also in a stream without boundaries, where it goes on from task to task."""
     after_step: Callable[[], None] | None = None
     """Called after every optimiser step, for instance for moving averages or projections."""
 
@@ -197,7 +203,8 @@ class Method(nn.Module, ABC):
     @classmethod
     def reads(cls, options: Any) -> tuple[str, ...]:
         """Sections outside of `method` that are read with these options: `train.` where something is trained, `memory.`
-        where images are replayed. What is given by hand of others is refused. Here both.
+        where images are replayed; `!train.mask` is a setting of them that is not. What is given by hand of others is
+        refused. Here both.
         """
         return ("train.", "memory.")
 

@@ -84,6 +84,8 @@ class Tuned(Method):
 
     Options: ClassVar[type[Section]] = TunedOptions
     options: TunedOptions
+    masked: ClassVar[bool] = True
+    """Whether its loss knows the training mask."""
 
     def __init__(self, options: TunedOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start from the weights of the backbone, with no class."""
@@ -92,6 +94,11 @@ class Tuned(Method):
         self.head = GrowingLinear(backbone.width, options.head_init)
         self.known = 0
         """Classes known before the newest task."""
+
+    @classmethod
+    def reads(cls, options: Any) -> tuple[str, ...]:
+        """Training and a memory, and the training mask only where the loss knows it."""
+        return ("train.", "memory.", *(() if cls.masked else ("!train.mask", "!train.mask_classes")))
 
     @property
     def trained(self) -> list[Tensor]:

@@ -2,9 +2,9 @@
 
 arXiv 1905.13260. A tenth of the memory of each class is never trained on; it fits alpha and beta of the newest logits,
 alpha z + beta. Old logits stay, and the next task's distillation starts from corrected ones. Differs from the code: all
-weights are set by `train`; alpha and beta are fitted on all logits at once. In a task without new classes distillation
-weighs t / (t + 1), t tasks before, and nothing is corrected. B images, K classes so far, M remembered images, V of them
-for validation.
+weights are set by `train`; half of a batch is replayed, where the code shuffles new and remembered images; alpha and
+beta are fitted on all logits at once. In a task without new classes distillation weighs t / (t + 1), t tasks before,
+and nothing is corrected. B images, K classes so far, M remembered images, V of them for validation.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Model(Tuned):
     about = "the ViT, head, two numbers against its bias; 1 pass"
     Options = BiCOptions
     options: BiCOptions
+    masked = False
 
     def __init__(self, options: BiCOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start without correction."""

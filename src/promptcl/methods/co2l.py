@@ -1,10 +1,10 @@
 """Co2L: contrastive learning with new classes as anchors, and a head on the frozen result (Cha et al., ICCV 2021).
 
-arXiv 2106.14413. Two views of new and remembered images are told apart by class, a projector in between; the relations
-among a batch's images shall stay as the model before the task saw them. Then a head is trained from the start on class
-tokens, every class drawn equally often. Differs from the code: both terms are means (there the first is times 7.1 and
-over all rows: `base_temperature`); views are those of `data`, without changes of colour; the head's rate is that of
-`train.schedule`. B images, N features, D width, K classes so far.
+arXiv 2106.14413. Two views (the paper's with `data.jitter=true`) of new and remembered images are told apart by class,
+a projector in between; the relations among a batch's images shall stay as the model before the task saw them. Then a
+head is trained from the start on class tokens, every class drawn equally often. Differs from the code: both terms are
+means (there the first is times 7.1 and over all rows: `base_temperature`); each task has a new optimiser; the head's
+rate is that of `train.schedule`. B images, N features, D width, K classes so far.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Model(Tuned):
     about = "the ViT and a projector by contrast, head; 1 pass"
     Options = Co2LOptions
     options: Co2LOptions
+    masked = False
 
     def __init__(self, options: Co2LOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw the projector as torch.nn.Linear does."""
@@ -72,9 +73,11 @@ class Model(Tuned):
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train ViT and projector, then the head alone."""
-        if self.known and self.options.relations:
+        o = self.options
+        if self.known and o.relations:
             self.teacher = [copy.deepcopy(self)]
-        images = task.new if task.memory is None else task.new + task.memory
+        # with a training mask, which means nothing here, the memory holds images of this task too
+        images = task.new if task.memory is None else task.new + task.memory.without(task.new)
         labels_N = task.collect(lambda batch: batch.labels_B[:, None].float(), images)[:, 0].long()
         anchors_K = torch.zeros(self.classes, dtype=torch.bool, device=labels_N.device)
         anchors_K[labels_N[: len(task.new)]] = True
@@ -85,13 +88,12 @@ class Model(Tuned):
         weights_N = (1 / torch.bincount(labels_N)[labels_N]).cpu()
 
         def loss(backbone: Backbone, batch: Batch) -> Tensor:
-            index_B = torch.multinomial(weights_N, self.options.head_batch, replacement=True, generator=batch.generator)
-            index_B = send(index_B, labels_N.device)
+            index_B = send(torch.multinomial(weights_N, o.head_batch, True, generator=batch.generator), labels_N.device)
             return F.cross_entropy(self.head(features_ND[index_B]), labels_N[index_B])
 
-        o = self.options
         steps = o.head_epochs * -(-len(images) // o.head_batch)
-        yield Stage(None, loss, [{"params": list(self.head.parameters())}], steps=steps, lr=o.head_lr)
+        head = [{"params": list(self.head.parameters()), "weight_decay": 0.0}]
+        yield Stage(None, loss, head, steps=steps, lr=o.head_lr)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The projector at `lr`, the ViT at its share of it."""

@@ -1,9 +1,10 @@
 """DER++: replayed images shall get their labels and the logits they once had (Buzzega et al., NeurIPS 2020).
 
 arXiv 2004.07211. The logits of an image are those of its first pass through training, on the augmented view, and they
-stay beside it in the memory. Differs from the code: one draw of replayed images serves both terms; each image is
-offered to the memory once; and outputs that did not exist when it was stored are not compared. B images, R of them
-replayed, N new ones, K classes so far.
+stay beside it in the memory. With `draws: 2`, as in the paper, each term has images of its own. Differs from the code:
+without it one draw serves both terms; an image is offered to the memory once, and replayed when its task has ended;
+outputs that did not exist when it was stored are not compared. B images, R of them replayed, N new ones, K classes so
+far.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptcl.backbone import Backbone
+from promptcl.config import Unread
 from promptcl.layers import Sum
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.methods._tuned import Tuned, TunedOptions
@@ -31,6 +33,16 @@ class DERPPOptions(TunedOptions):
     """Weight of the cross-entropy of replayed images."""
     logits: Literal["stream", "end"] = "stream"
     """Logits that are stored: of the first pass of an image through training, or of all when the task ends."""
+    draws: Literal[1, 2] = 1
+    """Draws of replayed images in a step, each of `memory.batch_size`: 2, one for the distance and one for the labels,
+    as in the paper; 1, the same images for both."""
+
+    def unread(self) -> dict[str, Unread]:
+        """What stored logits are and whose, where they are not compared."""
+        found = super().unread()
+        if not self.alpha:
+            found |= dict.fromkeys(("logits", "draws"), Unread("alpha=0", "alpha=0.5"))
+        return found
 
 
 class Model(Tuned):
@@ -50,7 +62,7 @@ class Model(Tuned):
         """Train on new and remembered images, and hand over what was noted on the way."""
         stream = self.options.logits == "stream"
         self._make_room(len(task.new) if stream else 0)
-        yield Stage(task.new, replay=task.memory)
+        yield Stage(task.new, replay=task.memory, draws=self.options.draws)
         if stream:
             task.keep("logits", self.seen_NK.value / self.count_N.value[:, None])  # NaN for what never came
         self._make_room(0)
@@ -68,9 +80,12 @@ class Model(Tuned):
         each_B = F.cross_entropy(seen_BK, batch.labels_B, reduction="none")
         if not share:
             return each_B.mean()
-        total = (each_B * torch.where(batch.old_B, o.beta / share, 1 / (1 - share))).sum()
+        old_B = torch.where(batch.place_B == -o.draws, o.beta * o.draws / share, 0.0)  # the last draw, or the only one
+        total = (each_B * torch.where(batch.old_B, old_B, 1 / (1 - share))).sum()
         if o.alpha and "logits" in batch.kept:
-            total = total + o.alpha / share * squares(logits_BK, batch.kept["logits"]).sum()
+            apart_R = squares(logits_BK, batch.kept["logits"])
+            first_R = batch.place_B[len(each_B) - len(apart_R) :] == -1
+            total = total + o.alpha * o.draws / share * (apart_R * first_R).sum()
         return total / len(each_B)
 
     def _note(self, batch: Batch, logits_BK: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from promptcl.backbone import Backbone
 from promptcl.config import Unread
+from promptcl.layers import StepCount
 from promptcl.layers.springs import PerNumber, Springs, gradient_squares
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.methods._tuned import Tuned, TunedOptions
@@ -26,7 +27,7 @@ class EWCOptions(TunedOptions):
     """Settings of EWC."""
 
     weight: float = Field(default=1000.0, ge=0)
-    """Lambda, to be chosen on `data.validation_per_class`: no value carries over from other code."""
+    """Lambda. 1000 is not tuned: choose it with `data.validation_per_class`; no value carries over from other code."""
     anchor: Literal["separate", "online", "moving"] = "online"
     """A spring for each task; one for all, at the last weights; or EWC++."""
     decay: float = Field(default=1.0, gt=0, le=1)
@@ -55,17 +56,13 @@ class Model(Tuned):
     about = "the ViT, head, held by springs; 1 pass"
     Options = EWCOptions
     options: EWCOptions
-    step: Tensor
 
     def __init__(self, options: EWCOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start without springs."""
         super().__init__(options, backbone, generator)
         self.springs = Springs(self.trained, keep_rest=options.anchor != "online")
         self.average = PerNumber(self.trained if options.anchor == "moving" else [])
-        self.tasks = 0
-        # a buffer, so that a checkpoint knows how far the stage has come
-        self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
-        self._at: int | None = None  # the same on the host, read once a stage
+        self.tasks, self.steps = 0, StepCount()
 
     @classmethod
     def reads(cls, options: Any) -> tuple[str, ...]:
@@ -83,12 +80,12 @@ class Model(Tuned):
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train among the springs there are, and add those of this task."""
-        o, self._at = self.options, None
-        self.step.zero_()
+        o = self.options
+        self.steps.restart()
         if o.anchor == "moving":
             if (self.tasks - 1) % o.rest_every == 0:
                 self.springs.hold(self.trained, self.average.values)
-            yield Stage(task.new, together=0, after_step=self._count)  # an average is no sum over processes
+            yield Stage(task.new, together=0, after_step=self.steps.count)  # an average is no sum over processes
             return
         if o.anchor == "online":
             self.springs.hold(self.trained)
@@ -110,13 +107,7 @@ class Model(Tuned):
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy, and the energy of the springs."""
         o, loss = self.options, super().loss(backbone, batch)
-        if o.anchor == "moving":
-            self._at = int(self.step) if self._at is None else self._at
-            if self._at % o.every == 0:
-                rows = min(len(batch.labels_B), o.fisher_images)
-                self.average.average([part / rows for part in self._squares(batch, rows)], o.average)
+        if o.anchor == "moving" and self.steps.done % o.every == 0:
+            rows = min(len(batch.labels_B), o.fisher_images)
+            self.average.average([part / rows for part in self._squares(batch, rows)], o.average)
         return loss + o.weight * self.springs.energy(self.trained) if self.tasks > 1 and o.weight else loss
-
-    def _count(self) -> None:
-        self._at = (int(self.step) if self._at is None else self._at) + 1
-        self.step.fill_(self._at)

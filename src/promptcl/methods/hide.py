@@ -87,12 +87,10 @@ class Model(KnowsTasks):
 
     def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
         """Add the features of images to the Gaussians, prompted ones as the slot of their class gives them."""
-
-        def prompted(batch: Batch) -> Tensor:
-            return self.features(backbone, batch, self.slots.all[self.task_of_class_K[batch.labels_B]])
-
         self.plain.add(task, lambda batch: batch.query_BD, images)
-        self.prompted.add(task, prompted, images)
+        self.prompted.add(
+            task, lambda b: self.features(backbone, b, self.slots.all[self.task_of_class_K[b.labels_B]]), images
+        )
 
     def features(self, backbone: Backbone, batch: Batch, slot_BG2LD: Tensor) -> Tensor:
         """Class token [B, D] seen through slots, one for each image or one for all."""

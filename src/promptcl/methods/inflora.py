@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -67,10 +68,8 @@ class Model(Method):
 
     def inserts(self) -> list[Insert]:
         """The merged updates and the present one."""
-        layers = range(len(self.taken_LDD))
-        return [
-            Change(layer, place, partial(self._add, i, layer)) for layer in layers for i, place in enumerate(_PLACES)
-        ]
+        pairs = product(range(len(self.taken_LDD)), enumerate(_PLACES))
+        return [Change(layer, place, partial(self._add, i, layer)) for layer, (i, place) in pairs]
 
     def _add(self, i: int, layer: int, x_BND: Tensor, y_BND: Tensor) -> Tensor:
         present_BND = x_BND @ self.down_LrD[layer].T @ self.up_2LDr[i, layer].T

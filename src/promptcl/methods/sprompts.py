@@ -84,8 +84,7 @@ class Model(Method):
         self.known_SK[-1, table[:, 0].long()] = True
         found_CD = k_means(F.normalize(table[:, 1:]), self.options.centres, task.generator)
         # Fewer different images than centres: centres that come twice change nothing.
-        rows_C = torch.arange(self.options.centres) % len(found_CD)
-        self.centres_SCD[-1] = found_CD[rows_C].to(self.centres_SCD)
+        self.centres_SCD[-1] = found_CD.repeat(self.options.centres, 1)[: self.options.centres].to(self.centres_SCD)
 
     def choose(self, query_BD: Tensor) -> Tensor:
         """Number of the domain [B] with the centre that is nearest to the query, scaled to length 1."""

@@ -274,8 +274,9 @@ class TrainBatch:
 
     @cached_property
     def place_B(self) -> Tensor:
-        """Places of the new rows in the images of the stage, -1 for replayed ones."""
-        whole = torch.tensor([*self.index, *[-1] * len(self.old_index)], dtype=torch.long)
+        """Places of the new rows in the images of the stage, -1 for replayed ones, -2 for those of a second draw."""
+        each = self.replay.rows if self.replay is not None else 1
+        whole = torch.tensor([*self.index, *(-1 - i // each for i in range(len(self.old_index)))], dtype=torch.long)
         return send(whole[self.rows], self.batches.device)
 
     @property

@@ -78,8 +78,8 @@ class Trainer:
     """Class ids [N] of images, on the device."""
     allowed_K: Tensor | None
     """True for the classes of the task [K]; None where nothing is masked."""
-    replay_of: Callable[[ImageSet], Replay]
-    """Makes the Replay of images that join each batch."""
+    replay_of: Callable[[ImageSet, int], Replay]
+    """Makes the Replay of images that join each batch, in so many draws."""
     checkpoint: Checkpoint | None = None
     progress: Progress = field(default_factory=Silent)
     carried: dict[int, Moments] | None = None
@@ -112,11 +112,11 @@ class Trainer:
             self._keep(run, finished=True)
         self.statistics = self.method.stats.tensors()
         self.method.stats.clear()
-        if self.carried is not None:
+        if self.carried is not None and not stage.fresh:
             self.carried[number] = moments_of(run.optimizer)
         if stage.images is not None:
             rows = min(run.per_epoch * self.config.train.batch_size, len(stage.images)) / run.per_epoch
-            self.seen += round(run.total * rows) + (run.total * run.replay.rows if run.replay is not None else 0)
+            self.seen += round(run.total * rows) + (run.total * len(run.replay) if run.replay is not None else 0)
 
     def _length(self, stage: Stage) -> tuple[int, int]:
         """Optimiser steps of the stage, and of one of its epochs."""
@@ -136,14 +136,14 @@ class Trainer:
         lr = effective_lr(train) if stage.lr is None else stage.lr
         groups = self.method.parameter_groups(lr) if stage.groups is None else stage.groups
         optimizer = make_optimizer(groups, lr, train)
-        if self.carried is not None and number in self.carried:
+        if self.carried is not None and number in self.carried and not stage.fresh:
             load_moments(optimizer, self.carried[number])
         schedule = make_schedule(optimizer, train, total, per_epoch)
         labels_N, allowed_K = torch.zeros(0, dtype=torch.long, device=self.batches.device), None
         if stage.images is not None:
             labels_N = self.labels_of(stage.images)
             allowed_K = allowed(self.allowed_K, labels_N)
-        replay = None if stage.replay is None or not len(stage.replay) else self.replay_of(stage.replay)
+        replay = None if stage.replay is None or not len(stage.replay) else self.replay_of(stage.replay, stage.draws)
         return Run(stage, number, total, per_epoch, optimizer, schedule, labels_N, allowed_K, replay)
 
     def _train(self, run: Run) -> None:

@@ -257,12 +257,24 @@ class Replay:
     labels_N: Tensor
     """Class ids of the images on the device."""
     rows: int
-    """Number of images replayed with each batch [R]."""
+    """Number of images of one draw [R]."""
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     """What a method kept beside them."""
+    draws: int = 1
+    """Draws for each batch."""
+
+    def __len__(self) -> int:
+        """Number of images that join one batch."""
+        return self.rows * self.draws
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """Places [R] of the images that join one batch, uniform; without replacement where there are enough of them."""
+        """Places of the images that join one batch, draw by draw.
+
+        Draws are independent and uniform; each is without replacement where there are enough images.
+        """
+        return torch.cat([self._one(generator) for _ in range(self.draws)])
+
+    def _one(self, generator: torch.Generator) -> Tensor:
         n = len(self.images)
         if n >= self.rows:
             return torch.randperm(n, generator=generator)[: self.rows]

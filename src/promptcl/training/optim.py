@@ -35,16 +35,30 @@ def make_schedule(
     """Make the schedule by which the learning rate falls over `total` steps; None where it stays.
 
     `quarter_cosine` (CODA-Prompt, OVOR): epoch e of E has lr * cos(99 pi e / (200 (E - 1))), lr where E is 1.
+    `restarts`: see `restarted`; lr where there is one epoch.
     """
     if train.schedule == "cosine":
         return CosineAnnealingLR(optimizer, total)
     if train.schedule == "quarter_cosine":
         last = max(1, -(-total // per_epoch) - 1)
         return LambdaLR(optimizer, lambda step: math.cos(99 * math.pi * min(step // per_epoch, last) / (200 * last)))
+    if train.schedule == "restarts":
+        return LambdaLR(optimizer, lambda step: restarted(step // per_epoch) if total > per_epoch else 1.0)
     if train.schedule == "step":
         steps = [epoch * per_epoch for epoch in train.milestones]
         return LambdaLR(optimizer, lambda step: 0.1 ** sum(step >= fall for fall in steps))
     return None
+
+
+def restarted(epoch: int) -> float:
+    """Share of the learning rate in an epoch, from 0: warm restarts after 1, 2, 4, ... epochs (SGDR), as GDumb has it.
+
+    A tenth in epoch 0; then each period falls by a half cosine from 1 towards 1 / 100.
+    """
+    if epoch == 0:
+        return 0.1
+    period = 1 << (epoch.bit_length() - 1)
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * (epoch - period) / period)) / 2
 
 
 Moments = dict[str, Tensor]
