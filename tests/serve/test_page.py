@@ -70,6 +70,8 @@ def faults(page: Page, schemes: tuple[Any, ...] = ("light", "dark")) -> list[str
         found += [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in violations]
         if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             found.append(f"it scrolls sideways at {width}")
+        broken = "[...document.querySelectorAll('.quiet')].filter(one => one.offsetHeight > 50).map(one => one.innerText)"
+        found += [f"{text} is broken into lines at {width}" for text in page.evaluate(broken)]
     return found
 
 

@@ -30,7 +30,7 @@ function summary(it) {
   if (it.read_only) parts.push("answers only");
   if (!it.left_out) return [parts.join(" · ")];
   parts.push(`${percent(it.left_out.right / it.left_out.images)} right`);
-  return [parts.join(" · "), el("span", { className: "more" }, " when left out")];
+  return [`${parts.join(" · ")} when left out`];
 }
 
 /** Look again and again, more often while the server is away. */
