@@ -65,7 +65,7 @@ function row(one) {
   return el("tr", { role: "row" }, el("th", { scope: "row", role: "rowheader" }, one.name),
     el("td", { className: "number", role: "cell" }, number(one.images), el("span", { className: "on-phone" }, one.images === 1 ? " image" : " images")),
     el("td", { role: "cell" }, right),
-    el("td", { role: "cell" }, found && el("span", { className: "on-phone" }, other ? "Most often taken for " : "Taken for "), other ? `${other.name}, ${other.images} ${other.images === 1 ? "time" : "times"}` : el("span", { className: "soft" }, found ? "no other" : "")),
+    el("td", { role: "cell" }, found && el("span", { className: "on-phone" }, other ? "Most often taken for " : "Taken for "), other ? `${other.name} (${count(other.images, "time")})` : el("span", { className: "soft" }, found ? "no other" : "")),
     el("td", { role: "cell" }, actions));
 }
 
