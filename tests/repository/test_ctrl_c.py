@@ -45,10 +45,14 @@ class Terminal:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
-        streams = {"stdin": inside, "stdout": inside, "stderr": inside}
-        environment = {**ENVIRONMENT, "PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}{os.pathsep}{ROOT}"}
         self.process = subprocess.Popen(
-            [*map(str, command)], **streams, env=environment, start_new_session=True, preexec_fn=take
+            [*map(str, command)],
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            env={**ENVIRONMENT, "PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}{os.pathsep}{ROOT}"},
+            start_new_session=True,
+            preexec_fn=take,
         )
         os.close(inside)
 
