@@ -7,6 +7,7 @@ import atexit
 import functools
 import io
 import re
+import shutil
 import socket
 import tempfile
 import threading
@@ -61,27 +62,46 @@ def requests() -> list[bytes]:
     ]
 
 
-@functools.cache
-def _server() -> tuple[int, House]:
-    """Port of a server that lives as long as this process, with a new learner of a random small ViT."""
-    store = Path(tempfile.mkdtemp(prefix="fuzz-serve-"))
-    small = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "device=cpu"]
-    learner = Learner(load_config("grow-demo", [*small, "backbone.kwargs={}"]))
-    learner.learn([_image(value) for value in (20, 40, 100, 120)], ["a", "a", "b", "b"])
-    learner.save(store)
-    house, listening = House(store, limits=Limits(idle_seconds=_WAIT)), socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(settings(house, Address()))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
-    thread.start()
+class _Server:
+    """A server in threads of this process, with a new learner of a random small ViT."""
 
-    def end() -> None:
-        server.should_exit = True
-        thread.join()
-        house.close()
-        listening.close()
+    def __init__(self) -> None:
+        self.store = Path(tempfile.mkdtemp(prefix="fuzz-serve-"))
+        small = ["backbone.name=test_vit", "backbone.weights=random", "backbone.image_size=32", "device=cpu"]
+        learner = Learner(load_config("grow-demo", [*small, "backbone.kwargs={}"]))
+        learner.learn([_image(value) for value in (20, 40, 100, 120)], ["a", "a", "b", "b"])
+        learner.save(self.store)
+        self.house = House(self.store, limits=Limits(idle_seconds=_WAIT))
+        self.listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listening.getsockname()[1]
+        self.server = uvicorn.Server(settings(self.house, Address()))
+        serve = self.server.serve(sockets=[self.listening])
+        self.thread = threading.Thread(target=asyncio.run, args=(serve,), daemon=True)
+        self.thread.start()
 
-    atexit.register(end)
-    return listening.getsockname()[1], house
+    def end(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+        self.house.close()
+        self.listening.close()
+        shutil.rmtree(self.store, ignore_errors=True)
+
+
+_servers: list[_Server] = []
+
+
+def _server() -> _Server:
+    """The server of this process, started at the first request."""
+    if not _servers:
+        _servers.append(_Server())
+    return _servers[0]
+
+
+@atexit.register
+def end() -> None:
+    """End the server and its threads, where one was started; another request starts another one."""
+    while _servers:
+        _servers.pop().end()
 
 
 def ask(port: int, data: bytes, house: House) -> int | None:
@@ -108,11 +128,11 @@ def ask(port: int, data: bytes, house: House) -> int | None:
 
 def read_request(data: bytes, folder: Path) -> object:
     """Send one request. Raises UserError where it is refused, RuntimeError where the server or a job of it failed."""
-    port, house = _server()
-    status = ask(port, data, house)
+    server = _server()
+    status = ask(server.port, data, server.house)
     if status is not None and status >= 500:
         raise RuntimeError(f"the server answered {status}")
-    if failed := [job.error for job in house.worker.jobs if job.status >= 500]:
+    if failed := [job.error for job in server.house.worker.jobs if job.status >= 500]:
         raise RuntimeError(f"a job failed: {failed[0]}")
     if status is None or status >= 400:
         raise UserError(f"refused with {status}")

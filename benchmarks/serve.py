@@ -35,7 +35,7 @@ from promptcl.recipes.load import load_config
 from promptcl.runtime.provenance import git_commit, versions
 
 ROOT = Path(__file__).parents[1]
-ALONE, CROWD, ROUNDS, TASKS = 300, 200, 5, 6
+ALONE, CROWD, ROUNDS, TASKS = 300, 200, 5, 24
 
 
 def encoded(images: ImageSet, folder: Path) -> list[tuple[str, bytes]]:
@@ -191,14 +191,16 @@ def table(results: dict[str, Any]) -> str:
         one = results[key]
         rows.append(f"| {name} | {one['p50_ms']:.0f} ms | {one['p99_ms']:.0f} ms | {one['answers_per_second']:.0f} |")
     killed = results["kills"]
-    memory = ", ".join(f"{bytes_ / 1e6:.0f}" for bytes_ in results["resident_bytes_before_and_after_each_task"])
+    memory = [round(bytes_ / 1e6) for bytes_ in results["resident_bytes_before_and_after_each_task"]]
+    first, second = memory[1 : len(memory) // 2 + 1], memory[len(memory) // 2 + 1 :]
     rows += [
         "",
         f"Cold start {results['cold_start_seconds']:.1f} s, from the command to the first answer. While "
-        f"{results['images_learned_meanwhile']} images were learned in {TASKS} tasks, "
+        f"{results['images_learned_meanwhile']} images were learned in {len(memory) - 1} tasks, "
         f"{results['crowd_while_learning']['answers']:,} answers were given, "
         f"{results['answers_of_no_whole_learner']} of them by a learner that was not whole. "
-        f"The server took {memory} MB: before, and after each task. "
+        f"The server took {memory[0]} MB before, {min(first)} to {max(first)} MB after each of the first {len(first)} "
+        f"tasks, {min(second)} to {max(second)} MB after each of the last {len(second)}. "
         f"{killed['kills']} servers were killed while they learned: "
         f"{killed['old']} stores were the old one, {killed['new']} the new one, {killed['lost']} anything else. "
         f"The load average of the machine was {results['load_average']:.1f}, on {results['cpus']} cores.",

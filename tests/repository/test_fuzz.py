@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import fuzz
+import fuzz_serve
 import pytest
 from fuzz_targets import targets
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +16,13 @@ from hypothesis import strategies as st
 
 TARGETS = targets()
 QUIET = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_server_stays() -> Iterator[None]:
+    """No thread of a server may run when a later test forks this process."""
+    yield
+    fuzz_serve.end()
 
 
 @pytest.mark.parametrize("name", TARGETS)

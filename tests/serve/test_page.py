@@ -70,6 +70,9 @@ def faults(page: Page, schemes: tuple[Any, ...] = ("light", "dark")) -> list[str
         found += [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in violations]
         if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             found.append(f"it scrolls sideways at {width}")
+        tall = "[...document.querySelectorAll('.quiet')].filter(one => one.offsetHeight > 50)"
+        texts = page.evaluate(f"{tall}.map(one => one.textContent)")
+        found += [f"{text} is broken into lines at {width}" for text in texts]
     return found
 
 
@@ -260,9 +263,15 @@ def test_what_is_wrong_is_found(page: Page, store: Path) -> None:
         page.evaluate("document.getElementById('ask-choose').textContent = ''")
         page.evaluate("document.getElementById('ask-note').style.color = '#ddd'")
         page.evaluate("document.getElementById('ask-drop').style.width = '2000px'")
+        page.evaluate(
+            """const one = document.createElement("button");
+            one.className = "quiet"; one.textContent = "Take back"; one.style.width = "4rem";
+            document.getElementById("ask-drop").append(one)"""
+        )
         found = faults(page, ("light",))
         assert {one.partition(":")[0] for one in found} == {
             "button-name",
             "color-contrast",
             "it scrolls sideways at 390",
+            "Take back is broken into lines at 390",
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import random
 import re
 import socket
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_serve import ask
 from helpers import call, encoded, grey
 from PIL import Image
 from serving import Client, busy, copied, form, served
@@ -31,6 +29,7 @@ SMALL = replace(
     learn_bytes=20_000,
     learn_images=4,
     json_bytes=1_000,
+    begin_seconds=1.0,
     idle_seconds=0.3,
     waiting_jobs=1,
 )
@@ -49,8 +48,16 @@ def guarded(store: Path) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def small(store: Path) -> Iterator[tuple[Client, House]]:
+    """One that takes little, for tests that change nothing."""
+    with served(store, limits=SMALL) as found:
+        yield found
+
+
 @pytest.fixture
-def small(store: Path, tmp_path: Path) -> Iterator[tuple[Client, House]]:
+def changing(store: Path, tmp_path: Path) -> Iterator[tuple[Client, House]]:
+    """As `small`, for one test."""
     with served(copied(store, tmp_path / "shop"), limits=SMALL) as found:
         yield found
 
@@ -240,8 +247,21 @@ def test_a_body_that_does_not_come_is_given_up(small: tuple[Client, House]) -> N
     connection.close()
 
 
-def test_too_many_changes_at_once(small: tuple[Client, House]) -> None:
-    client, house = small
+@pytest.mark.parametrize(
+    ("asked", "begun"), [(False, b""), (False, b"GET /v1/learner HT"), (True, b"GET /v1/learner HT")]
+)
+def test_a_connection_without_a_request_is_ended(small: tuple[Client, House], asked: bool, begun: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", small[0].port), timeout=20) as connection:
+        if asked:
+            connection.sendall(b"GET /v1/healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(begun)
+        while connection.recv(65536):
+            pass
+
+
+def test_too_many_changes_at_once(changing: tuple[Client, House]) -> None:
+    client, house = changing
     hold = busy(house)
     parts = [("class", None, b"a"), ("x", "x.png", grey(1))]
     answers = [client.post_form("/v1/learn", parts) for _ in range(3)]
@@ -252,8 +272,8 @@ def test_too_many_changes_at_once(small: tuple[Client, House]) -> None:
     assert house.budget.held == 0
 
 
-def test_a_signal_may_come_while_a_change_is_noted(small: tuple[Client, House]) -> None:
-    worker = small[1].worker
+def test_a_signal_may_come_while_a_change_is_noted(changing: tuple[Client, House]) -> None:
+    worker = changing[1].worker
     with worker._lock:  # as in `submit`, in the thread in which a signal then calls `stop`
         assert worker._lock.acquire(timeout=1)
         worker._lock.release()
@@ -264,15 +284,3 @@ def test_a_signal_may_come_while_a_change_is_noted(small: tuple[Client, House]) 
 def test_images_that_would_take_all_memory_are_refused(local: Client) -> None:
     found = local.send("POST", "/v1/predict", encoded(Image.new("1", (12_000, 12_000))))  # 18 kB
     assert (found.status, "pixels" in found.error) == (400, True), found.body
-
-
-def test_damaged_requests_are_answered_or_refused(small: tuple[Client, House]) -> None:
-    """benchmarks/fuzz.py sends thousands."""
-    from fuzz import mutated
-    from fuzz_serve import requests
-
-    rng = random.Random(0)
-    for _ in range(150):
-        status = ask(small[0].port, mutated(rng, requests()), small[1])
-        assert status is None or 200 <= status < 500
-    assert small[0].get("/v1/healthz").status == 200

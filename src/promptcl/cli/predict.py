@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -70,7 +70,7 @@ def predict(
     good = [i for i in range(len(found)) if i not in bad]
     answers = dict(zip(good, learner.predict(found.select(good), top, threshold) if good else [], strict=True))
     if as_json:
-        print(json.dumps([_row(name, answers.get(i), bad.get(i)) for i, name in enumerate(names)], indent=1))
+        print(_json(names, answers, bad))
     else:
         for i, answer in answers.items():
             print(f"{printable(names[i])}: {_answer(answer, top)}")
@@ -80,13 +80,11 @@ def predict(
         fail(list(bad.values())[-1])
 
 
-def _row(name: str, answer: Prediction | None, error: str | None) -> dict[str, Any]:
-    """The JSON object of one image."""
-    if answer is None:
-        return {"image": name, "error": error}
-    ranked = [{"label": label, "probability": p} for label, p in answer.top]
-    said = {"label": answer.label, "probability": answer.probability, "familiarity": answer.familiarity}
-    return {"image": name, **said, "top": ranked}
+def _json(names: list[str], answers: dict[int, Prediction], bad: dict[int, str]) -> str:
+    """A JSON object for each image, in the order of the images."""
+    from promptcl.learner.records import answer_row
+
+    return json.dumps([answer_row(name, answers.get(i), bad.get(i)) for i, name in enumerate(names)], indent=1)
 
 
 def _answer(answer: Prediction, top: int) -> str:

@@ -51,23 +51,37 @@ def check_images(
         source.sound[row] = True
 
 
-def _unsound(places: Sequence[Place], ahead: Ahead, tell: Callable[[int, int], None]) -> dict[int, str]:
+def _unsound(
+    places: Sequence[Place],
+    ahead: Ahead,
+    tell: Callable[[int, int], None],
+    held: Callable[[int], None] = lambda count: None,
+) -> dict[int, str]:
     """Read the image at each place; numbers of those that do not decode, with the sentences that say why."""
     bad: dict[int, str] = {}
+    together = _TOGETHER if ahead.workers else 1  # without workers nothing is won by holding several
     try:
-        for start in range(0, len(places), _TOGETHER):
+        for start in range(0, len(places), together):
             tell(start, len(places))
-            ahead.expect("all", places[start : start + 2 * _TOGETHER])
-            found = ahead.each(places[start : start + _TOGETHER])
-            bad |= {start + i: str(one) for i, one in enumerate(found) if isinstance(one, UserError)}
+            ahead.expect("all", places[start : start + 2 * together])
+            for i, one in enumerate(ahead.each(places[start : start + together]), start):
+                if isinstance(one, UserError):
+                    bad[i] = str(one)
+                else:
+                    held(one.nbytes)
     finally:
         tell(len(places), len(places))
     return bad
 
 
-def unreadable(images: ImageSet, data: DataConfig) -> dict[int, str]:
-    """Number of each image that does not decode, and the sentence that says why."""
-    return _unsound([images.place(i) for i in range(len(images))], Ahead(data.workers), lambda done, of: None)
+def unreadable(images: ImageSet, data: DataConfig, held: Callable[[int], None] = lambda count: None) -> dict[int, str]:
+    """Number of each image that does not decode, and the sentence that says why.
+
+    held: called with the bytes of the pixels of each one that does, and may raise; with `data.workers` 0 it is called
+    before the next one is read.
+    """
+    places = [images.place(i) for i in range(len(images))]
+    return _unsound(places, Ahead(data.workers), lambda done, of: None, held)
 
 
 def assume_depth(images: ImageSet, bits: int | None, at_least: bool = False) -> None:

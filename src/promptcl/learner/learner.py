@@ -40,7 +40,7 @@ from promptcl.runtime import processes
 from promptcl.runtime.device import pick_device, with_precision
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import Saved, TaskRecord
-from promptcl.training import Batches, Memory, PastTask, PresentTask, Progress
+from promptcl.training import Batches, Memory, PastTask, PresentTask, Progress, Weak
 from promptcl.training.exchange import joined
 
 
@@ -68,7 +68,7 @@ class Learner(Mending):
         """Checksums of the stores that this learner was loaded from and saved to, the last one last."""
         self._whole, self.moments = True, {}
         self.memory = Memory(config.memory.per_class, config.memory.total, config.memory.rule)
-        self.batches = Batches(self.backbone, config, self.device, self._query, config.data.cache_mb * 2**18)
+        self.batches = Batches(self.backbone, config, self.device, Weak(self._query), config.data.cache_mb * 2**18)
 
     @classmethod
     def load(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -100,6 +100,15 @@ def predictions(
         row = [(classes[k], p) for k, p in zip(ids, values, strict=True)]
         found.append(Prediction(row[0][0] if known else UNKNOWN, values[0], row, familiarity))
     return found
+
+
+def answer_row(name: str, answer: Prediction | None, error: str | None) -> dict[str, Any]:
+    """The JSON object of one image, as commands and servers give it: its answer, or why there is none."""
+    if answer is None:
+        return {"image": name, "error": error}
+    top = [{"label": label, "probability": probability} for label, probability in answer.top]
+    said = {"label": answer.label, "probability": answer.probability, "familiarity": answer.familiarity}
+    return {"image": name, **said, "top": top}
 
 
 def by_class(images: ImageSet, right_N: Tensor) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import ipaddress
@@ -52,7 +53,11 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application in front of another one."""
 
+        begun = False
+
         async def sent(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -69,7 +74,13 @@ class Guard:
             answer = JSONResponse({"error": str(error)}, error.status, {**more, "Connection": "close"})
             await answer(scope, receive, sent)
             return
-        await self.app(scope, receive, sent)
+        try:
+            await self.app(scope, receive, sent)
+        except asyncio.CancelledError:  # the server ends, and has waited long enough for the rest of this request
+            if not begun:
+                sentence = "this server ends, and the request was not complete; send it again later"
+                await JSONResponse({"error": sentence}, 503, {"Connection": "close"})(scope, receive, sent)
+            raise
 
     def _check(self, path: str, headers: Headers) -> None:
         host = headers.get("host", "")

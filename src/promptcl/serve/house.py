@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from promptcl.config import DataConfig
 from promptcl.data import ImageSet
-from promptcl.errors import UserError
-from promptcl.learner.records import Prediction
+from promptcl.data.checked import unreadable
+from promptcl.learner.records import answer_row
 from promptcl.serve.asking import Asker, Question
 from promptcl.serve.jobs import Worker
 from promptcl.serve.keeper import Keeper
@@ -67,28 +68,16 @@ class House:
         except asyncio.TimeoutError:
             raise Refused("no answer in time; ask again in a moment, or with fewer images", 429) from None
         by_row = dict(zip(good, found, strict=True))
-        rows = [_row(images.name(i), by_row.get(i), bad.get(i)) for i in range(len(images))]
+        rows = [answer_row(images.name(i), by_row.get(i), bad.get(i)) for i in range(len(images))]
         return {"version": version, "answers": rows}
 
     def _unreadable(self, images: ImageSet, upload: Upload) -> dict[int, str]:
         """Decode the images, whose pixels count as held; the number of each that does not decode, and why."""
-        bad = {}
         self.keeper.known.learner.as_learned(images)
-        for i in range(len(images)):
-            try:
-                pixels = images.image(i)
-            except UserError as error:
-                bad[i] = " ".join(str(error).split())
-            else:
-                self.budget.take(pixels.nbytes)
-                upload.size += pixels.nbytes
-        return bad
 
+        def held(count: int) -> None:
+            self.budget.take(count)
+            upload.size += count
 
-def _row(name: str, answer: Prediction | None, error: str | None) -> dict[str, Any]:
-    """The JSON object of one image."""
-    if answer is None:
-        return {"image": name, "error": error}
-    top = [{"label": label, "probability": probability} for label, probability in answer.top]
-    said = {"label": answer.label, "probability": answer.probability, "familiarity": answer.familiarity}
-    return {"image": name, **said, "top": top}
+        bad = unreadable(images, DataConfig(workers=0), held)
+        return {i: " ".join(sentence.split()) for i, sentence in bad.items()}

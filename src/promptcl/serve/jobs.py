@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from promptcl.errors import UserError
 from promptcl.learner import Learner
+from promptcl.runtime.heap import hand_back
 from promptcl.serve.keeper import Keeper
 from promptcl.serve.limits import Limits, Refused
 from promptcl.serve.standing import Known, Standing
@@ -151,6 +152,7 @@ class Worker:
             ended = self._do(job)
             job.release()
             job.change, job.release = None, _nothing  # which held the images
+            hand_back()
             job.state = ended
 
     def _do(self, job: Job) -> State:

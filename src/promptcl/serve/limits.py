@@ -41,10 +41,12 @@ class Limits:
     """Changes that wait for the one that runs."""
     kept_jobs: int = 200
     """Finished changes that can still be asked for."""
+    begin_seconds: float = 30
+    """Time in which the line and the headers of a request have to come."""
     idle_seconds: float = 30
-    """Time in which the next part of a request has to come."""
+    """Time in which the next part of its body has to come."""
     body_seconds: float = 600
-    """Time in which all of a request has to come."""
+    """Time in which all of its body has to come."""
     answer_seconds: float = 120
     """Time in which images are answered."""
     wait_seconds: float = 30

@@ -18,6 +18,7 @@ from promptcl.errors import UserError
 from promptcl.serve.app import make_app
 from promptcl.serve.guard import is_local
 from promptcl.serve.house import House
+from promptcl.serve.patience import timed
 
 _SHORT = 16  # characters of the shortest token
 _CONNECTIONS = 1000
@@ -78,7 +79,7 @@ def settings(house: House, address: Address) -> uvicorn.Config:
     return uvicorn.Config(
         make_app(house, address.host, address.token),
         loop="asyncio",
-        http="h11",
+        http=timed(house.limits.begin_seconds),
         ws="none",
         lifespan="off",
         log_config=None,

@@ -4,5 +4,6 @@ from promptcl.training.batches import Batches
 from promptcl.training.loop import Progress, Silent, Trainer
 from promptcl.training.memory import Memory, Replay
 from promptcl.training.task import PastTask, PresentTask
+from promptcl.training.weak import Weak
 
-__all__ = ["Batches", "Memory", "PastTask", "PresentTask", "Progress", "Replay", "Silent", "Trainer"]
+__all__ = ["Batches", "Memory", "PastTask", "PresentTask", "Progress", "Replay", "Silent", "Trainer", "Weak"]

@@ -22,6 +22,7 @@ from promptcl.runtime.device import send
 from promptcl.runtime.seeding import task_generator
 from promptcl.training.memory import Replay
 from promptcl.training.queries import QueryCache
+from promptcl.training.weak import Weak
 
 Generators = Callable[[str], torch.Generator]
 """Gives the random generator for a purpose, always the same for the same step."""
@@ -45,7 +46,7 @@ class Batches:
         self.backbone, self.config, self.device = backbone, config, device
         self.query = query or backbone.query
         self.ahead = Ahead(config.data.workers)
-        self.queries = QueryCache(self.query, config.eval.batch_size, self._in_order, device, cache_bytes)
+        self.queries = QueryCache(self.query, config.eval.batch_size, Weak(self._in_order), device, cache_bytes)
 
     def forget_queries(self) -> None:
         """Compute all queries anew from now on."""

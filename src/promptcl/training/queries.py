@@ -112,7 +112,8 @@ class QueryCache:
             self._sets.move_to_end(key)
             return self._sets[key]
         # When nobody else holds a set, it is freed and its features are dropped here, before its id() is used again.
-        reference = weakref.ref(images, lambda _: self._sets.pop(key, None))
+        here = weakref.ref(self)
+        reference = weakref.ref(images, lambda _: (cache := here()) and cache._sets.pop(key, None))
         empty_NX = torch.empty((len(images), 0), device=self.device)  # replaced by the first batch
         self._sets[key] = _Kept(reference, empty_NX, {})
         return self._sets[key]

@@ -3,6 +3,13 @@
 import { $ } from "./dom.js";
 
 const KEY = "promptcl-token";
+let token = null;
+try { token = sessionStorage.getItem(KEY); } catch { /* this browser keeps nothing */ }
+
+function keep(given) {
+  token = given;
+  try { sessionStorage.setItem(KEY, given); } catch { /* then it is asked for once more when the page is loaded anew */ }
+}
 
 /** The server said no, or nothing; `status` 0: it could not be reached. */
 export class Fault extends Error {
@@ -12,7 +19,7 @@ export class Fault extends Error {
 export function takeToken() {
   const found = location.hash.match(/^#token=(.+)$/);
   if (!found) return;
-  try { sessionStorage.setItem(KEY, decodeURIComponent(found[1])); } catch { /* no storage: it is asked for */ }
+  try { keep(decodeURIComponent(found[1])); } catch { /* no token: it is asked for */ }
   history.replaceState(null, "", "#ask");
 }
 
@@ -24,7 +31,7 @@ function signIn(wrong) {
     $("sign-in-error").textContent = wrong ? "That was not the token." : "";
     $("sign-in").showModal();
     $("sign-in").addEventListener("close", () => {
-      sessionStorage.setItem(KEY, $("token").value.trim());
+      keep($("token").value.trim());
       $("token").value = "";
       signingIn = null;
       resolve();
@@ -40,13 +47,13 @@ export function online(answers) {
 /** Send a request; resolves with { status, data }. `progress` is told the share of the body that was sent. */
 export async function send(method, path, { body = null, headers = {}, progress = null, signal = null } = {}) {
   for (;;) {
-    const token = sessionStorage.getItem(KEY);
-    const answer = await once(method, path, body, token ? { ...headers, Authorization: `Bearer ${token}` } : headers, progress, signal);
+    const sent = token;
+    const answer = await once(method, path, body, sent ? { ...headers, Authorization: `Bearer ${sent}` } : headers, progress, signal);
     if (answer.status !== 401) {
       if (answer.status >= 400) throw new Fault(answer.data?.error || `the server answered with status ${answer.status}`, answer.status);
       return answer;
     }
-    await signIn(token !== null);
+    if (sent === token) await signIn(sent !== null); // else another request has asked for it meanwhile
   }
 }
 

@@ -65,7 +65,7 @@ function row(one) {
   return el("tr", { role: "row" }, el("th", { scope: "row", role: "rowheader" }, one.name),
     el("td", { className: "number", role: "cell" }, number(one.images), el("span", { className: "on-phone" }, one.images === 1 ? " image" : " images")),
     el("td", { role: "cell" }, right),
-    el("td", { role: "cell" }, found && el("span", { className: "on-phone" }, "Most often taken for "), other ? `${other.name}, ${other.images} ${other.images === 1 ? "time" : "times"}` : el("span", { className: "soft" }, found ? "no other" : "")),
+    el("td", { role: "cell" }, found && el("span", { className: "on-phone" }, other ? "Most often taken for " : "Taken for "), other ? `${other.name} (${count(other.images, "time")})` : el("span", { className: "soft" }, found ? "no other" : "")),
     el("td", { role: "cell" }, actions));
 }
 
@@ -107,7 +107,7 @@ function showHistory(it) {
   fill($("events"), events.map((one) => {
     const names = one.images && Object.keys(one.images);
     const images = names ? Object.values(one.images).reduce((sum, value) => sum + value, 0) : one.count;
-    const text = names ? `${count(images, "image")}: ${some(names.map((name) => `${name} ${number(one.images[name])}`), 12)}` : count(images, "image");
+    const text = names ? `${count(images, "image")}: ${some(names.map((name) => `${name} (${number(one.images[name])})`), 12)}` : count(images, "image");
     return el("li", { className: one.kind }, el("time", { dateTime: one.when }, when.format(new Date(one.when))), el("h3", {}, one.title), el("p", { className: "soft" }, text));
   }));
   const more = it.tasks_in_all - it.tasks.length;

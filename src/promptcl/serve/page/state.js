@@ -19,7 +19,7 @@ export async function refresh() {
   learner = answer.data;
   document.title = `${learner.name} · promptcl`;
   $("name").textContent = learner.name;
-  fill($("summary"), ...summary(learner));
+  fill($("summary"), summary(learner));
   $("summary").removeAttribute("aria-busy");
   fill($("class-names"), learner.classes.map((one) => el("option", { value: one.name })));
   for (const listener of listeners) listener(learner);
@@ -28,9 +28,8 @@ export async function refresh() {
 function summary(it) {
   const parts = [count(it.classes.length, "class"), count(it.images, "image")];
   if (it.read_only) parts.push("answers only");
-  if (!it.left_out) return [parts.join(" · ")];
-  parts.push(`${percent(it.left_out.right / it.left_out.images)} right`);
-  return [parts.join(" · "), el("span", { className: "more" }, " when left out")];
+  if (it.left_out) parts.push(`${percent(it.left_out.right / it.left_out.images)} right when left out`);
+  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · "); // where it is broken into lines, between parts
 }
 
 /** Look again and again, more often while the server is away. */
