@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from helpers import ENVIRONMENT, TINY_VIT, good, refused, start
 
-from promptcl.cli.compare import entries, split
+from promptcl.cli.compare import entries, folder_of, split
 from promptcl.errors import UserError
 from promptcl.recipes.load import load_config, of_another
 
@@ -32,6 +32,14 @@ def test_words_become_a_recipe_methods_and_settings_of_all() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             split(wrong)
+
+
+def test_long_methods_that_begin_alike_have_folders_of_their_own() -> None:
+    long = "oneprompt method.head_init=zero method.prompt_lr=0.005 method.prompt_init=normal method.init_scale=0.02"
+    names = [folder_of(text) for text in (long, f"{long} joint=true", f"{long} train.lr=0.01")]
+    assert len(set(names)) == 3
+    assert all(len(name) <= 100 for name in names)
+    assert split(["lite", long, f"{long} joint=true"])[1] == [long, f"{long} joint=true"]
 
 
 def test_a_method_has_its_recipes_options_and_the_training_of_the_common_recipe() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 import sys
@@ -132,8 +133,9 @@ def words_of(text: str) -> list[str]:
 
 
 def folder_of(method: str) -> str:
-    """The name of the folder of a method's runs."""
-    return re.sub(r"[^\w.=,-]+", "-", method).strip("-.")[:100]
+    """The name of the folder of a method's runs; one that is too long ends in a hash, or others would begin like it."""
+    name = re.sub(r"[^\w.=,-]+", "-", method).strip("-.")
+    return name if len(name) <= 100 else f"{name[:90]}-{hashlib.sha256(method.encode()).hexdigest()[:8]}"
 
 
 def _page(folders: list[Path], out: Path) -> None:

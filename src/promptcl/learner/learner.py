@@ -38,6 +38,7 @@ from promptcl.learner.sifting import distinct
 from promptcl.methods._base import Method, TaskView, load_method
 from promptcl.runtime import processes
 from promptcl.runtime.device import pick_device, with_precision
+from promptcl.runtime.heap import hand_back
 from promptcl.runtime.seeding import task_generator
 from promptcl.store import Saved, TaskRecord
 from promptcl.training import Batches, Memory, PastTask, PresentTask, Progress, Weak
@@ -206,6 +207,7 @@ class Learner(Mending):
         self.ledger.add([task.new, task.held_out], [self.labels(task.new), self.labels(task.held_out)])
         self.history.append(TaskRecord.of(name or f"task {task.number + 1}", images, seconds, sha256))
         self._whole = True
+        hand_back()  # the sums of each task are a little larger than those of the last, and do not fit in their place
         if self.config.memory.size and task.number == 1 and not task.memory_was_read:
             idle = "memory.per_class" if self.config.memory.per_class else "memory.total"
             task.warn(f"method.name={self.config.method['name']} does not replay images, so {idle} is idle")
