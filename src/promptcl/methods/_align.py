@@ -55,7 +55,7 @@ class Alignment(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.long), persistent=False)
         self._at: int | None = None  # the same on the host, read once a stage: to ask the device would wait for it
         self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
-        self._factors: list[Tensor] | None = None  # of the covariances, which no step of a stage changes
+        self._factors: list[Tensor | None] | None = None  # of the covariances, which no step of a stage changes
 
     def grow(self, classes: int) -> None:
         """Append `classes` classes."""
