@@ -103,6 +103,9 @@ def test_inflora_stays_out_of_what_is_taken() -> None:
     down = inflora.directions(new.T @ new, space, rank=4)
     torch.testing.assert_close(down @ down.T, torch.eye(4, dtype=torch.float64) / 3)
     assert (down @ old.T).abs().max() < 1e-10
+    up = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    assert (up @ down @ old.T).abs().max() < 1e-9  # so keys and values of old inputs stay, whatever is trained
+    assert (up @ down @ new.T).abs().max() > 0.1
     more = inflora.taken(new.T @ new, space, energy=1 - 1e-12)
     assert more.trace().item() == pytest.approx(8)
     assert torch.equal(inflora.taken(old.T @ old, more, energy=0.9), more)
@@ -153,6 +156,21 @@ def test_columns_that_are_handed_on(backbone: Backbone) -> None:
         pool.down_LRi.fill_(1.0)
         assert pool.kept(backbone, "fc1")[0] is before
         torch.testing.assert_close(pool.trained(0, 1), pool.up_LoR[0][:, ~kept].sum(1, keepdim=True).expand(sizes))
+
+
+def test_e2lora_trains_nothing_that_earlier_tasks_keep(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """Their columns and rows, to the bit; the columns that they gave up belong to the new task."""
+    learner = make(backbone, digits[0], name="e2lora", covariance="diagonal", **FEW)
+    pool = cast(E2LoRA, learner.method).updates.qkv
+    first = [part.detach().clone() for part in (pool.up_LoR, pool.kept_LRi)]
+    learner.learn(digits[1])
+    kept_LR = pool.owner_LR == 0
+    assert kept_LR.any(1).all()
+    assert (kept_LR.sum(1) <= kept_LR.shape[1] / 2).all()
+    for old, now in zip(first, (pool.up_LoR.detach(), pool.kept_LRi), strict=True):
+        by_column = (old.mT, now.mT) if old.shape[2] == kept_LR.shape[1] else (old, now)
+        assert torch.equal(by_column[0][kept_LR], by_column[1][kept_LR])
+    assert (pool.kept_LRi[~kept_LR].norm(dim=-1) > 0).any()
 
 
 def test_e2lora_starts_a_task_as_the_model_that_guides_it(backbone: Backbone, digits: list[ImageSet]) -> None:
