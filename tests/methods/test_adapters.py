@@ -82,10 +82,6 @@ def test_adapters_answer_in_any_order(name: str, backbone: Backbone, digits: lis
         assert torch.equal(method.logits(backbone, batch), before)
 
 
-def _pixels(learner: Learner, images: ImageSet) -> Tensor:
-    return torch.cat([b.images_BCHW for b in learner.batches.evaluation(images, learner.labels(images), 1)])
-
-
 def test_tuna_merges_by_sign_and_chooses_by_entropy() -> None:
     merged = universal(torch.tensor([[1.0, -2.0, 3.0], [-0.5, -1.0, -4.0]]))
     assert merged.tolist() == [1, -2, -4]

@@ -18,7 +18,7 @@ Covariance = Literal["full", "diagonal", "shared"]
 """What is known of how features of a class vary: all, each number by itself, or what all classes have in common."""
 
 ROOM = 2**28
-"""Bytes that factors of covariances may take while features are drawn: 54 classes of ViT-B/16, 910 of ViT-Ti/16."""
+"""Bytes that factors of covariances may take while features are drawn: 56 classes of ViT-B/16, 910 of ViT-Ti/16."""
 
 
 class ClassGaussians(nn.Module):

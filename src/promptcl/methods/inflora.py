@@ -2,8 +2,11 @@
 
 Before a task A is chosen so that its rows span the inputs of the attention, without the space that earlier tasks need
 (DualGPM); B alone is trained, for keys and values of every block, and merged. One pass an image at test.
-Differs from the code in: the energy threshold is a constant, since the number of tasks is not known; keys that are
-computed and never used are left out. As there, the threshold acts on squares of the second moments.
+Differs from the code in: the energy threshold is a constant, since the number of tasks is not known; the first task
+takes as many directions as reach it, in the code one less; what enters the attention is seen on the evaluation view;
+keys that are computed and never used are left out. As there, the threshold acts on squares of the second moments, and
+`share` and `head_init` are one learning rate for all and torch.nn.Linear's initial values; a budget of few steps wants
+a head that starts at zero.
 B images, N tokens, L blocks, D width, r rank, K classes so far.
 """
 
