@@ -61,7 +61,7 @@ class Model(Method):
         self.register_buffer("taken_LDD", torch.zeros(blocks, width, width))
         self.register_buffer("down_LrD", torch.zeros(blocks, options.rank, width))
         self.up_2LDr = nn.Parameter(torch.zeros(2, blocks, width, options.rank))
-        self.merged = Merged()
+        self.weights = Merged()
         self.moments, self.head = TokenMoments(backbone, "k"), TaskLinear(width, options.head_init)
 
     @classmethod
@@ -75,7 +75,7 @@ class Model(Method):
         self.head.grow(task.new_classes, task.generator)
 
     def inserts(self, backbone: Backbone) -> list[Insert]:
-        """Weights with the merged updates; and, where B is no longer zero, the present ones."""
+        """Weights with the merged updates; and the present ones in training, outside of which B is zero."""
         weights = [parts_of(backbone, layer, "qkv") for layer in range(len(self.taken_LDD))]
 
         def made() -> list[Tensor]:
@@ -83,7 +83,7 @@ class Model(Method):
             pairs = zip(weights, *self.merged_2LDD, strict=True)
             return [torch.cat(parts) + torch.cat([zero_DD, k_DD, v_DD]) for parts, k_DD, v_DD in pairs]
 
-        merged = self.merged.get(made, [self.merged_2LDD, *(part for parts in weights for part in parts)])
+        merged = self.weights.get(made, [self.merged_2LDD, *(part for parts in weights for part in parts)])
         found: list[Insert] = [Weight(layer, "qkv", weight_oD) for layer, weight_oD in enumerate(merged)]
         for layer in range(len(weights) if self.training else 0):
             found += [Change(layer, place, partial(self._add, i, layer)) for i, place in enumerate(_PLACES)]
