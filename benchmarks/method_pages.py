@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from table import RESULTS, ROOT, load_row, read_rows, spread
 
-from promptcl.backbone import Backbone, Change, Insert, Prefix, Tokens
+from promptcl.backbone import Backbone, Change, Insert, Prefix, Tokens, Weight
 from promptcl.config import Config, Section
 from promptcl.data.splits import load_split
 from promptcl.data.stream import Task, class_incremental
@@ -137,6 +137,8 @@ def said(inserts: Sequence[Insert], trained: bool) -> str:
     words += [f"{rows} rows of keys and values in front"] if rows else []
     places = list(dict.fromkeys(one.place for one in inserts if isinstance(one, Change)))
     words += [f"changed: {', '.join(places)}"] if places else []
+    merged = [one.place for one in inserts if isinstance(one, Weight)]
+    words += [f"merged weights: {', '.join(merged)}"] if merged else []
     return "; ".join(words) or ("trained" if trained else "as pre-trained")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from promptcl import testing as testing
-    from promptcl.backbone import Backbone, Change, Prefix, Tokens
+    from promptcl.backbone import Backbone, Change, Prefix, Tokens, Weight
     from promptcl.config import Config
     from promptcl.data import ImageSet, class_incremental, domain_incremental, load_split
     from promptcl.errors import UserError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _HOME = {
-    "promptcl.backbone": ("Backbone", "Change", "Prefix", "Tokens"),
+    "promptcl.backbone": ("Backbone", "Change", "Prefix", "Tokens", "Weight"),
     "promptcl.config": ("Config",),
     "promptcl.data": ("ImageSet", "class_incremental", "domain_incremental", "load_split"),
     "promptcl.errors": ("UserError",),
@@ -51,6 +51,7 @@ __all__ = [
     "TaskView",
     "Tokens",
     "UserError",
+    "Weight",
     "__version__",
     "class_incremental",
     "domain_incremental",

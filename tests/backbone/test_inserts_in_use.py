@@ -261,7 +261,7 @@ def any_(value: Any) -> Any:
             r"Change at k of layer 0 gave \[3, 5, 1\], expected \[3, 5, 64\]",
         ),
         (lambda: Change(5, "fc1", lambda _, y: any_(None)), "Change at fc1 of layer 5 gave NoneType, expected"),
-        (lambda: (0, zeros(1, 2, 64)), "an insert is a tuple, expected Tokens, Prefix or Change"),
+        (lambda: (0, zeros(1, 2, 64)), "an insert is a tuple, expected Tokens, Prefix, Change or Weight"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_sentence(insert: Any, message: str) -> None:

@@ -65,6 +65,20 @@ def test_what_is_drawn_has_mean_and_variance(kind: Covariance) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_factors_that_do_not_fit_are_made_when_they_are_drawn_with(kind: Covariance) -> None:
+    """The same bits whether all are kept, one, or none; one of all classes is kept in any case."""
+    gaussians = made(kind, [torch.arange(60)])
+    wanted, _ = gaussians.draw(7, seed=1)
+    one = 8 * 4 * (1 if kind == "diagonal" else 4)
+    for room, kept in ((3 * one, 3), (2 * one - 1, 1), (0, 0)):
+        factors = gaussians.factors(room)
+        assert [factor is not None for factor in factors] == [kind == "shared" or i < kept for i in range(3)]
+        assert torch.equal(gaussians.draw(7, 1, factors)[0], wanted)
+    assert gaussians.draw(7, 1, gaussians.factors())[0].equal(wanted)
+    assert made(kind, []).draw(7, 1)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_few_images_can_be_drawn_from(kind: Covariance) -> None:
     one = made(kind, [torch.tensor([0])])
     features, labels = one.draw(1000, 0)

@@ -33,17 +33,6 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.slow
-def test_numbers_that_are_trained() -> None:
-    """At ViT-B/16: an adapter of width 64 in each block, or of 16."""
-    large = {"kwargs": {"depth": 12, "embed_dim": 768, "num_heads": 12, "mlp_ratio": 0.1}}
-    backbone = Backbone.create(make_config(backbone=large).backbone)
-    assert make(backbone, name="fsa", covariance="diagonal").trained_parameters() == 304_320  # and a training head
-    for name, count in (("ease", 1_189_632), ("tuna", 304_320)):
-        made = cast(Any, make(backbone, name=name).method)._anew(torch.Generator().manual_seed(0))
-        assert sum(p.numel() for p in made.parameters()) == count
-
-
 def test_prototypes_that_are_guessed() -> None:
     """EASE's: softmax of cosines 1 and 0, without a temperature."""
     found = guess(torch.tensor([[1.0, 0.0]]), torch.eye(2), torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
@@ -69,8 +58,28 @@ def test_ease_never_changes_what_was_seen(backbone: Backbone, digits: list[Image
     assert (now["prototypes_SKD"].norm(dim=2)[1:] > 0).all()
 
 
-def _pixels(learner: Learner, images: ImageSet) -> Tensor:
-    return torch.cat([b.images_BCHW for b in learner.batches.evaluation(images, learner.labels(images), 1)])
+@pytest.mark.parametrize("name", ["ease", "tuna", "fsa", "aper"])
+def test_untrained_it_is_the_plain_model(name: str, backbone: Backbone) -> None:
+    """Bit for bit, in all rows and in those that are read, with and without a gradient."""
+    method = cast(Any, make(backbone, name=name, size=3).method)
+    made = method._anew(torch.Generator()) if hasattr(method, "_anew") else method.adapted
+    images_BCHW = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(backbone(images_BCHW, made.inserts()).pooled_BD, backbone(images_BCHW).pooled_BD)
+    assert torch.equal(backbone.tokens(images_BCHW, made.inserts()), backbone.tokens(images_BCHW))
+
+
+@pytest.mark.parametrize("name", ["ease", "tuna"])
+def test_adapters_answer_in_any_order(name: str, backbone: Backbone, digits: list[ImageSet]) -> None:
+    """The features of a task's adapters depend on no other adapters that an image goes through before."""
+    learner = make(backbone, *digits[:3], **({"name": name, "size": 3} | ({} if name == "ease" else FEW)))
+    method, labels_N = cast(Any, learner.method), learner.labels(digits[0])
+    batch = next(iter(learner.batches.evaluation(digits[0], labels_N, 1)))
+    with torch.no_grad():
+        before = method.logits(backbone, batch)
+        learner.batches.queries.clear()
+        for number in (2, 1, 0):
+            method.feature(backbone, batch, number)
+        assert torch.equal(method.logits(backbone, batch), before)
 
 
 def test_tuna_merges_by_sign_and_chooses_by_entropy() -> None:

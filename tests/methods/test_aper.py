@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from helpers import make_config
 
@@ -36,11 +35,3 @@ def test_any_order_after_the_first_task(backbone: Backbone, digits: list[ImageSe
         ours, theirs = one.logits(images, one.labels(images)), other.logits(images, other.labels(images))
         torch.testing.assert_close(theirs[:, rows], ours, rtol=0, atol=1e-6)
     assert not any(p.requires_grad for p in one.method.parameters())
-
-
-@pytest.mark.parametrize(("adapt", "size", "count"), [("adapter", 64, 1_189_632), ("prompts", 5, 92_160)])
-def test_numbers_that_are_trained(adapt: str, size: int, count: int) -> None:
-    """Prompts are prefixes here: twice as many numbers as tokens have, which are 46,080."""
-    large = {"kwargs": {"depth": 12, "embed_dim": 768, "num_heads": 12, "mlp_ratio": 0.1}}
-    learner = Learner(make_config(backbone=large, method={"name": "aper", "adapt": adapt, "size": size}))
-    assert learner.trained_parameters() == count + 1  # and the scale of the training head

@@ -65,15 +65,3 @@ def test_a_finder_that_is_always_right(backbone: Backbone, digits: list[ImageSet
     method.finder.forward = right  # type: ignore[method-assign]
     forced = method.head(method.features(backbone, batch, method.slots.all[1:2]))
     torch.testing.assert_close(method.logits(backbone, batch), forced)
-
-
-@pytest.mark.slow
-def test_numbers_of_a_slot_at_full_size() -> None:
-    large = {"kwargs": {"depth": 12, "embed_dim": 768, "num_heads": 12, "mlp_ratio": 0.1}}
-    learner = Learner(make_config(backbone=large, method={"name": "hide", "align_epochs": 0, "covariance": "diagonal"}))
-    method = learner.method
-    assert isinstance(method, Model)
-    assert 10 * method.slots.newest.shape[1:].numel() == 384_000
-    parts = {name: p.numel() for name, p in method.finder.named_parameters()}
-    assert sum(n for name, n in parts.items() if name.startswith(("up", "down"))) == 2_361_600
-    assert sum(n for name, n in parts.items() if name.startswith("norm")) == 1_536

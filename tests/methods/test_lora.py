@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 import torch
 from helpers import make_config
+from torch import Tensor
 
-from promptcl.backbone import Backbone
+from promptcl.backbone import Backbone, Change, Weight
 from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
-from promptcl.layers.lora import LoRA, NormsAndBiases, matrix
+from promptcl.layers.lora import LoRA, matrix
 from promptcl.layers.losses import reverse_cross_entropy
 from promptcl.layers.pool import UpdatePool, kept_ranks, rotated
 from promptcl.learner.learner import Learner
@@ -36,26 +38,9 @@ def test_untrained_it_is_the_plain_model(name: str, backbone: Backbone, digits: 
     if name == "slca_lora":
         made = [*method.lora.inserts(), *method.rest.inserts()]
     else:
-        made = method.inserts() if name == "inflora" else method.updates.inserts(0)
+        made = method.inserts(backbone) if name == "inflora" else method.updates.inserts(backbone, 0)
     images_BCHW = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert torch.equal(backbone(images_BCHW, made).pooled_BD, backbone(images_BCHW).pooled_BD)
-
-
-@pytest.mark.slow
-def test_numbers_that_are_trained() -> None:
-    """Of a block of ViT-B/16, times twelve; the class token and the patches' bias stay frozen here."""
-    block = {"kwargs": {"depth": 1, "embed_dim": 768, "num_heads": 12, "mlp_ratio": 4.0}}
-    backbone, generator = Backbone.create(make_config(backbone=block).backbone), torch.Generator().manual_seed(0)
-    lora = LoRA(backbone, 4, ("qkv", "fc1", "fc2"), generator)
-    assert 12 * sum(p.numel() for p in lora.parameters()) == 516_096
-    rest = {name: p.numel() for name, p in NormsAndBiases(backbone).named_parameters()}
-    last = sum(count for name, count in rest.items() if name.startswith("last"))
-    assert 12 * (sum(rest.values()) - last) + last == 122_880 - 2 * 768
-    method = make(backbone, name="inflora").method
-    assert 12 * cast(inflora.Model, method).up_2LDr.numel() == 184_320
-    e2lora = make(backbone, name="e2lora", covariance="diagonal").method
-    updates = sum(p.numel() for name, p in e2lora.named_parameters() if name.startswith("updates"))
-    assert (updates, 12 * updates) == (18_874_368, 226_492_416)
 
 
 def test_lora_starts_from_singular_vectors(backbone: Backbone) -> None:
@@ -118,6 +103,9 @@ def test_inflora_stays_out_of_what_is_taken() -> None:
     down = inflora.directions(new.T @ new, space, rank=4)
     torch.testing.assert_close(down @ down.T, torch.eye(4, dtype=torch.float64) / 3)
     assert (down @ old.T).abs().max() < 1e-10
+    up = torch.randn(12, 4, generator=generator, dtype=torch.float64)
+    assert (up @ down @ old.T).abs().max() < 1e-9  # so keys and values of old inputs stay, whatever is trained
+    assert (up @ down @ new.T).abs().max() > 0.1
     more = inflora.taken(new.T @ new, space, energy=1 - 1e-12)
     assert more.trace().item() == pytest.approx(8)
     assert torch.equal(inflora.taken(old.T @ old, more, energy=0.9), more)
@@ -141,25 +129,48 @@ def test_the_rotation_of_an_update_of_full_rank() -> None:
     torch.testing.assert_close(x @ (columns[:, :3] @ rows[:3]).T, wanted)
 
 
-def test_columns_that_are_handed_on() -> None:
-    """The common share falls until all fit; earlier columns are not touched while a new task trains."""
+def test_shares_of_energy() -> None:
+    """The common share falls until all fit."""
     assert kept_ranks([torch.tensor([90.0, 9.0, 1.0])], 3) == [3]
     assert kept_ranks([torch.tensor([90.0, 9.0, 1.0])], 2) == [2]
     assert kept_ranks([torch.tensor([9.0, 1.0]), torch.tensor([6.0, 4.0])], 3) == [1, 2]
     assert kept_ranks([torch.zeros(3)], 2) == [1]
-    pool = UpdatePool(1, 4, 3, 4, torch.Generator().manual_seed(0))
+
+
+def test_columns_that_are_handed_on(backbone: Backbone) -> None:
+    """A rotation changes no update; earlier columns are not touched while a new task trains."""
+    frozen = torch.stack([matrix(backbone, layer, "fc1") for layer in range(backbone.depth)])
+    sizes, generator = (frozen.shape[1], frozen.shape[2]), torch.Generator().manual_seed(0)
+    pool = UpdatePool(backbone.depth, sizes[0], sizes[1], sizes[0], generator)
     with torch.no_grad():
         pool.up_LoR.normal_(generator=torch.Generator().manual_seed(1))
-        whole = pool.update(0, 0).clone()
-        pool.end(0, torch.eye(3)[None].double())
-        torch.testing.assert_close(pool.update(0, None), whole)
+        whole = pool.trained(0, 0).clone()
+        assert torch.equal(pool.kept(backbone, "fc1")[0], frozen[0])
+        pool.end(0, torch.eye(sizes[1]).double().expand(backbone.depth, -1, -1))
+        torch.testing.assert_close(pool.kept(backbone, "fc1")[0], frozen[0] + whole, rtol=1e-4, atol=1e-4)
         pool.begin(1)
-        kept, before = pool.owner_LR[0] == 0, pool.update(0, None).clone()
-        assert kept.sum() <= 2
+        kept, before = pool.owner_LR[0] == 0, pool.kept(backbone, "fc1")[0]
+        assert kept.sum() <= sizes[0] / 2
+        assert not pool.kept_LRi[0][~kept].any()
+        assert not pool.trained(0, 1).any()
         pool.down_LRi.fill_(1.0)
-        assert torch.equal(pool.kept_LRi[0][~kept], torch.zeros(int((~kept).sum()), 3))
-        torch.testing.assert_close(pool.update(0, None), before)
-        assert not torch.equal(pool.update(0, 1), before)
+        assert pool.kept(backbone, "fc1")[0] is before
+        torch.testing.assert_close(pool.trained(0, 1), pool.up_LoR[0][:, ~kept].sum(1, keepdim=True).expand(sizes))
+
+
+def test_e2lora_trains_nothing_that_earlier_tasks_keep(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """Their columns and rows, to the bit; the columns that they gave up belong to the new task."""
+    learner = make(backbone, digits[0], name="e2lora", covariance="diagonal", **FEW)
+    pool = cast(E2LoRA, learner.method).updates.qkv
+    first = [part.detach().clone() for part in (pool.up_LoR, pool.kept_LRi)]
+    learner.learn(digits[1])
+    kept_LR = pool.owner_LR == 0
+    assert kept_LR.any(1).all()
+    assert (kept_LR.sum(1) <= kept_LR.shape[1] / 2).all()
+    for old, now in zip(first, (pool.up_LoR.detach(), pool.kept_LRi), strict=True):
+        by_column = (old.mT, now.mT) if old.shape[2] == kept_LR.shape[1] else (old, now)
+        assert torch.equal(by_column[0][kept_LR], by_column[1][kept_LR])
+    assert (pool.kept_LRi[~kept_LR].norm(dim=-1) > 0).any()
 
 
 def test_e2lora_starts_a_task_as_the_model_that_guides_it(backbone: Backbone, digits: list[ImageSet]) -> None:
@@ -181,15 +192,61 @@ def test_other_families_of_backbones() -> None:
     backbone = Backbone.create(make_config(backbone=eva).backbone)
     assert backbone.vit.blocks[0].attn.qkv is None
     assert matrix(backbone, 0, "qkv").shape == (144, 48)
-    assert torch.equal(matrix(backbone, 0, "qkv")[48:96], matrix(backbone, 0, "k"))
     assert make(backbone, name="inflora").trained_parameters() == 2 * 2 * 48 * 10
     images_BCHW = torch.rand(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     for name in ("slca_lora", "e2lora"):
         method = cast(Any, make(backbone, name=name).method)
-        made = [*method.lora.inserts(), *method.rest.inserts()] if name == "slca_lora" else method.updates.inserts(0)
+        made = (
+            [*method.lora.inserts(), *method.rest.inserts()]
+            if name == "slca_lora"
+            else method.updates.inserts(backbone, 0)
+        )
         torch.testing.assert_close(backbone(images_BCHW, made).pooled_BD, backbone(images_BCHW).pooled_BD)
     eva["kwargs"] = {**small, "scale_mlp": True}
     other = Backbone.create(make_config(backbone=eva).backbone)
     for name in ("slca_lora", "e2lora"):
         with pytest.raises(UserError, match=r"changes fc1 of a plain MLP, those of eva02\w+ are SwiGLU"):
             make(other, name=name)
+
+
+def added(update_oi: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, y: y + x @ update_oi.T
+
+
+@pytest.mark.parametrize("name", ["inflora", "e2lora"])
+def test_merged_weights_give_what_the_updates_add(name: str, digits: list[ImageSet]) -> None:
+    """W + B A in one product, as W x and B (A x) in three: to rounding, after two tasks, in float64."""
+    backbone = Backbone.create(make_config().backbone)
+    learner = make(backbone, *digits[:2], name=name, **({"covariance": "diagonal", **FEW} if name == "e2lora" else {}))
+    method = cast(Any, learner.method.double())
+    backbone.double()
+    made = method.inserts(backbone) if name == "inflora" else method.updates.inserts(backbone, None)
+    assert all(isinstance(one, Weight) for one in made)
+    apart = []
+    for one in made:
+        places = ("q", "k", "v") if one.place == "qkv" else (one.place,)
+        parts = (one.weight_oi - matrix(backbone, one.layer, one.place)).chunk(len(places))
+        apart += [Change(one.layer, *also) for also in zip(places, map(added, parts), strict=True)]
+    images_BCHW = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    merged, plain = backbone(images_BCHW, made).pooled_BD, backbone(images_BCHW).pooled_BD
+    torch.testing.assert_close(merged, backbone(images_BCHW, apart).pooled_BD, rtol=0, atol=1e-5)
+    assert (merged - plain).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("name", ["inflora", "e2lora"])
+def test_weights_are_merged_once(name: str, backbone: Backbone, digits: list[ImageSet]) -> None:
+    """Not in each batch; anew where what they are made of was written to, or loaded."""
+    learner = make(backbone, *digits[:2], name=name, **({"covariance": "diagonal", **FEW} if name == "e2lora" else {}))
+    method = cast(Any, learner.method)
+
+    def merged() -> list[Tensor]:
+        made = method.inserts(backbone) if name == "inflora" else method.updates.inserts(backbone, None)
+        return [one.weight_oi for one in made]
+
+    learner.evaluate(digits[0])
+    first = merged()
+    learner.evaluate(digits[1])
+    assert all(one is other for one, other in zip(first, merged(), strict=True))
+    before = [one.clone() for one in first]
+    method.load_state_dict({key: 2 * value for key, value in method.state_dict().items()})
+    assert not any(torch.equal(one, other) for one, other in zip(before, merged(), strict=True))

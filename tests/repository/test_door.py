@@ -14,7 +14,7 @@ import promptcl
 
 PUBLIC = [
     *("Backbone", "Batch", "Change", "Config", "Evaluation", "ImageSet", "LearnRecord", "Learner", "Method"),
-    *("Prediction", "Prefix", "Stage", "Sum", "TaskView", "Tokens", "UserError", "__version__"),
+    *("Prediction", "Prefix", "Stage", "Sum", "TaskView", "Tokens", "UserError", "Weight", "__version__"),
     *("class_incremental", "domain_incremental", "load_config", "load_split"),
 ]
 TYPED = """

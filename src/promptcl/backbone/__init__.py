@@ -1,6 +1,18 @@
-"""The frozen ViT, and the inserts that methods put into it: tokens, prefixes and changes."""
+"""The frozen ViT, and the inserts that methods put into it: tokens, prefixes, changes and weights."""
 
-from promptcl.backbone.inserts import Change, Insert, Inserts, Place, Prefix, Tokens
+from promptcl.backbone.inserts import Change, Insert, Inserts, Matrix, Place, Prefix, Tokens, Weight
 from promptcl.backbone.vit import Backbone, Feature, Features
 
-__all__ = ["Backbone", "Change", "Feature", "Features", "Insert", "Inserts", "Place", "Prefix", "Tokens"]
+__all__ = [
+    "Backbone",
+    "Change",
+    "Feature",
+    "Features",
+    "Insert",
+    "Inserts",
+    "Matrix",
+    "Place",
+    "Prefix",
+    "Tokens",
+    "Weight",
+]

@@ -7,7 +7,7 @@ with all rows it gives the bits of `block(x)`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +16,11 @@ from timm.layers import apply_rot_embed_cat  # type: ignore[attr-defined]
 from timm.layers.mlp import GluMlp, Mlp
 from torch import Tensor, nn
 
-from promptcl.backbone.inserts import Change, Place, Prefix
+from promptcl.backbone.inserts import Change, Inner, Place, Prefix, Weight
 from promptcl.errors import UserError
+
+Weights = Mapping[str, Weight]
+"""Weights in the place of those of linear layers, by the name of the layer."""
 
 
 class Rotation(NamedTuple):
@@ -32,24 +35,25 @@ class Rotation(NamedTuple):
 def walk(
     block: Any,
     x_BND: Tensor,
-    inserts: Sequence[Prefix | Change] = (),
+    inserts: Sequence[Inner] = (),
     rows: int | None = None,
     rotation: Rotation | None = None,
 ) -> Tensor:
     """The first `rows` rows [B, R, D] (None: all) of `block(x)` with inserts.
 
     Keys and values are computed for all tokens, the rest for these rows only.
-    Raises UserError for a Change that gives another shape, or that does not fit the MLP of the block.
+    Raises UserError for a Change or a Weight of another shape, or that does not fit the MLP of the block.
     """
+    weights: Weights = {insert.place: insert for insert in inserts if isinstance(insert, Weight)}
     changes = [insert for insert in inserts if isinstance(insert, Change)]
     prefixes = [insert for insert in inserts if isinstance(insert, Prefix)]
     x_BRD = _first(x_BND, rows)
     normed_BND = _changed(changes, "norm1", x_BND, block.norm1(x_BND))
-    y = _attention(block.attn, normed_BND, prefixes, changes, rows, rotation)
+    y = _attention(block.attn, normed_BND, prefixes, changes, weights, rows, rotation)
     y = _changed(changes, "attn", x_BRD, _scaled(block, 1, y))
     x_BRD = x_BRD + y
     normed_BRD = _changed(changes, "norm2", x_BRD, block.norm2(x_BRD))
-    y = _changed(changes, "mlp", x_BRD, _scaled(block, 2, _mlp(block.mlp, normed_BRD, changes)))
+    y = _changed(changes, "mlp", x_BRD, _scaled(block, 2, _mlp(block.mlp, normed_BRD, changes, weights)))
     return x_BRD + y
 
 
@@ -82,12 +86,13 @@ def _attention(
     x_BND: Tensor,
     prefixes: Sequence[Prefix],
     changes: Sequence[Change],
+    weights: Weights,
     rows: int | None,
     rotation: Rotation | None,
 ) -> Tensor:
     """timm's attention for the first rows, with prefixes, which are not rotated."""
     x_BRD = _first(x_BND, rows)
-    q, k, v = _project(attn, x_BND, rows)
+    q, k, v = _project(attn, x_BND, rows, weights.get("qkv"))
     q = _changed(changes, "q", x_BRD, q)
     k, v = _changed(changes, "k", x_BND, k), _changed(changes, "v", x_BND, v)
     q, k, v = (_heads(t, attn.num_heads) for t in (q, k, v))
@@ -106,25 +111,48 @@ def _attention(
     y = getattr(attn, "norm", nn.Identity())(y)  # absent before timm 1.0.16
     if getattr(attn, "gate", None) is not None:
         y = y * attn.gate(x_BRD).sigmoid()
-    return _changed(changes, "proj", y, attn.proj(y))
+    return _changed(changes, "proj", y, _linear(attn.proj, weights.get("proj"), y))
 
 
-def _project(attn: Any, x_BND: Tensor, rows: int | None) -> tuple[Tensor, ...]:
-    """Queries of the first rows, keys and values of all, from one projection or from three."""
+def _project(attn: Any, x_BND: Tensor, rows: int | None, other: Weight | None) -> tuple[Tensor, ...]:
+    """Queries of the first rows, keys and values of all, from one projection or from three; other: its weights."""
     x_BRD = _first(x_BND, rows)
     if attn.qkv is None:
-        return attn.q_proj(x_BRD), attn.k_proj(x_BND), attn.v_proj(x_BND)
-    bias = attn.qkv.bias
+        parts = (attn.q_proj, attn.k_proj, attn.v_proj)
+        if other is None:
+            return tuple(part(x) for part, x in zip(parts, (x_BRD, x_BND, x_BND), strict=True))
+        _fits(other, torch.Size((sum(part.out_features for part in parts), attn.q_proj.in_features)))
+        own = zip(parts, other.weight_oi.chunk(3), (x_BRD, x_BND, x_BND), strict=True)
+        return tuple(F.linear(x, weight, part.bias) for part, weight, x in own)
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    if other is not None:
+        weight = _fits(other, weight.shape)
     if getattr(attn, "q_bias", None) is not None:
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
     if rows is None and getattr(attn, "qkv_bias_separate", False):  # the bits of an addition of its own
-        return (attn.qkv(x_BND) + bias).chunk(3, dim=-1)  # type: ignore[no-any-return]
+        together: Tensor = F.linear(x_BND, weight, attn.qkv.bias) + bias
+        return together.chunk(3, dim=-1)
     if rows is None:
-        return F.linear(x_BND, attn.qkv.weight, bias).chunk(3, dim=-1)
+        return F.linear(x_BND, weight, bias).chunk(3, dim=-1)
     width = attn.qkv.out_features // 3
-    q_weight, kv_weight = attn.qkv.weight.split([width, 2 * width])
+    q_weight, kv_weight = weight.split([width, 2 * width])
     q_bias, kv_bias = (None, None) if bias is None else bias.split([width, 2 * width])
     return F.linear(x_BRD, q_weight, q_bias), *F.linear(x_BND, kv_weight, kv_bias).chunk(2, dim=-1)
+
+
+def _linear(module: Any, other: Weight | None, x: Tensor) -> Tensor:
+    """What a linear layer gives, with other weights where there are some."""
+    if other is None:
+        return module(x)  # type: ignore[no-any-return]
+    return F.linear(x, _fits(other, module.weight.shape), module.bias)
+
+
+def _fits(other: Weight, shape: torch.Size) -> Tensor:
+    """The weights, if they have the shape of those in whose place they are."""
+    if other.weight_oi.shape != shape:
+        got, place = list(other.weight_oi.shape), f"{other.place} of layer {other.layer}"
+        raise UserError(f"a Weight at {place} is {got}, expected {list(shape)}: [outputs, inputs]")
+    return other.weight_oi
 
 
 def _rotated(t_BHNd: Tensor, rotation: Rotation, half: bool) -> Tensor:
@@ -147,21 +175,22 @@ def _prefix(rows_BLD: Tensor, like_BHNd: Tensor) -> Tensor:
     return _heads(expanded, like_BHNd.shape[1])
 
 
-def _mlp(mlp: Any, x: Tensor, changes: Sequence[Change]) -> Tensor:
+def _mlp(mlp: Any, x: Tensor, changes: Sequence[Change], weights: Weights) -> Tensor:
     """The MLP of a block; written out only where something changes inside it."""
-    inside = [change for change in changes if change.place in ("fc1", "fc2")]
+    both: list[Change | Weight] = [*changes, *weights.values()]
+    inside = [one for one in both if one.place in ("fc1", "fc2")]
     if not inside:
         return mlp(x)  # type: ignore[no-any-return]
     if type(mlp) not in (Mlp, GluMlp):
         raise UserError(
-            f"a Change at {inside[0].place} of layer {inside[0].layer} needs a plain MLP, this one is a "
-            f"{type(mlp).__name__}: write place='mlp'"
+            f"a {type(inside[0]).__name__} at {inside[0].place} of layer {inside[0].layer} needs a plain MLP, this one "
+            f"is a {type(mlp).__name__}: write place='mlp'"
         )
-    y = _changed(inside, "fc1", x, mlp.fc1(x))
+    y = _changed(changes, "fc1", x, _linear(mlp.fc1, weights.get("fc1"), x))
     if isinstance(mlp, GluMlp):
         first, second = y.chunk(2, dim=-1)
         y = first * mlp.act(second) if mlp.gate_last else mlp.act(first) * second
     else:
         y = mlp.act(y)
     y = mlp.norm(y)
-    return _changed(inside, "fc2", y, mlp.fc2(y))
+    return _changed(changes, "fc2", y, _linear(mlp.fc2, weights.get("fc2"), y))

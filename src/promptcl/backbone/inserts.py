@@ -1,6 +1,7 @@
-"""What a method may put into a block of the ViT: extra tokens, extra keys and values, or changed activations.
+"""What a method may put into a block of the ViT: extra tokens, extra keys and values, changed activations or weights.
 
-B images, N tokens, L inserted rows, D width. Where a shape begins with B it may begin with 1: all images share it.
+B images, N tokens, L inserted rows, D width, i and o inputs and outputs of a layer. Where a shape begins with B it may
+begin with 1: all images share it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ Place = Literal["norm1", "q", "k", "v", "proj", "attn", "norm2", "fc1", "fc2", "
 """A place in a block. `attn` and `mlp` are its two branches, each from the residual stream before the norm to what is
 added to the stream, after layer scale. The others are the modules of that name; `q`, `k` and `v` are the three parts of
 timm's `qkv`, each [B, N, D] before it is split into heads (and before `q_norm` and `k_norm`)."""
+
+Matrix = Literal["qkv", "proj", "fc1", "fc2"]
+"""A linear layer of a block. `qkv` is one matrix [3 D, D], also in a model that has three projections."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,27 @@ class Change:
             raise UserError(f"a Change has place={self.place!r}, expected one of {', '.join(get_args(Place))}")
 
 
-Insert = Tokens | Prefix | Change
+@dataclass(frozen=True)
+class Weight:
+    """The linear layer `place` of block `layer` computes with these weights, in the place of its own; its bias stays.
+
+    For updates that are merged, W + B A: a pass then costs what it costs without them. The backbone itself is not
+    changed. Of several at one place the last counts; a Change at that place applies to what comes out.
+    """
+
+    layer: int
+    place: Matrix
+    weight_oi: Tensor
+
+    def __post_init__(self) -> None:
+        """Raise UserError for an unknown place."""
+        if self.place not in get_args(Matrix):
+            raise UserError(f"a Weight has place={self.place!r}, expected one of {', '.join(get_args(Matrix))}")
+
+
+Inner = Prefix | Change | Weight
+"""What acts inside a block."""
+Insert = Tokens | Inner
 Inserts = Sequence[Insert] | Callable[[int, Tensor], Sequence[Insert]]
 """Inserts, or a function that gives those of a block from its number and the tokens [B, N, D] that enter it (before its
 `norm1`, the class token behind the `Tokens` of earlier blocks). The function runs in full precision."""
@@ -85,10 +109,12 @@ Inserts = Sequence[Insert] | Callable[[int, Tensor], Sequence[Insert]]
 def check(insert: Insert, name: str, depth: int, width: int, batch: int) -> None:
     """Raise UserError for an insert that does not fit the backbone `name` or a batch of this size."""
     if not isinstance(insert, Insert):
-        raise UserError(f"an insert is a {type(insert).__name__}, expected Tokens, Prefix or Change")
+        raise UserError(f"an insert is a {type(insert).__name__}, expected Tokens, Prefix, Change or Weight")
     kind = type(insert).__name__
     if not 0 <= insert.layer < depth:
         raise UserError(f"{kind} at layer {insert.layer}: {name} has layers 0 to {depth - 1}, write one of these")
+    if isinstance(insert, Change | Weight):  # what does not fit shows in the block
+        return
     for what, tensor in vars(insert).items():
         if not isinstance(tensor, Tensor):
             continue

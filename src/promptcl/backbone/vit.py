@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from promptcl.backbone.block import Rotation, walk
 from promptcl.backbone.build import Identity, has_class_feature, load
-from promptcl.backbone.inserts import Change, Insert, Inserts, Prefix, Tokens, check
+from promptcl.backbone.inserts import Inner, Insert, Inserts, Prefix, Tokens, check
 from promptcl.config.schema import BackboneConfig
 from promptcl.errors import UserError
 from promptcl.runtime.device import autocast, pick_precision
@@ -47,7 +47,7 @@ class _Entered(NamedTuple):
     """The sequence as it enters the last block, and what that block needs."""
 
     x_BND: Tensor
-    inside: list[Prefix | Change]
+    inside: list[Inner]
     """What is to be inserted inside the last block."""
     prompts: int
     """Number of tokens inserted so far, which stand in front."""
@@ -213,7 +213,7 @@ class Backbone(nn.Module):
         # The fused bfloat16 attention of PyTorch's CPU build has a backward pass slower than all the rest together.
         fused = self.precision == "fp32" or images_BCHW.device.type != "cpu"
         x_BND, angles = self._embedded(images_BCHW)
-        inside: list[Prefix | Change] = []
+        inside: list[Inner] = []
         prompts, rotation = 0, None
         for layer, block in enumerate(vit.blocks):
             block.attn.fused_attn = fused
@@ -228,7 +228,7 @@ class Backbone(nn.Module):
             inside = [
                 insert
                 for insert in here
-                if isinstance(insert, Change) or (isinstance(insert, Prefix) and insert.keys_BLD.shape[1])
+                if not isinstance(insert, Tokens) and not (isinstance(insert, Prefix) and not insert.keys_BLD.shape[1])
             ]
             if angles is not None:
                 mine = angles[layer] if vit.rope_mixed else angles
@@ -256,7 +256,7 @@ class Backbone(nn.Module):
         return here
 
     def _through(
-        self, block: Any, x_BND: Tensor, inside: Sequence[Prefix | Change], rotation: Rotation | None, prompts: int
+        self, block: Any, x_BND: Tensor, inside: Sequence[Inner], rotation: Rotation | None, prompts: int
     ) -> Tensor:
         """All rows of a block before the last; timm's own call where nothing is inserted that it cannot take."""
         step: Callable[[Tensor], Tensor] = block

@@ -17,6 +17,9 @@ from promptcl.runtime.seeding import task_generator
 Covariance = Literal["full", "diagonal", "shared"]
 """What is known of how features of a class vary: all, each number by itself, or what all classes have in common."""
 
+ROOM = 2**28
+"""Bytes that factors of covariances may take while features are drawn: 56 classes of ViT-B/16, 910 of ViT-Ti/16."""
+
 
 class ClassGaussians(nn.Module):
     """Mean and covariance of the features of each class; adding images in any parts equals adding all at once."""
@@ -61,15 +64,16 @@ class ClassGaussians(nn.Module):
 
     def covariance(self, label: int = 0) -> Tensor:
         """Unbiased covariance [D, D] of a class (`shared`: within all classes), or the variances [D] if `diagonal`."""
-        mean_KD, count_K = self.mean_KD, self.count_K.value
-        if self.kind == "diagonal":
-            spread = self.squares.value[label] - count_K[label] * mean_KD[label].square()
-            return spread.clamp_min(0) / (count_K[label] - 1).clamp_min(1)
         if self.kind == "shared":
+            mean_KD, count_K = self.mean_KD, self.count_K.value
             inside, n = packed(mean_KD.T @ (count_K[:, None] * mean_KD)), count_K.sum() - len(self.known)
             return unpacked((self.squares.value[0] - inside) / n.clamp_min(1), mean_KD.shape[1])
-        own = self.squares.value[label] - count_K[label] * packed(torch.outer(mean_KD[label], mean_KD[label]))
-        return unpacked(own / (count_K[label] - 1).clamp_min(1), mean_KD.shape[1])
+        count = self.count_K.value[label]
+        mean_D, less = self.sum_KD.value[label] / count.clamp_min(1), (count - 1).clamp_min(1)
+        if self.kind == "diagonal":
+            return (self.squares.value[label] - count * mean_D.square()).clamp_min(0) / less
+        own = self.squares.value[label] - count * packed(torch.outer(mean_D, mean_D))
+        return unpacked(own / less, len(mean_D))
 
     def factor(self, label: int = 0) -> Tensor:
         """Lower triangle [D, D] whose product with its transpose is the covariance plus jitter; deviations if
@@ -82,21 +86,29 @@ class ClassGaussians(nn.Module):
         lower_DD: Tensor = torch.linalg.cholesky(covariance)
         return lower_DD
 
-    def factors(self) -> list[Tensor]:
-        """The factor of each known class, in the order of `known`, for `draw`."""
-        if self.kind == "shared":
-            return [self.factor()] * len(self.known) if self.known else []
-        return [self.factor(label) for label in self.known]
+    def factors(self, room: int = ROOM) -> list[Tensor | None]:
+        """The factor of each known class, in the order of `known`, for who draws more than once.
 
-    def draw(self, rows: int, seed: int, factors: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        Of the first classes, as many as `room` bytes hold; None for the others, which `draw` then computes each time.
+        """
+        known, width = self.known, self.sum_KD.value.shape[1]
+        if self.kind == "shared":
+            return [self.factor()] * len(known) if known else []
+        kept = room // (8 * width * (1 if self.kind == "diagonal" else width))
+        return [self.factor(label) if place < kept else None for place, label in enumerate(known)]
+
+    def draw(self, rows: int, seed: int, factors: Sequence[Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
         """Draw `rows` features of each known class: features [N, D] and class ids [N].
 
         What is drawn of a class depends on the seed and on that class alone, whatever others there are. factors: as
-        `factors` gives them, for who draws more than once.
+        `factors` gives them; None computes each and keeps none.
         """
-        known, mean_KD, drawn = self.known, self.mean_KD, []
-        for label, factor in zip(known, self.factors() if factors is None else factors, strict=True):
-            noise = torch.randn(rows, mean_KD.shape[1], generator=task_generator(seed, label, "class")).to(mean_KD)
-            drawn.append((mean_KD[label] + (noise * factor if factor.ndim == 1 else noise @ factor.T)).float())
+        known, mean_KD = self.known, self.mean_KD
+        features_KRD = torch.empty(len(known), rows, mean_KD.shape[1], device=mean_KD.device)
+        each = zip(known, features_KRD, self.factors(0) if factors is None else factors, strict=True)
+        for label, own_RD, kept in each:
+            factor = self.factor(label) if kept is None else kept
+            noise = torch.randn(own_RD.shape, generator=task_generator(seed, label, "class")).to(mean_KD)
+            own_RD.copy_(mean_KD[label] + (noise * factor if factor.ndim == 1 else noise @ factor.T))
         labels_K = torch.tensor(known, dtype=torch.long, device=mean_KD.device)
-        return torch.cat([mean_KD[:0].float(), *drawn]), labels_K.repeat_interleave(rows)
+        return features_KRD.flatten(0, 1), labels_K.repeat_interleave(rows)

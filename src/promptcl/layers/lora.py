@@ -7,23 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers.mlp import GluMlp, Mlp
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Change, Insert, Place
+from promptcl.backbone import Backbone, Change, Insert, Matrix, Place
 from promptcl.errors import UserError
 from promptcl.layers.sums import Sum
 
-Matrix = Literal["qkv", "k", "v", "fc1", "fc2"]
-"""A linear layer of a block; `k` and `v` are parts of `qkv`."""
-
 
 def matrix(backbone: Backbone, layer: int, name: Matrix) -> Tensor:
-    """Its frozen weights [out, in] in block `layer`. Raises UserError for an MLP that has no such layer."""
+    """The frozen weights [out, in] of a linear layer of block `layer`. Raises UserError for an MLP that has none."""
+    weights = parts_of(backbone, layer, name)
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def parts_of(backbone: Backbone, layer: int, name: Matrix) -> list[Tensor]:
+    """As `matrix`, but as the backbone holds them: queries, keys and values by themselves where it has three."""
     block = backbone.vit.blocks[layer]
     if name in ("fc1", "fc2"):
         if type(block.mlp) not in (Mlp, GluMlp):
@@ -31,11 +34,11 @@ def matrix(backbone: Backbone, layer: int, name: Matrix) -> Tensor:
                 f"this method changes {name} of a plain MLP, those of {backbone.name} are {type(block.mlp).__name__}: "
                 "choose a plain ViT such as vit_base_patch16_224"
             )
-        return getattr(block.mlp, name).weight  # type: ignore[no-any-return]
+        return [getattr(block.mlp, name).weight]
     attn = block.attn
-    three = (attn.q_proj, attn.k_proj, attn.v_proj) if attn.qkv is None else None
-    weights = [part.weight for part in three] if three else list(attn.qkv.weight.chunk(3))
-    return torch.cat(weights) if name == "qkv" else weights[1 if name == "k" else 2]
+    if name == "proj":
+        return [attn.proj.weight]
+    return [attn.qkv.weight] if attn.qkv is not None else [attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight]
 
 
 class LoRA(nn.Module):

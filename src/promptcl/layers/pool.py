@@ -5,13 +5,12 @@ L blocks, o outputs, i inputs, R rank, C columns of one task.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Change, Insert, Place
-from promptcl.layers.lora import TokenMoments, matrix
+from promptcl.backbone import Backbone, Insert, Matrix, Weight
+from promptcl.layers.lora import TokenMoments, matrix, parts_of
+from promptcl.layers.merged import Merged
 
 _STEP = 1e-5  # by which the share of energy that tasks keep is lowered until they fit
 
@@ -34,13 +33,28 @@ class UpdatePool(nn.Module):
         self.register_buffer("kept_LRi", torch.zeros(blocks, rank, size_in))
         self.register_buffer("owner_LR", torch.zeros(blocks, rank, dtype=torch.long))
         self.register_buffer("energy_LR", torch.zeros(blocks, rank))
+        self._merged, self._columns = Merged(), Merged()
 
-    def update(self, layer: int, task: int | None) -> Tensor:
-        """B A [o, i] of all tasks; `task`: the one whose rows are trained, None leaves them out."""
-        rows_Ri = self.kept_LRi[layer]
-        if task is not None:
-            rows_Ri = rows_Ri + self.down_LRi[layer] * (self.owner_LR[layer] == task)[:, None]
-        return self.up_LoR[layer] @ rows_Ri
+    def kept(self, backbone: Backbone, name: Matrix) -> list[Tensor]:
+        """W + B A [o, i] of each block, W its layer `name`, for what ended tasks keep; computed once a task."""
+        weights = [parts_of(backbone, layer, name) for layer in range(len(self.owner_LR))]
+
+        def made() -> list[Tensor]:
+            updates = zip(weights, self.up_LoR, self.kept_LRi, strict=True)
+            return [torch.addmm(torch.cat(parts), up_oR, rows_Ri) for parts, up_oR, rows_Ri in updates]
+
+        return self._merged.get(made, [self.up_LoR, self.kept_LRi, *(part for parts in weights for part in parts)])
+
+    def trained(self, layer: int, task: int) -> Tensor:
+        """B A [o, i] of the rows of A that `task` trains; in the first task those are all."""
+        if task == 0:
+            return self.up_LoR[layer] @ self.down_LRi[layer]
+        columns = self.columns(task)[layer]
+        return self.up_LoR[layer][:, columns] @ self.down_LRi[layer][columns]
+
+    def columns(self, task: int) -> list[Tensor]:
+        """Of each block the numbers of the columns that belong to a task, the newest one."""
+        return self._columns.get(lambda: [(own_R == task).nonzero()[:, 0] for own_R in self.owner_LR], [self.owner_LR])
 
     @torch.no_grad()
     def begin(self, task: int) -> None:
@@ -65,7 +79,7 @@ class UpdatePool(nn.Module):
     def end(self, task: int, covariance_Lii: Tensor) -> None:
         """Rotate the task's update so that what it does to inputs of this covariance sits in few columns; keep it."""
         for layer, covariance_ii in enumerate(covariance_Lii):
-            columns = (self.owner_LR[layer] == task).nonzero()[:, 0]
+            columns = self.columns(task)[layer]
             up_oC, down_Ci = self.up_LoR[layer][:, columns].double(), self.down_LRi[layer][columns].double()
             up_oC, down_Ci, energy_C = rotated(up_oC, down_Ci, covariance_ii)
             self.up_LoR[layer, :, columns] = up_oC.float()
@@ -73,7 +87,7 @@ class UpdatePool(nn.Module):
         self.down_LRi.zero_()
 
 
-_PARTS: tuple[tuple[Place, int, int, int], ...] = (("q", 0, 0, 3), ("k", 0, 1, 3), ("v", 0, 2, 3), ("fc1", 1, 0, 1))
+_NAMES: tuple[Matrix, Matrix] = ("qkv", "fc1")
 
 
 class FullUpdates(nn.Module):
@@ -82,7 +96,7 @@ class FullUpdates(nn.Module):
     def __init__(self, backbone: Backbone, rank: int | None, generator: torch.Generator) -> None:
         """Draw A of both; rank None: as many columns as outputs."""
         super().__init__()
-        sizes = [tuple(matrix(backbone, 0, name).shape) for name in ("qkv", "fc1")]
+        sizes = [tuple(matrix(backbone, 0, name).shape) for name in _NAMES]
         made = [UpdatePool(backbone.depth, o, i, rank or o, generator) for o, i in sizes]
         self.qkv, self.fc1 = made
         self.qkv_inputs, self.fc1_inputs = TokenMoments(backbone, "k"), TokenMoments(backbone, "fc1")
@@ -92,13 +106,13 @@ class FullUpdates(nn.Module):
         """Both pools."""
         return self.qkv, self.fc1
 
-    def inserts(self, task: int | None) -> list[Insert]:
-        """The updates of all tasks; `task`: the one whose rows are trained, None leaves them out."""
+    def inserts(self, backbone: Backbone, task: int | None) -> list[Insert]:
+        """Weights with the updates of all tasks; `task`: the one whose rows are trained, None leaves them out."""
         made: list[Insert] = []
-        for layer in range(len(self.qkv.owner_LR)):
-            updates = [pool.update(layer, task) for pool in self.pools]
-            for place, number, part, parts in _PARTS:
-                made.append(Change(layer, place, partial(_add, updates[number].chunk(parts)[part])))
+        for name, pool in zip(_NAMES, self.pools, strict=True):
+            for layer, weight_oi in enumerate(pool.kept(backbone, name)):
+                whole_oi = weight_oi if task is None else weight_oi + pool.trained(layer, task)
+                made.append(Weight(layer, name, whole_oi))
         return made
 
     def probes(self) -> list[Insert]:
@@ -119,10 +133,6 @@ class FullUpdates(nn.Module):
         """Keep the task's updates, rotated by the moments."""
         self.qkv.end(task, self.qkv_inputs.covariance_LDD)
         self.fc1.end(task, self.fc1_inputs.covariance_LDD)
-
-
-def _add(update_oi: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    return y + x @ update_oi.T
 
 
 def rotated(up_oC: Tensor, down_Ci: Tensor, covariance_ii: Tensor) -> tuple[Tensor, Tensor, Tensor]:

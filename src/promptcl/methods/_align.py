@@ -51,7 +51,7 @@ class Alignment(nn.Module):
         self.gaussians = ClassGaussians(width, options.covariance, jitter)
         self.steps = StepCount()
         self._epoch, self._drawn = -1, (torch.empty(0), torch.empty(0))
-        self._factors: list[Tensor] | None = None  # of the covariances, which no step of a stage changes
+        self._factors: list[Tensor | None] | None = None  # of the covariances, which no step of a stage changes
 
     def grow(self, classes: int) -> None:
         """Append `classes` classes."""

@@ -58,7 +58,7 @@ class Model(SumsOnly):
         directions = torch.randn(o.heads + 1, d, o.width, generator=generator)
         self.register_buffer("directions_HDM", directions[:-1].clone(), persistent=False)
         self.register_buffer("last_DM", directions[-1].clone(), persistent=False)
-        self.seed = int(torch.randint(2**62, (), generator=generator))
+        self.seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         self.register_buffer("layer_HMD", torch.zeros(o.heads, o.width, d))
         self.register_buffer("weight_KM", torch.zeros(0, o.width))
         self.squares = nn.ModuleList([SymmetricSum(o.width) for _ in range(o.heads)])

@@ -66,7 +66,7 @@ class Model(KnowsTasks):
 
     def features(self, backbone: Backbone, batch: Batch, task: int | None = None) -> Tensor:
         """Class token [B, D] of the model with the updates."""
-        pooled_BD: Tensor = backbone(batch.images_BCHW, self.updates.inserts(task)).pooled_BD
+        pooled_BD: Tensor = backbone(batch.images_BCHW, self.updates.inserts(backbone, task)).pooled_BD
         norm = backbone.vit.norm
         reset = self.options.reset_norm and backbone.reads_class_token and isinstance(norm, nn.LayerNorm)
         return (pooled_BD - norm.bias) / norm.weight if reset else pooled_BD
@@ -79,7 +79,7 @@ class Model(KnowsTasks):
         rows = torch.randperm(len(task.new), generator=task.generator)[: self.options.images]
         self.updates.reset()
         for batch in task.batches(task.new.select(rows.tolist())):
-            backbone(batch.images_BCHW, [*self.updates.inserts(task.index), *self.updates.probes()])
+            backbone(batch.images_BCHW, [*self.updates.inserts(backbone, task.index), *self.updates.probes()])
         self.updates.end(task.index)
         self.absorb(backbone, task, task.new)
         if task.index:

@@ -2,8 +2,11 @@
 
 Before a task A is chosen so that its rows span the inputs of the attention, without the space that earlier tasks need
 (DualGPM); B alone is trained, for keys and values of every block, and merged. One pass an image at test.
-Differs from the code in: the energy threshold is a constant, since the number of tasks is not known; keys that are
-computed and never used are left out. As there, the threshold acts on squares of the second moments.
+Differs from the code in: the energy threshold is a constant, since the number of tasks is not known; the first task
+takes as many directions as reach it, in the code one less; what enters the attention is seen on the evaluation view;
+keys that are computed and never used are left out. As there, the threshold acts on squares of the second moments, and
+`share` and `head_init` are one learning rate for all and torch.nn.Linear's initial values; a budget of few steps wants
+a head that starts at zero.
 B images, N tokens, L blocks, D width, r rank, K classes so far.
 """
 
@@ -11,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Change, Insert, Place
+from promptcl.backbone import Backbone, Change, Insert, Place, Weight
 from promptcl.config import Section
 from promptcl.layers import TaskLinear
-from promptcl.layers.lora import TokenMoments
+from promptcl.layers.lora import TokenMoments, parts_of
+from promptcl.layers.merged import Merged
 from promptcl.methods._base import Batch, Method, Stage, TaskView
 
 _PLACES: tuple[Place, ...] = ("k", "v")
@@ -34,6 +37,10 @@ class InfLoRAOptions(Section):
     """Rank of the update of keys, and of that of values, in each block."""
     energy: float = Field(default=0.95, gt=0, le=1)
     """Share of the energy of a task's inputs that later tasks leave alone: 0.95 for CIFAR-100, 0.98 for ImageNet-R."""
+    share: float = Field(default=1.0, gt=0)
+    """Learning rate of the updates, as a share of that of the head; the code has one rate for both."""
+    head_init: Literal["zero", "uniform", "normal"] = "uniform"
+    """Initial values of the rows of new classes: zeros, torch.nn.Linear's uniform ones (the code), or N(0, 0.02^2)."""
 
 
 class Model(Method):
@@ -54,7 +61,8 @@ class Model(Method):
         self.register_buffer("taken_LDD", torch.zeros(blocks, width, width))
         self.register_buffer("down_LrD", torch.zeros(blocks, options.rank, width))
         self.up_2LDr = nn.Parameter(torch.zeros(2, blocks, width, options.rank))
-        self.moments, self.head = TokenMoments(backbone, "k"), TaskLinear(width, "uniform")
+        self.weights = Merged()
+        self.moments, self.head = TokenMoments(backbone, "k"), TaskLinear(width, options.head_init)
 
     @classmethod
     def reads(cls, options: Any) -> tuple[str, ...]:
@@ -66,14 +74,23 @@ class Model(Method):
         _ = task.index  # refuses a stream without boundaries
         self.head.grow(task.new_classes, task.generator)
 
-    def inserts(self) -> list[Insert]:
-        """The merged updates and the present one."""
-        pairs = product(range(len(self.taken_LDD)), enumerate(_PLACES))
-        return [Change(layer, place, partial(self._add, i, layer)) for layer, (i, place) in pairs]
+    def inserts(self, backbone: Backbone) -> list[Insert]:
+        """Weights with the merged updates; and the present ones in training, outside of which B is zero."""
+        weights = [parts_of(backbone, layer, "qkv") for layer in range(len(self.taken_LDD))]
+
+        def made() -> list[Tensor]:
+            zero_DD = torch.zeros_like(self.taken_LDD[0])
+            pairs = zip(weights, *self.merged_2LDD, strict=True)
+            return [torch.cat(parts) + torch.cat([zero_DD, k_DD, v_DD]) for parts, k_DD, v_DD in pairs]
+
+        merged = self.weights.get(made, [self.merged_2LDD, *(part for parts in weights for part in parts)])
+        found: list[Insert] = [Weight(layer, "qkv", weight_oD) for layer, weight_oD in enumerate(merged)]
+        for layer in range(len(weights) if self.training else 0):
+            found += [Change(layer, place, partial(self._add, i, layer)) for i, place in enumerate(_PLACES)]
+        return found
 
     def _add(self, i: int, layer: int, x_BND: Tensor, y_BND: Tensor) -> Tensor:
-        present_BND = x_BND @ self.down_LrD[layer].T @ self.up_2LDr[i, layer].T
-        return y_BND + x_BND @ self.merged_2LDD[i, layer].T + present_BND
+        return y_BND + x_BND @ self.down_LrD[layer].T @ self.up_2LDr[i, layer].T
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Choose A, train B and the new head rows, merge, and take the space of the inputs."""
@@ -90,17 +107,17 @@ class Model(Method):
         """Mean of x x^T [L, D, D] over all tokens x of the task that enter the attention of each block."""
         self.moments.reset()
         for batch in task.batches():
-            backbone(batch.images_BCHW, [*self.inserts(), *self.moments.inserts()])
+            backbone(batch.images_BCHW, [*self.inserts(backbone), *self.moments.inserts()])
         return self.moments.mean_LDD
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K]."""
-        logits_BK: Tensor = self.head(backbone(batch.images_BCHW, self.inserts()).pooled_BD)
+        logits_BK: Tensor = self.head(backbone(batch.images_BCHW, self.inserts(backbone)).pooled_BD)
         return logits_BK
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
-        """B of the present task and its head rows, at `lr`."""
-        return [{"params": [self.up_2LDr, *self.head.new], "lr": lr}]
+        """The head rows of the present task at `lr`, its B at a share of it."""
+        return [{"params": self.head.new, "lr": lr}, {"params": [self.up_2LDr], "lr": lr * self.options.share}]
 
 
 def directions(mean_DD: Tensor, taken_DD: Tensor, rank: int) -> Tensor:

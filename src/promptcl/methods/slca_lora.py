@@ -21,7 +21,7 @@ from promptcl.methods._aligned import AlignedHeads, AlignedOptions
 from promptcl.methods._base import Batch, masked_cross_entropy
 
 
-class SLCAOptions(AlignedOptions):
+class SLCALoRAOptions(AlignedOptions):
     """Settings of SLCA++."""
 
     rank: int = Field(default=4, ge=1)
@@ -42,10 +42,10 @@ class Model(AlignedHeads):
     """LoRA, norms, biases, the heads as trained, and the aligned head."""
 
     about = "low-rank changes, norms and biases, aligned head; 1 pass"
-    Options = SLCAOptions
-    options: SLCAOptions
+    Options = SLCALoRAOptions
+    options: SLCALoRAOptions
 
-    def __init__(self, options: SLCAOptions, backbone: Backbone, generator: torch.Generator) -> None:
+    def __init__(self, options: SLCALoRAOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start LoRA's A from the singular vectors of the weights that it changes."""
         super().__init__(options, backbone, generator)
         self.lora = LoRA(backbone, options.rank, ("qkv", "fc1", "fc2"), generator, scale=0.8)
