@@ -125,7 +125,7 @@ def test(*arguments: str) -> None:
     fast = ["-m", "not slow"] if "--fast" in arguments else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "tests.xml"
-        run("pytest", "-q", "-n", "2", f"--junitxml={report}", *fast, *chosen)
+        run("pytest", "-q", "-n", "2", "--dist", "worksteal", f"--junitxml={report}", *fast, *chosen)
         if os.environ.get("CI"):
             judge_skips(report)
     if failure:
