@@ -191,7 +191,10 @@ def against_seconds(name: str, title: str, alt: str, points: Sequence[Bar], seco
         names = [short(point.label, 30) for point in points]
         places = _free([math.log(s) for s in seconds], values, names, math.log(5 * max(seconds) / min(seconds)))
         for point, name, second, place in zip(points, names, seconds, places, strict=True):
-            axes.text(1.06 * second, place, name, fontsize=7, va="center", color=_colour(point))
+            colour = _colour(point)
+            axes.text(1.06 * second, place, name, fontsize=7, va="center", color=colour)
+            if place != point.value:  # a thin line from the point to its name
+                axes.plot([second, 1.05 * second], [point.value, place], color=colour, lw=0.5)
         axes.grid(color="#808080", alpha=0.3, lw=0.6)
 
     return drawing(name, title, alt, max(3.0, 1.2 + 0.16 * len(points)), draw)
