@@ -201,7 +201,7 @@ def on_machine(runs: list[Results], machine: str) -> list[Results]:
 def _kind(run: Results) -> str:
     """Device, processor, and what it has for bfloat16 without how fast that was."""
     made_by = run.get("versions", {})  # an older promptcl wrote none
-    return f"{run['device']} {made_by.get('processor')} {made_by.get('bfloat16', '').partition(':')[0]}"
+    return f"{run['device']} {made_by.get('processor')} {re.split('[:,]', made_by.get('bfloat16', ''))[0]}"
 
 
 def online_cells(runs: list[Results]) -> list[str]:

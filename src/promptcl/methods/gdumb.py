@@ -49,7 +49,8 @@ class Model(Tuned):
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy over all classes; with CutMix, of both images that are in one, by how much there is of each."""
-        if float(torch.rand((), generator=batch.generator)) >= self.options.cutmix:
+        cutmix = self.options.cutmix
+        if not cutmix or float(torch.rand((), generator=batch.generator)) >= cutmix:
             return F.cross_entropy(self.logits(backbone, batch), batch.labels_B)
         images_BCHW, other_B, share = cut_and_mix(batch.images_BCHW, batch.generator)
         logits_BK = self.head(self.vit(images_BCHW).pooled_BD)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from promptcl.runtime.device import about_bfloat16
+from promptcl.runtime.device import bfloat16_feature, fast_bfloat16
 
 
 def resident_peak() -> int | None:
@@ -40,8 +40,11 @@ def versions(device: torch.device | None = None) -> dict[str, str]:
     packages = {name: metadata.version(name) for name in ("promptcl", "torch", "torchvision", "timm", "numpy")}
     found = {**packages, "python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
     found |= {"processor": _processor(), "threads": str(torch.get_num_threads())}
-    found["bfloat16"] = about_bfloat16(device or torch.device("cpu"))
-    if device is not None and device.type == "cuda":
+    device = device or torch.device("cpu")
+    slower = "" if fast_bfloat16(device) else ", slower than float32"
+    feature = bfloat16_feature(device)  # without the measured ratio, which is another one each time
+    found["bfloat16"] = f"{feature}{slower}" if feature else "none"
+    if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
 

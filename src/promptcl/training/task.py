@@ -43,7 +43,7 @@ class PastTask:
         if not self.boundaries:
             raise UserError(
                 f"{self.asks} with these options needs to know where tasks end, which scenario=gaussian and "
-                "scenario=blurry never say; choose another method, such as l2p with method.diversify=none, ridge or ncm"
+                "scenario=blurry never say; choose another method, such as ridge, ncm or l2p with method.diversify=none"
             )
         return self.number
 
