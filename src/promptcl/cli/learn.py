@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -153,9 +152,7 @@ def _learn_and_keep(
 
 def _note_few(learner: Learner, learned: Sequence[str]) -> None:
     """Say which of the classes have too few images beside others that have enough."""
-    counts: Counter[str] = Counter()
-    for task in learner.history:
-        counts.update(task.images)
+    counts = learner.image_counts()
     few = [name for name in learned if counts[name] < FEW]
     if few and any(counts[name] >= FEW for name in learner.classes):
         named = some([f"{name} ({counts[name]})" for name in few])

@@ -14,8 +14,6 @@ if _HEIF:
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-HEIF = str(pillow_heif.libheif_info()) if _HEIF else "none"
-"""Versions of what decodes HEIF and HEIC here."""
 
 ENDINGS = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp", ".mpo", ".webp", ".bmp", ".dib", ".gif"),
@@ -107,3 +105,8 @@ def _folders(path: str) -> list[str]:
     """All folders on the way to a file, or to a folder and itself, with `/` at their ends."""
     parts: Sequence[str] = path.split("/")
     return ["/".join(parts[:depth]) + "/" for depth in range(1, len(parts))]
+
+
+def heif_decoder() -> str:
+    """Versions of what decodes HEIF and HEIC here, or `none`."""
+    return str(pillow_heif.libheif_info()) if _HEIF else "none"

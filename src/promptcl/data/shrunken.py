@@ -27,7 +27,7 @@ from PIL import __version__ as PILLOW
 from PIL import features
 from torch import Tensor
 
-from promptcl.data.kinds import HEIF
+from promptcl.data.kinds import heif_decoder
 from promptcl.runtime import disk
 
 try:
@@ -193,7 +193,7 @@ def _key(digest: bytes, max_side: int) -> bytes:
 @functools.cache
 def _libraries() -> str:
     names = ("jpg", "libjpeg_turbo", "webp", "avif", "libtiff")
-    return f"Pillow {PILLOW}, {[(name, features.version(name)) for name in names]}, HEIF {HEIF}"
+    return f"Pillow {PILLOW}, {[(name, features.version(name)) for name in names]}, HEIF {heif_decoder()}"
 
 
 def _status(path: Path) -> tuple[int, float]:

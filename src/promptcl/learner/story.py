@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -99,6 +100,13 @@ class Story(ABC):
     def labels(self, images: ImageSet, unseen: bool = False) -> Tensor:
         """Class ids [N] on the device; with `unseen`, -1 for classes never learned, which else raise UserError."""
         return class_ids(images, self.classes, unseen).to(self.device)
+
+    def image_counts(self) -> Counter[str]:
+        """How many images of each class were learned, in all tasks together."""
+        counts: Counter[str] = Counter()
+        for task in self.history:
+            counts.update(task.images)
+        return counts
 
     def new(self, names: Iterable[str]) -> list[str]:
         """Return those of `names` that were never learned."""

@@ -80,16 +80,13 @@ def told(counts: Counts) -> list[dict[str, Any]]:
 def about(known: Known, store: Path) -> dict[str, Any]:
     """What a server tells of its learner, as JSON."""
     learner, found = known.learner, known.standing
-    counts: dict[str, int] = {}
-    for task in learner.history:
-        for name, number in task.images.items():
-            counts[name] = counts.get(name, 0) + number
+    counts = learner.image_counts()
     return {
         "name": store.resolve().name,
         "version": known.version,
         "method": learner.config.method["name"],
         "backbone": learner.backbone.describe()["name"],
-        "classes": [_class(name, counts.get(name, 0), found) for name in learner.classes],
+        "classes": [_class(name, counts[name], found) for name in learner.classes],
         "images": sum(counts.values()),
         "left_out": None if found is None else {"right": found.right, "images": found.images},
         "unknown_below": learner.calibration.threshold,
