@@ -85,6 +85,20 @@ def test_products_of_images_say_what_sums_say(settings: dict[str, Any], per_clas
     assert rows.scatter_DD.value.numel() == 0  # and nothing is kept
 
 
+def test_recursive_least_squares_arrive_at_the_same() -> None:
+    """ACIL: R <- R - R X^T (I + X R X^T)^-1 X R, W <- W + R X^T (Y - X W), batch after batch, from R = I / gamma."""
+    x_ND, labels_N = points(6, 15, 8)
+    y_NK = torch.nn.functional.one_hot(labels_N).double()
+    inverse_DD, weight_DK = torch.eye(8, dtype=torch.float64) / 0.1, torch.zeros(8, 6, dtype=torch.float64)
+    for x_BD, y_BK in zip(x_ND.split(7), y_NK.split(7), strict=True):
+        gain_DB = inverse_DD @ x_BD.T
+        inner_BB = torch.eye(len(x_BD), dtype=torch.float64) + x_BD @ gain_DB
+        inverse_DD = inverse_DD - gain_DB @ torch.linalg.solve(inner_BB, gain_DB.T)
+        weight_DK = weight_DK + inverse_DD @ x_BD.T @ (y_BK - x_BD @ weight_DK)
+    head = from_sums(x_ND, labels_N, False, strength=0.1, penalty="absolute", centred=False)
+    torch.testing.assert_close(head.weight_KD.T, weight_DK, rtol=1e-9, atol=1e-9)
+
+
 def test_new_classes_leave_the_sums_of_old_ones() -> None:
     x_ND, labels_N = points(4, 6, 5)
     head = RidgeHead(5)
