@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 
-from table import RESULTS, ROOT, load_row, machine_of, on_machine, read_rows
+from table import RESULTS, ROOT, load_row, machine_of, quickest, read_rows
 
 from promptcl.reports.drawing import Bar
 from promptcl.reports.figures import against_seconds
@@ -18,10 +18,10 @@ def main(table: str = "methods") -> int:
     runs = {row["row"]: load_row(folder / row["row"]) for row in read_rows(folder)[0] if (folder / row["row"]).exists()}
     machine = machine_of(runs.values())
     for row, found in runs.items():
-        if timed := on_machine(found, machine):
+        if timed := quickest(found, machine):
             accuracy = statistics.mean(run["average_accuracy"] for run in found)
             points.append(Bar(row, accuracy, f"{accuracy:.1f}", len(points)))
-            seconds.append(statistics.mean(run["seconds"] for run in timed))
+            seconds.append(timed["seconds"])
     title = "Accuracy after the last task against the seconds of a run on one core"
     (ROOT / "docs" / f"{table}.png").write_bytes(against_seconds(table, title, title, points, seconds).png)
     return 0

@@ -171,17 +171,17 @@ def cells(runs: list[Results]) -> list[str]:
 
 
 def compared_cells(runs: list[Results], machine: str) -> list[str]:
-    """The cells of a row of a comparison after its label; how long it took only from runs on that kind of machine."""
+    """The cells of a row of a comparison after its label; times are of the quickest run on that kind of machine."""
     keys = ("average_accuracy", "average_incremental_accuracy", "forgetting")
-    timed = on_machine(runs, machine)
-    speeds = [f"{statistics.mean(speed(run, kind) for run in timed):,.0f}" for kind in ("train", "eval") if timed]
+    timed = quickest(runs, machine)
+    speeds = [f"{speed(timed, kind):,.0f}" for kind in ("train", "eval")] if timed else []
     passes = load_method(runs[0]["config"]["method"]["name"]).about.rpartition("; ")[2]
     return [
         *(spread([run[key] for run in runs]) for key in keys),
         str(len(runs)),
         f"{max(run['trained_parameters'] for run in runs):,}",
         f"{max(run['stored_bytes'] for run in runs) / 1e6:,.2f}",
-        f"{statistics.mean(run['seconds'] for run in timed):,.0f}" if timed else "-",
+        f"{timed['seconds']:,.0f}" if timed else "-",
         ", ".join(speeds) or "-",
         passes.removesuffix("es").removesuffix(" pass"),
     ]
@@ -193,9 +193,9 @@ def machine_of(rows: Iterable[list[Results]]) -> str:
     return kinds.most_common(1)[0][0] if kinds else ""
 
 
-def on_machine(runs: list[Results], machine: str) -> list[Results]:
-    """The runs on that kind of machine."""
-    return [run for run in runs if _kind(run) == machine]
+def quickest(runs: list[Results], machine: str) -> Results | None:
+    """The run on that kind of machine that took least, as other work on it can only add; None where there is none."""
+    return min((run for run in runs if _kind(run) == machine), key=lambda run: float(run["seconds"]), default=None)
 
 
 def _kind(run: Results) -> str:
