@@ -1,7 +1,8 @@
 """A thousand tasks of one class each: seconds and memory of every task, for each closed-form head and for L2P.
 
 Command: python benchmarks/growth_many.py [METHOD ...]     (adds to benchmarks/results/growth_many.json)
-         python benchmarks/growth_many.py --draw           (docs/growth_many.png, from what is there)
+         python benchmarks/growth_many.py --draw           (docs/growth_many.png and the table of docs/speed.md)
+         python benchmarks/growth_many.py --check          (whether that table is current)
 $DATA is CIFAR-100 in folders or an archive of them. Its classes are divided by the number of an image, so that a
 thousand names exist; three images of each are learned and one is tested. Seconds are those that the process computed.
 """
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from growth import ROOT, resident
+from marked import write
 
 from promptcl.backbone import Backbone
 from promptcl.config import DataConfig
@@ -128,9 +130,22 @@ def draw(results: list[dict[str, Any]]) -> None:
     figure.savefig(CHART, dpi=80)
 
 
-def main(arguments: list[str]) -> None:
-    """Measure what is asked for, each method written as soon as it is there."""
-    if arguments != ["--draw"]:
+def table(results: list[dict[str, Any]]) -> str:
+    """Medians of the first and of the last tenth of the tasks, a line each method."""
+    shown = {"learn": (1e3, ".0f"), "save": (1e3, ".0f"), "evaluate": (1e3, ".0f")}
+    shown |= {"store_bytes": (1e-6, ".2f"), "resident_bytes": (1e-9, ".2f")}
+    head = "learn a task, ms | save, ms | test a task, ms | store, MB | memory, GB | test all thousand, s"
+    lines = [f"| | {head} |\n|:--|--:|--:|--:|--:|--:|--:|\n"]
+    for one in sorted(results, key=lambda one: list(METHODS).index(one["method"])):
+        ends = one["first_and_last_tenth"]
+        cells = [" and ".join(format(unit * end, form) for end in ends[key]) for key, (unit, form) in shown.items()]
+        lines.append(f"| `{one['method']}` | {' | '.join(cells)} | {one['tasks'][-1]['evaluate_all']:.1f} |\n")
+    return "".join(lines)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is asked for, each method written as soon as it is there; the exit code is that of `--check`."""
+    if arguments[:1] not in (["--draw"], ["--check"]):
         sets = divided(os.environ["DATA"], int(os.environ.get("TASKS", "1000")))
         backbone = Backbone.create(load_config("demo", VIT).backbone)
         for name in arguments or METHODS:
@@ -139,8 +154,12 @@ def main(arguments: list[str]) -> None:
             known = [one for one in known if one["method"] != name]
             RESULTS.write_text(json.dumps([*known, found]) + "\n", encoding="utf-8")
             print(name, json.dumps(found["first_and_last_tenth"]), flush=True)
-    draw(json.loads(RESULTS.read_text(encoding="utf-8")))
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    if arguments != ["--check"]:
+        draw(results)
+    tables, command = {"growth-many": table(results)}, "python benchmarks/growth_many.py --draw"
+    return write(ROOT / "docs" / "speed.md", tables, command, check=arguments == ["--check"])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

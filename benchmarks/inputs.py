@@ -14,7 +14,6 @@ import importlib
 import io
 import json
 import os
-import re
 import statistics
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from marked import write
 from PIL import Image
 
 from promptcl.config import Config
@@ -37,7 +37,6 @@ from promptcl.runtime.provenance import git_commit, versions
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "speed" / "inputs.json"
 PAGE = ROOT / "docs" / "speed.md"
-TABLE = re.compile(r"(?P<begin><!-- table: (?P<name>inputs-\w+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 SIZE, CPU = 224, torch.device("cpu")
 
 
@@ -232,12 +231,6 @@ def sentence(found: dict[str, Any]) -> str:
     )
 
 
-def fill(text: str, result: dict[str, Any]) -> str:
-    """`text` with the tables of `result`."""
-    found = dict(tables(result))
-    return TABLE.sub(lambda m: m["begin"] + found.get(m["name"], "") + m["end"], text)
-
-
 def main(arguments: list[str]) -> int:
     """Measure what is asked for and bring the page up to date (exit code 1 with `--check` where it is not)."""
     parser = argparse.ArgumentParser()
@@ -266,11 +259,7 @@ def main(arguments: list[str]) -> int:
         result |= {"cores": usual_workers(), "load_average": os.getloadavg()[0], "versions": versions(CPU)}
         result["git_commit"] = git_commit()
         RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8")
-    new = fill(text, result)
-    if not given.check:
-        PAGE.write_text(new, encoding="utf-8")
-    return int(given.check and new != text)
+    return write(PAGE, dict(tables(result)), "python benchmarks/inputs.py", check=given.check)
 
 
 if __name__ == "__main__":

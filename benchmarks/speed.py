@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from marked import write
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "benchmarks" / "results" / "speed"
 PAGE = ROOT / "docs" / "speed.md"
-TABLE = re.compile(r"(?P<begin><!-- table: speed -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
 HEAD = (
     "| | learning, images/s | testing | testing again | learning, times plain | testing, times plain "
     "| testing again, times plain | GFLOP/s, share of peak | memory |\n|:--|--:|--:|--:|--:|--:|--:|--:|--:|\n"
@@ -38,22 +37,17 @@ def main(arguments: list[str]) -> int:
             measured[row["row"]] = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
     for name, result in measured.items():  # only now: a result names the commit, and whether files differ from it
         (FOLDER / f"{name}.json").write_text(result, encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8")
-    new = fill(text, rows)
-    if "--check" in arguments:
-        return int(new != text)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    return write(PAGE, {"speed": table(rows)}, "python benchmarks/speed.py", check="--check" in arguments)
 
 
-def fill(text: str, rows: list[dict[str, str]]) -> str:
-    """`text` with the table of the results that are there."""
+def table(rows: list[dict[str, str]]) -> str:
+    """The table of the results that are there."""
     lines = []
     for row in rows:
         file = FOLDER / f"{row['row']}.json"
         if file.is_file():
             lines.append(line(row["label"], json.loads(file.read_text(encoding="utf-8"))))
-    return TABLE.sub(lambda match: match["begin"] + HEAD + "".join(lines) + match["end"], text)
+    return HEAD + "".join(lines)
 
 
 def line(label: str, result: dict[str, Any]) -> str:

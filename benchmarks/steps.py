@@ -1,6 +1,7 @@
 """The training step of several methods beside l2p's, in float32 and bfloat16, in turn in one process.
 
 Command: python benchmarks/steps.py NAME     (writes benchmarks/results/steps/NAME.json; $LITE as in docs/speed.md)
+         python benchmarks/steps.py --table | --check     (writes the tables of docs/speed.md, or compares them)
 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in front of it leaves out the matrix units of the processor, so that products in
 bfloat16 are those of processors without them. Seconds are those that the process computed, whoever else is there.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from marked import write
 
 from promptcl.backbone import Backbone, build
 from promptcl.data import load_domains, make_stream
@@ -113,8 +115,37 @@ def loading() -> dict[str, float]:
     return found
 
 
+def tables() -> dict[str, str]:
+    """A table of docs/speed.md for each file of results."""
+    head = "| step | passes an image | float32, images/s | times `l2p` | bfloat16, images/s | times float32 |\n"
+    found = {}
+    for file in sorted(FOLDER.glob("*.json")):
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+        of = {(row["method"], row["precision"]): row for row in rows}
+        lines = [head, "|:--|--:|--:|--:|--:|--:|\n"]
+        for name in dict.fromkeys(row["method"] for row in rows):
+            exact, rounded = of[name, "fp32"], of[name, "bf16"]
+            method, _, rest = name.partition(",")
+            clean = " from the second epoch on" if "clean" in name else ""
+            lines.append(
+                f"| `{method}`{rest and ',' + rest} | {exact['passes']}{clean} | {exact['images_per_second']:.1f} "
+                f"| {exact['times_l2p']:.2f} | {rounded['images_per_second']:.1f} | {rounded['times_fp32']:.2f} |\n"
+            )
+        found[f"steps-{file.stem}"] = "".join(lines)
+    return found
+
+
+def main(name: str) -> int:
+    """Measure and write the results NAME.json, or see to the page; the exit code is that of `--check`."""
+    if name not in ("--table", "--check"):
+        FOLDER.mkdir(exist_ok=True)
+        result = {**measure(), "demo_seconds": loading()}
+        (FOLDER / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps({"rows": result["rows"], "demo_seconds": result["demo_seconds"]}))
+        return 0
+    page = FOLDER.parents[2] / "docs" / "speed.md"
+    return write(page, tables(), "python benchmarks/steps.py --table", check=name == "--check")
+
+
 if __name__ == "__main__":
-    FOLDER.mkdir(exist_ok=True)
-    result = {**measure(), "demo_seconds": loading()}
-    (FOLDER / f"{sys.argv[1]}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({"rows": result["rows"], "demo_seconds": result["demo_seconds"]}))
+    sys.exit(main(sys.argv[1]))

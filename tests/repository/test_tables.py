@@ -7,7 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import growth_many
+import inputs
 import pytest
+import speed
+import steps
 import table
 
 
@@ -40,6 +44,12 @@ def results(tmp_path: Path) -> Path:
 
 def test_the_pages_show_the_measured_results() -> None:
     assert table.main(["--check"]) == 0, "run: python benchmarks/table.py"
+
+
+def test_the_page_of_speed_shows_the_measured_results() -> None:
+    for program in (speed, inputs, growth_many):
+        assert program.main(["--check"]) == 0
+    assert steps.main("--check") == 0
 
 
 def test_rows_numbers_notes_and_commands(results: Path) -> None:
