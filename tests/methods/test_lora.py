@@ -16,8 +16,8 @@ from promptcl.errors import UserError
 from promptcl.layers.lora import LoRA, matrix
 from promptcl.layers.losses import reverse_cross_entropy
 from promptcl.layers.pool import UpdatePool, kept_ranks, rotated
+from promptcl.layers.subspace import directions, taken
 from promptcl.learner.learner import Learner
-from promptcl.methods import inflora
 from promptcl.methods._align import nearer, normalised
 from promptcl.methods.e2lora import Model as E2LoRA
 
@@ -97,18 +97,18 @@ def test_inflora_stays_out_of_what_is_taken() -> None:
     """A A^T = I / 3, and A x = 0 for old inputs of low rank, which take all of their space."""
     generator = torch.Generator().manual_seed(0)
     old, new = (torch.randn(rank, 12, generator=generator, dtype=torch.float64) for rank in (3, 5))
-    space = inflora.taken(old.T @ old, torch.zeros(12, 12, dtype=torch.float64), energy=1 - 1e-12)
+    space = taken(old.T @ old, torch.zeros(12, 12, dtype=torch.float64), energy=1 - 1e-12)
     assert space.trace().item() == pytest.approx(3)
     torch.testing.assert_close(old @ space, old)
-    down = inflora.directions(new.T @ new, space, rank=4)
+    down = directions(new.T @ new, space, rank=4)
     torch.testing.assert_close(down @ down.T, torch.eye(4, dtype=torch.float64) / 3)
     assert (down @ old.T).abs().max() < 1e-10
     up = torch.randn(12, 4, generator=generator, dtype=torch.float64)
     assert (up @ down @ old.T).abs().max() < 1e-9  # so keys and values of old inputs stay, whatever is trained
     assert (up @ down @ new.T).abs().max() > 0.1
-    more = inflora.taken(new.T @ new, space, energy=1 - 1e-12)
+    more = taken(new.T @ new, space, energy=1 - 1e-12)
     assert more.trace().item() == pytest.approx(8)
-    assert torch.equal(inflora.taken(old.T @ old, more, energy=0.9), more)
+    assert torch.equal(taken(old.T @ old, more, energy=0.9), more)
 
 
 def test_the_rotation_of_an_update_of_full_rank() -> None:

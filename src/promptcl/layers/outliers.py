@@ -28,6 +28,13 @@ def draw_outliers(features_ND: Tensor, kind: Literal["boundary", "origin"], gene
     return noise[best] if kind == "origin" else noise[best] * length_N[edge[best // _DRAWS], None]
 
 
+def energy(logits_BK: Tensor, allowed_BK: Tensor | None) -> Tensor:
+    """Energy [B] of logits: minus their log-sum-exp over the classes that are allowed (None: all)."""
+    if allowed_BK is not None:
+        logits_BK = logits_BK.masked_fill(~allowed_BK, float("-inf"))
+    return -logits_BK.logsumexp(1)
+
+
 def margin_loss(inside_B: Tensor, outside_B: Tensor) -> Tensor:
     """Huber loss of energies [B] that lie on the wrong sides: of features above -15, of outliers below -3."""
     too_high, too_low = F.relu(inside_B - _INSIDE), F.relu(_OUTSIDE - outside_B)

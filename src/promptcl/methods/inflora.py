@@ -4,9 +4,8 @@ Before a task A is chosen so that its rows span the inputs of the attention, wit
 (DualGPM); B alone is trained, for keys and values of every block, and merged. One pass an image at test.
 Differs from the code in: the energy threshold is a constant, since the number of tasks is not known; the first task
 takes as many directions as reach it, in the code one less; what enters the attention is seen on the evaluation view;
-keys that are computed and never used are left out. As there, the threshold acts on squares of the second moments, and
-`share` and `head_init` are one learning rate for all and torch.nn.Linear's initial values; a budget of few steps wants
-a head that starts at zero.
+keys that are computed and never used are left out. As there, the threshold acts on squares of the second moments. A
+budget of few steps wants a head that starts at zero.
 B images, N tokens, L blocks, D width, r rank, K classes so far.
 """
 
@@ -25,6 +24,7 @@ from promptcl.config import Section
 from promptcl.layers import TaskLinear
 from promptcl.layers.lora import TokenMoments, parts_of
 from promptcl.layers.merged import Merged
+from promptcl.layers.subspace import directions, taken
 from promptcl.methods._base import Batch, Method, Stage, TaskView
 
 _PLACES: tuple[Place, ...] = ("k", "v")
@@ -118,19 +118,3 @@ class Model(Method):
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The head rows of the present task at `lr`, its B at a share of it."""
         return [{"params": self.head.new, "lr": lr}, {"params": [self.up_2LDr], "lr": lr * self.options.share}]
-
-
-def directions(mean_DD: Tensor, taken_DD: Tensor, rank: int) -> Tensor:
-    """A [r, D]: what most of the inputs lies along outside of the space that is taken; A A^T = I / 3."""
-    left_DD: Tensor = torch.linalg.svd(mean_DD - taken_DD @ mean_DD).U
-    return left_DD[:, :rank].T / 3**0.5
-
-
-def taken(mean_DD: Tensor, taken_DD: Tensor, energy: float) -> Tensor:
-    """The space that is taken, as a projector [D, D], with as many new directions as reach `energy` (DualGPM)."""
-    total, rest_DD = mean_DD.square().sum(), mean_DD - taken_DD @ mean_DD
-    left_DD, values_D, _ = torch.linalg.svd(rest_DD)
-    reached_D = (taken_DD @ mean_DD).square().sum() + values_D.square().cumsum(0)
-    already = reached_D[0] - values_D[0].square() >= energy * total
-    count = 0 if already else int((reached_D < energy * total).sum()) + 1
-    return taken_DD + left_DD[:, :count] @ left_DD[:, :count].T  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone, Prefix
 from promptcl.config import Unread
 from promptcl.layers import GrowingCosine, GrowingLinear
-from promptcl.layers.outliers import draw_outliers, margin_loss
+from promptcl.layers.outliers import draw_outliers, energy, margin_loss
 from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise
 from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
 
@@ -113,12 +113,6 @@ class Model(Method):
         drawn_B = torch.randint(len(self._outliers_OD), (len(inside_BD),), generator=batch.generator)
         outside_BD = self._outliers_OD[drawn_B.to(inside_BD.device)]
         logits_BK = self.head(inside_BD)
-        margins = margin_loss(energy(logits_BK, batch), energy(self.head(outside_BD), batch))
+        allowed_BK = batch.allowed_BK
+        margins = margin_loss(energy(logits_BK, allowed_BK), energy(self.head(outside_BD), allowed_BK))
         return masked_cross_entropy(logits_BK, batch) + self.options.outlier_weight * margins
-
-
-def energy(logits_BK: Tensor, batch: Batch) -> Tensor:
-    """Energy [B] of logits: minus their log-sum-exp over the classes that the batch allows."""
-    if batch.allowed_BK is not None:
-        logits_BK = logits_BK.masked_fill(~batch.allowed_BK, float("-inf"))
-    return -logits_BK.logsumexp(1)
