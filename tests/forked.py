@@ -1,11 +1,19 @@
-"""Run a function in a process of its own, forked from the test's: it may be killed, limited, or lose its rights."""
+"""Run a function or a command in a process of its own, forked from the test's, which has imported torch already.
+
+It may be killed, limited, or lose its rights, and it may change what belongs to a process: folder, path, modules.
+"""
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +40,57 @@ def in_child(work: Callable[[], object]) -> str:
     _, status = os.waitpid(child, 0)
     assert not said.startswith("CRASH"), said
     return "killed" if status == signal.SIGKILL else said
+
+
+def command(words: list[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`promptcl words` in the folder `cwd`, as an installed command has it: that folder is not on Python's path."""
+
+    def main() -> None:
+        sys.path = [path for path in sys.path if path]
+        sys.argv = ["promptcl", *words]
+        importlib.import_module("promptcl.cli.main").main()
+
+    return run(main, cwd, environment)
+
+
+def program(code: str, cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """`python -c code` in the folder `cwd`."""
+    return run(lambda: exec(compile(code, "<string>", "exec"), {"__name__": "__main__"}), cwd, environment)
+
+
+def run(work: Callable[[], object], cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """What `work` writes and how it ends in the folder `cwd`, within ten minutes."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(600)
+            os.chdir(cwd)
+            os.environ.update(environment)
+            for number, file in ((1, out), (2, err)):
+                os.dup2(file.fileno(), number)
+            sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w"), encoding="utf-8") for number in (1, 2))
+            code = _code(work)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        _, status = os.waitpid(child, 0)
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode())
+    return subprocess.CompletedProcess([], os.waitstatus_to_exitcode(status), *said)
+
+
+def _code(work: Callable[[], object]) -> int:
+    """The exit code of a program that does `work`."""
+    try:
+        work()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def after_operation(number: int, act: Callable[[], None]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from helpers import ENVIRONMENT, ROOT
 from rich.cells import cell_len
@@ -26,8 +27,11 @@ def test_bars_fit_eighty_columns() -> None:
 
 @pytest.mark.slow
 def test_the_example_remembers(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "grow.py"
-    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, env=ENVIRONMENT)
+    def example() -> None:
+        sys.argv = ["grow.py", str(tmp_path)]
+        runpy.run_path(str(ROOT / "examples" / "grow.py"), run_name="__main__")
+
+    done = forked.run(example, tmp_path, ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     remembered = float(done.stdout.rsplit("of the first five digits, ")[1].split(" %")[0])
     assert remembered > 60  # chance is 10

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers import start
 
 METHOD = '''"""A method of its own: nearest class mean, by another name."""
 
@@ -44,22 +43,15 @@ def load(config: DataConfig) -> Split:
 SMALL = ["tasks=2", "device=cpu", "data.augment=none"]
 
 
-def call(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """The command as installed: the current folder is not on Python's path by itself."""
-    start = "import sys; sys.path = [p for p in sys.path if p]; from promptcl.cli.main import main; main()"
-    command = [sys.executable, "-c", start, *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
-
-
 def refused(*words: object, cwd: Path) -> str:
-    done = call(*words, cwd=cwd)
+    done = start(*words, cwd=cwd)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     return done.stderr
 
 
 def train(*words: object, cwd: Path) -> dict[str, object]:
-    done = call("train", "demo", *SMALL, *words, "--quiet", cwd=cwd)
+    done = start("train", "demo", *SMALL, *words, "--quiet", cwd=cwd)
     assert done.returncode == 0, done.stderr
     results: dict[str, object] = json.loads((next(cwd.rglob("results.json"))).read_text())
     return results
@@ -133,8 +125,8 @@ def test_a_run_and_its_learner_with_both_in_the_folder(folder: Path) -> None:
     assert "--trust" in refused("info", store, cwd=folder)
     assert "--trust" in refused("train", "--resume", "run", cwd=folder)
     assert not (folder / "ran.txt").exists()
-    assert "mine" in call("info", store, "--trust", cwd=folder).stdout
-    again = call("train", "--resume", "run", "--trust", "--quiet", cwd=folder)
+    assert "mine" in start("info", store, "--trust", cwd=folder).stdout
+    again = start("train", "--resume", "run", "--trust", "--quiet", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert "nothing was left to do" in again.stdout
 
@@ -151,6 +143,6 @@ def test_a_module_of_a_package(folder: Path) -> None:
 
 def test_list_shows_what_is_inside_promptcl_only(folder: Path) -> None:
     for kind in ("methods", "datasets"):
-        done = call("list", kind, cwd=folder)
+        done = start("list", kind, cwd=folder)
         assert done.returncode == 0
         assert not {"mine", "noise", "beside"} & {line.split()[0] for line in done.stdout.splitlines()}

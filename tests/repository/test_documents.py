@@ -8,13 +8,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
-from helpers import ENVIRONMENT, ROOT, write_folders
+from helpers import ENVIRONMENT, ROOT, start, write_folders
 from PIL import Image
 
 import promptcl
@@ -102,8 +101,7 @@ def test_the_stories_of_adding_can_be_told(story: str, seen: list[int], warnings
     for name, text in (("mine", mine), ("stories", stories), ("told", STORIES.format(story=story))):
         (tmp_path / f"{name}.py").write_text(text)
     few = ["data.train_per_class=6", "data.test_per_class=4", "memory.per_class=2", "train.epochs=1", "train.lr=1e-5"]
-    command = [sys.executable, "-m", "promptcl", "train", "demo", "method.name=told", *few, "--trust", "--quiet"]
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+    done = start("train", "demo", "method.name=told", *few, "--trust", "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.rglob("results.json")
     results = json.loads(file.read_text())
@@ -115,8 +113,7 @@ def test_the_stories_of_adding_can_be_told(story: str, seen: list[int], warnings
 @pytest.mark.parametrize("page", ["store.md", "distributed.md"])
 def test_programs_of_other_pages_run_as_printed(page: str, tmp_path: Path) -> None:
     for code in blocks(ROOT / "docs" / page):
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
+        done = forked.program(code, tmp_path, ENVIRONMENT)
         assert done.returncode == 0, done.stderr
         for line in re.findall(r"print\(.*\)  # (.*)", code):
             assert line in done.stdout
