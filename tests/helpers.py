@@ -114,6 +114,13 @@ def start(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return forked.command([str(word) for word in words], cwd, ENVIRONMENT)
 
 
+def done(*words: object, cwd: Path | None = None) -> str:
+    """What the command prints when it succeeds, in a process of its own."""
+    result = start(*words, cwd=cwd or Path.cwd())
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
 def refused(*words: object, cwd: Path) -> str:
     """The one line on stderr of a command in `cwd` that fails as it should and leaves nothing behind."""
     before = sorted(cwd.rglob("*"))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import runpy
-import sys
 from pathlib import Path
 
-import forked
 import pytest
-from helpers import ENVIRONMENT, ROOT
+from helpers import ROOT, done
 from rich.cells import cell_len
 
 from promptcl.cli.terminal import bars
@@ -27,11 +25,7 @@ def test_bars_fit_eighty_columns() -> None:
 
 @pytest.mark.slow
 def test_the_example_remembers(tmp_path: Path) -> None:
-    def example() -> None:
-        sys.argv = ["grow.py", str(tmp_path)]
-        runpy.run_path(str(ROOT / "examples" / "grow.py"), run_name="__main__")
-
-    done = forked.run(example, tmp_path, ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    remembered = float(done.stdout.rsplit("of the first five digits, ")[1].split(" %")[0])
+    example = runpy.run_path(str(ROOT / "examples" / "grow.py"))["main"]
+    example.__globals__["promptcl"] = done
+    remembered = example(tmp_path)
     assert remembered > 60  # chance is 10
