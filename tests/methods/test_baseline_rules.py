@@ -238,3 +238,24 @@ def test_epochs_offer_no_image_to_the_memory_twice(backbone: Backbone, digits: l
     memory = {"total": 5, "rule": "reservoir"}
     one, three = (make(backbone, *digits[:2], name="er", memory=memory, train={"epochs": n}) for n in (1, 3))
     assert one.memory._digests == three.memory._digests
+
+
+@pytest.mark.parametrize(("per_class", "corrects"), [(1, False), (2, True)])
+def test_bic_without_images_to_correct_by_says_so(
+    per_class: int, corrects: bool, backbone: Backbone, digits: list[ImageSet]
+) -> None:
+    """With one image a class none is set aside: the correction is left out, and learning goes on."""
+    learner = make(backbone, digits[0], name="bic", memory={"per_class": per_class})
+    for images in digits[1:3]:
+        warnings = learner.learn(images).warnings
+        assert [text for text in warnings if "bic corrects nothing" in text] == warnings
+        assert bool(warnings) != corrects
+        assert (cast(Any, learner.method).alpha.item() == 1) != corrects
+
+
+def test_bic_is_not_corrected_by_old_classes_alone(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """New logits would fall without end where no image of a new class is set aside."""
+    learner = make(backbone, digits[0], name="bic", memory={"per_class": 8})
+    record = learner.learn(digits[1].select([0, 8]))  # one image of each new class
+    assert any("bic corrects nothing" in text for text in record.warnings)
+    assert cast(Any, learner.method).alpha.item() == 1
