@@ -182,6 +182,25 @@ def test_co2l_without_a_past_is_contrast_alone(backbone: Backbone, digits: list[
     assert not same(state(one), state(other))
 
 
+@pytest.mark.parametrize(("falls", "last"), [(True, 0.008), (False, 1)])
+def test_the_rate_of_co2l_s_head(falls: bool, last: float, backbone: Backbone, digits: list[ImageSet]) -> None:
+    """To a fifth after 60, 75 and 90 of 100 epochs, as in its code."""
+    settings: dict[str, Any] = {"name": "co2l", "head_epochs": 20, "head_batch": 16, "head_falls": falls}
+    learner = make(backbone, **settings, memory=MEMORY)
+    task, rates = learner.begin(digits[0]), []
+    with torch.no_grad():
+        _, head = learner.method.learn(backbone, task)
+    run = learner.trainer(task).prepare(head, 1)
+    for _ in range(run.total):
+        rates.append(run.optimizer.param_groups[0]["lr"] / 0.1)
+        run.optimizer.step()
+        if run.schedule is not None:
+            run.schedule.step()
+    assert len(rates) == 20
+    assert rates[-1] == pytest.approx(last)
+    assert rates.count(rates[0]) == (12 if falls else 20)
+
+
 def test_no_image_comes_twice_where_a_mask_fills_the_memory_early(backbone: Backbone, digits: list[ImageSet]) -> None:
     learners, seen = [], []
     for mask in (False, True):
