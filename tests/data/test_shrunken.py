@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import in_child
 from helpers import ENVIRONMENT, encoded
 from PIL import Image
 from torch import Tensor
 
 from promptcl.config import DataConfig
-from promptcl.data import FileSource, ImageSet
+from promptcl.data import FileSource, ImageSet, shrunken
 from promptcl.data.checked import check_images, remarks_on
 from promptcl.data.shrunken import Shrunken
 
@@ -138,6 +139,38 @@ def test_what_was_used_longest_ago_makes_way(tmp_path: Path) -> None:
     assert not (tmp_path / "old.shrunken").exists()
     assert (tmp_path / "used.shrunken").stat().st_mtime > 1000
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 2 * MAGIC + 4 * RECORD
+
+
+def test_of_more_files_than_are_opened_the_oldest_make_way(tmp_path: Path) -> None:
+    for number in range(shrunken._MOST_FILES + 3):
+        filled(tmp_path / "one", range(number, number + 1)).close()
+        (file,) = (tmp_path / "one").iterdir()
+        os.utime(file.rename(tmp_path / f"{number}.shrunken"), (1000 + number, 1000 + number))
+    (tmp_path / "one").rmdir()
+    cache = Shrunken(tmp_path, (shrunken._MOST_FILES + 3) * (MAGIC + RECORD))
+    for number in range(1000, 1004):
+        filled_with(cache, number)
+    gone = [n for n in range(shrunken._MOST_FILES + 3) if not (tmp_path / f"{n}.shrunken").exists()]
+    assert gone == [0, 1, 2, 3]
+    assert there(cache, range(1000, 1004)) == [1000, 1001, 1002, 1003]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_process_that_is_forked_writes_to_a_file_of_its_own(tmp_path: Path) -> None:
+    cache = filled(tmp_path, range(1))
+
+    def work() -> None:
+        filled_with(cache, 1)
+        assert there(cache, range(3)) == [0, 1]
+        assert len(list(tmp_path.iterdir())) == 2
+
+    assert in_child(work) == "done"
+    filled_with(cache, 2)
+    assert there(cache, range(3)) == [0, 2]
+    assert there(Shrunken(tmp_path, 2**20), range(3)) == [0, 1, 2]
+    full = Shrunken(tmp_path, 3 * RECORD)
+    filled_with(full, 3)  # the file of the child makes way, that of its parent, which lives, does not
+    assert there(Shrunken(tmp_path, 2**20), range(3)) == [0, 2]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no file that is open")

@@ -182,6 +182,25 @@ def test_co2l_without_a_past_is_contrast_alone(backbone: Backbone, digits: list[
     assert not same(state(one), state(other))
 
 
+@pytest.mark.parametrize(("falls", "last"), [(True, 0.008), (False, 1)])
+def test_the_rate_of_co2l_s_head(falls: bool, last: float, backbone: Backbone, digits: list[ImageSet]) -> None:
+    """To a fifth after 60, 75 and 90 of 100 epochs, as in its code."""
+    settings: dict[str, Any] = {"name": "co2l", "head_epochs": 20, "head_batch": 16, "head_falls": falls}
+    learner = make(backbone, **settings, memory=MEMORY)
+    task, rates = learner.begin(digits[0]), []
+    with torch.no_grad():
+        _, head = learner.method.learn(backbone, task)
+    run = learner.trainer(task).prepare(head, 1)
+    for _ in range(run.total):
+        rates.append(run.optimizer.param_groups[0]["lr"] / 0.1)
+        run.optimizer.step()
+        if run.schedule is not None:
+            run.schedule.step()
+    assert len(rates) == 20
+    assert rates[-1] == pytest.approx(last)
+    assert rates.count(rates[0]) == (12 if falls else 20)
+
+
 def test_no_image_comes_twice_where_a_mask_fills_the_memory_early(backbone: Backbone, digits: list[ImageSet]) -> None:
     learners, seen = [], []
     for mask in (False, True):
@@ -238,3 +257,24 @@ def test_epochs_offer_no_image_to_the_memory_twice(backbone: Backbone, digits: l
     memory = {"total": 5, "rule": "reservoir"}
     one, three = (make(backbone, *digits[:2], name="er", memory=memory, train={"epochs": n}) for n in (1, 3))
     assert one.memory._digests == three.memory._digests
+
+
+@pytest.mark.parametrize(("per_class", "corrects"), [(1, False), (2, True)])
+def test_bic_without_images_to_correct_by_says_so(
+    per_class: int, corrects: bool, backbone: Backbone, digits: list[ImageSet]
+) -> None:
+    """With one image a class none is set aside: the correction is left out, and learning goes on."""
+    learner = make(backbone, digits[0], name="bic", memory={"per_class": per_class})
+    for images in digits[1:3]:
+        warnings = learner.learn(images).warnings
+        assert [text for text in warnings if "bic corrects nothing" in text] == warnings
+        assert bool(warnings) != corrects
+        assert (cast(Any, learner.method).alpha.item() == 1) != corrects
+
+
+def test_bic_is_not_corrected_by_old_classes_alone(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """New logits would fall without end where no image of a new class is set aside."""
+    learner = make(backbone, digits[0], name="bic", memory={"per_class": 8})
+    record = learner.learn(digits[1].select([0, 8]))  # one image of each new class
+    assert any("bic corrects nothing" in text for text in record.warnings)
+    assert cast(Any, learner.method).alpha.item() == 1

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from promptcl.backbone import Backbone
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
+from promptcl.layers import falling
 from promptcl.learner import Learner
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.runtime import processes
@@ -226,6 +227,11 @@ def test_other_schedules() -> None:
     assert schedule("step", 4, 2, milestones=[1, 3]) == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_a_rate_that_a_stage_gives_takes_the_place_of_the_schedule() -> None:
+    rates = schedule("cosine", 20, 1, rate=falling(0.2, 0.6, 0.75, 0.9))
+    assert rates == pytest.approx([1] * 12 + [0.2] * 3 + [0.04] * 3 + [0.008] * 2)
+
+
 @pytest.mark.parametrize("settings", [{"schedule": "step"}, {"milestones": [3]}])
 def test_milestones_belong_to_the_step_schedule(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="schedule=step and milestones go together"):
@@ -251,11 +257,11 @@ def test_optimisers_by_hand(settings: dict[str, Any], moved: list[float]) -> Non
         assert x.item() == pytest.approx(wanted, abs=1e-5)
 
 
-def schedule(kind: Any, epochs: int, per_epoch: int, **settings: Any) -> list[float]:
+def schedule(kind: Any, epochs: int, per_epoch: int, rate: Any = None, **settings: Any) -> list[float]:
     """The learning rate of each step."""
     train = make_config(train={"schedule": kind, **settings}).train
     optimizer = make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}], 1.0, train)
-    made, rates = make_schedule(optimizer, train, epochs * per_epoch, per_epoch), []
+    made, rates = make_schedule(optimizer, train, epochs * per_epoch, per_epoch, rate), []
     for _ in range(epochs * per_epoch):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()

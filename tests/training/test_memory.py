@@ -72,6 +72,14 @@ def test_an_image_is_held_once() -> None:
     assert sorted(names) == [f"set[{i}]" for i in range(7)]
 
 
+@pytest.mark.parametrize("memory", [Memory(4), Memory(0, 8, "reservoir"), Memory(0, 8, "greedy")])
+def test_an_image_that_comes_twice_at_once_is_held_once(memory: Memory) -> None:
+    images = digits("set", ["a", "b"], 5)
+    memory.add(images + images, task_generator(0, 0, "memory"))
+    names = [name for _, name in held(memory)]
+    assert len(names) == len(set(names)) == 8
+
+
 def test_a_memory_larger_than_the_data_holds_them_all() -> None:
     memory = Memory(1000)
     memory.add(digits("set", ["a", "b"], 5), task_generator(0, 0, "memory"))

@@ -85,7 +85,9 @@ class Shrunken:
         self._lock = threading.Lock()
         self._places: dict[bytes, _Place] | None = None
         self._parts: list[_Part] = []
+        self._older: list[Path] = []  # files that are not opened, the one used longest ago first
         self._own: _Part | None = None
+        self._pid = os.getpid()
         self._full = most_bytes <= 0
 
     def get(self, digest: bytes, max_side: int) -> Tensor | None:
@@ -135,11 +137,17 @@ class Shrunken:
             self._parts, self._places, self._own, self._full = [], {}, None, True
 
     def _opened(self) -> dict[bytes, _Place]:
-        """What is in the folder, in its newest files; looked through once."""
+        """What is in the folder, in its newest files; looked through once, and anew after a fork."""
+        if self._parts and self._pid != os.getpid():  # two must not write to one file, nor unlock it for each other
+            for part in self._parts:
+                part.file.close()
+            self._parts, self._places, self._own = [], None, None
         if self._places is None:
+            self._pid = os.getpid()
             self._places = {}
-            newest = sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: _status(path)[1])[-_MOST_FILES:]
-            for path in newest:
+            found = sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: _status(path)[1])
+            self._older = found[:-_MOST_FILES]
+            for path in found[-_MOST_FILES:]:
                 with contextlib.suppress(OSError):
                     part = _Part(path, disk.opened(path), path.stat().st_size)
                     self._parts.append(part)
@@ -150,7 +158,10 @@ class Shrunken:
         """Whether a record of `size` bytes fits, once files have made way that this process has found nothing in."""
         size += 0 if self._own else len(_MAGIC)
         while self._taken() + size > self._most:
-            others = [part for part in self._parts if not part.own and not part.used and not _is_written(part)]
+            if self._older:
+                _remove(self._older.pop(0))
+                continue
+            others = [part for part in self._parts if not part.own and not part.used and not _is_written(part.file)]
             if not others:
                 self._full = True
                 return False
@@ -205,16 +216,25 @@ def _status(path: Path) -> tuple[int, float]:
     return found.st_size, found.st_mtime
 
 
-def _is_written(part: _Part) -> bool:
+def _is_written(file: BinaryIO) -> bool:
     """Whether a process that lives writes to the file: deleting it would free nothing."""
     if fcntl is None:
         return False
     try:
-        fcntl.flock(part.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return True
-    fcntl.flock(part.file, fcntl.LOCK_UN)
+    fcntl.flock(file, fcntl.LOCK_UN)
     return False
+
+
+def _remove(path: Path) -> None:
+    """Delete a file that is not opened, unless a process that lives writes to it."""
+    with contextlib.suppress(OSError):
+        with disk.opened(path) as file:
+            written = _is_written(file)
+        if not written:
+            path.unlink()
 
 
 def _places(part: _Part) -> dict[bytes, _Place]:

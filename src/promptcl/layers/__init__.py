@@ -1,6 +1,6 @@
 """Building blocks of methods: heads, prompts, adapters and sums; nothing here reads images or runs stages."""
 
-from promptcl.layers.counting import StepCount
+from promptcl.layers.counting import StepCount, falling
 from promptcl.layers.gaussians import ClassGaussians, Covariance
 from promptcl.layers.heads import (
     ClassMeans,
@@ -35,5 +35,6 @@ __all__ = [
     "TaskCosine",
     "TaskLinear",
     "cosine",
+    "falling",
     "sums_of",
 ]

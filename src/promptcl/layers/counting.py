@@ -1,6 +1,8 @@
-"""How far a stage has come, for methods whose loss depends on the step."""
+"""How far a stage has come, for methods whose loss or learning rate depends on the step."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -33,3 +35,8 @@ class StepCount(nn.Module):
         """Count a step; for `Stage.after_step`."""
         self._at = self.done + 1
         self.step.fill_(self._at)
+
+
+def falling(factor: float, *marks: float) -> Callable[[float], float]:
+    """What a rate is times, by the share of the steps that are done: `factor` for each of `marks` that are passed."""
+    return lambda done: factor ** sum(done >= mark for mark in marks)

@@ -166,6 +166,8 @@ class Stage:
     """Optimiser steps, instead of epochs."""
     lr: float | None = None
     """Learning rate of the groups that name none; None: as `train` says."""
+    rate: Callable[[float], float] | None = None
+    """What the learning rates are times, given the share of the steps that are done; None: as `train` says."""
     together: int = 1
     """Number of consecutive rows that always go to the same process; 0: the whole batch."""
     fresh: bool = False

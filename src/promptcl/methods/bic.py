@@ -76,8 +76,11 @@ class Model(Tuned):
         task.keep("aside", parts.aside_N1)
         if not (task.new_classes and parts.replay is not None and self.options.bias_steps):
             return
+        labels_V = task.collect(lambda batch: batch.labels_B[:, None].float(), parts.validation).flatten().long()
+        if len((labels_V >= self.first).unique()) < 2:  # of one kind alone, alpha and beta would run away
+            task.warn("the memory sets no image of old or none of new classes aside, so bic corrects nothing")
+            return
         logits_VK = task.collect(lambda batch: super(Model, self).logits(backbone, batch), parts.validation)
-        labels_V = task.collect(lambda batch: batch.labels_B[:, None].float(), parts.validation)[:, 0].long()
         fit = [{"params": [self.alpha, self.beta], "weight_decay": 0.0}]
         o = self.options
         yield Stage(

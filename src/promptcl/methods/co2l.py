@@ -1,10 +1,9 @@
 """Co2L: contrastive learning with new classes as anchors, and a head on the frozen result (Cha et al., ICCV 2021).
 
 arXiv 2106.14413. Two views (the paper's with `data.jitter=true`) of new and remembered images are told apart by class,
-a projector in between; the relations among a batch's images shall stay as the model before the task saw them. Then a
-head is trained from the start on class tokens, every class drawn equally often. Differs from the code: both terms are
-means (there the first is times 7.1 and over all rows: `base_temperature`); each task has a new optimiser; the head's
-rate is that of `train.schedule`. B images, N features, D width, K classes so far.
+a projector in between; relations among a batch's images shall stay as before the task. Then a head is trained anew on
+class tokens, classes drawn equally often. Differs from the code: both terms are means (there the first is times 7.1 and
+over all rows: `base_temperature`); each task has a new optimiser. B images, N features, D width, K classes so far.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptcl.backbone import Backbone
-from promptcl.layers import GrowingLinear
+from promptcl.layers import GrowingLinear, falling
 from promptcl.layers.losses import relation_distillation, supervised_contrast
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.methods._tuned import Tuned, TunedOptions, slow_group
@@ -47,6 +46,8 @@ class Co2LOptions(TunedOptions):
     """Features of a step."""
     head_lr: float = Field(default=0.1, gt=0)
     """Learning rate of the head."""
+    head_falls: bool = False
+    """Let it fall to a fifth after 60, 75 and 90 % of the steps, as in the code; else as `train.schedule` says."""
 
 
 class Model(Tuned):
@@ -91,9 +92,9 @@ class Model(Tuned):
             index_B = send(torch.multinomial(weights_N, o.head_batch, True, generator=batch.generator), labels_N.device)
             return F.cross_entropy(self.head(features_ND[index_B]), labels_N[index_B])
 
-        steps = o.head_epochs * -(-len(images) // o.head_batch)
         head = [{"params": list(self.head.parameters()), "weight_decay": 0.0}]
-        yield Stage(None, loss, head, steps=steps, lr=o.head_lr)
+        rate, steps = falling(0.2, 0.6, 0.75, 0.9), o.head_epochs * -(-len(images) // o.head_batch)
+        yield Stage(None, loss, head, steps=steps, lr=o.head_lr, rate=rate if o.head_falls else None)
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The projector at `lr`, the ViT at its share of it."""

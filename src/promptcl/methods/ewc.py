@@ -39,7 +39,7 @@ class EWCOptions(TunedOptions):
     average: float = Field(default=0.9, gt=0, le=1)
     """`moving`: weight of the newest batch."""
     every: int = Field(default=50, ge=1)
-    """`moving`: steps from one batch to the next whose gradients are taken."""
+    """`moving`: steps from one batch to the next whose gradients are taken, from the first of each (micro-)task on."""
     rest_every: int = Field(default=1, ge=1)
     """`moving`: tasks (micro-tasks of a stream) after which the springs are made anew."""
 

@@ -138,7 +138,7 @@ class Trainer:
         optimizer = make_optimizer(groups, lr, train)
         if self.carried is not None and number in self.carried and not stage.fresh:
             load_moments(optimizer, self.carried[number])
-        schedule = make_schedule(optimizer, train, total, per_epoch)
+        schedule = make_schedule(optimizer, train, total, per_epoch, stage.rate)
         labels_N, allowed_K = torch.zeros(0, dtype=torch.long, device=self.batches.device), None
         if stage.images is not None:
             labels_N = self.labels_of(stage.images)

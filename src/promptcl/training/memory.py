@@ -61,9 +61,14 @@ class Memory:
         if not (self.per_class or self.total) or not len(images):
             return
         held, digests = set(self._digests), [_digest(images, i) for i in range(len(images))]
-        new = [i for i, digest in enumerate(digests) if digest not in held]
+        new = np.array([i for i, digest in enumerate(digests) if digest not in held], dtype=np.int64)
+        more = torch.rand(len(new), generator=generator, dtype=torch.float64).numpy()
+        place = {
+            digest: i for i, digest in reversed([*enumerate(digests)])
+        }  # of what comes twice in `images` the first
+        once = np.array([place[digests[i]] == i for i in new], dtype=bool)
+        new, more = new[once], more[once]
         offered, digests = images.select(new), [*self._digests, *(digests[i] for i in new)]
-        more = torch.rand(len(offered), generator=generator, dtype=torch.float64).numpy()
         if self.rule == "task":  # the whole part of a random number is its task
             more = more + task
         draws, fresh = np.concatenate([self._draws, more]), np.concatenate([self._fresh, np.ones(len(new), dtype=bool)])

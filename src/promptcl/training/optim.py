@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,13 +30,20 @@ def make_optimizer(groups: Sequence[dict[str, Any]], lr: float, train: TrainConf
 
 
 def make_schedule(
-    optimizer: torch.optim.Optimizer, train: TrainConfig, total: int, per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    train: TrainConfig,
+    total: int,
+    per_epoch: int,
+    rate: Callable[[float], float] | None = None,
 ) -> LRScheduler | None:
     """Make the schedule by which the learning rate falls over `total` steps; None where it stays.
 
+    `rate` gives what it is times, by the share of the steps that are done; None: as `train` says.
     `quarter_cosine` (CODA-Prompt, OVOR): epoch e of E has lr * cos(99 pi e / (200 (E - 1))), lr where E is 1.
     `restarts`: see `restarted`; lr where there is one epoch.
     """
+    if rate is not None:
+        return LambdaLR(optimizer, lambda step: rate(step / total))
     if train.schedule == "cosine":
         return CosineAnnealingLR(optimizer, total)
     if train.schedule == "quarter_cosine":
