@@ -100,7 +100,10 @@ class Model(SumsOnly):
         if self.options.classifier == "ridge" and self.ridge is not None:
             labels_BK: Tensor = self.ridge(features_BF)
             return labels_BK
-        probable_BK: Tensor = self.aligned(features_BF).softmax(1)
+        aligned_BK: Tensor = self.aligned(features_BF)
+        if self.ridge is None and not self.options.means:
+            return aligned_BK.log_softmax(1)  # the logarithm of a probability may be that of 0
+        probable_BK = aligned_BK.softmax(1)
         if self.options.means:
             cosine_BK: Tensor = self.means(features_BF)
             probable_BK = (probable_BK + ((self.index + 1) * cosine_BK).softmax(1)) / 2
