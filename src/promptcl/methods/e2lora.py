@@ -39,7 +39,7 @@ class E2LoRAOptions(AlignOptions):
     distil: float = Field(default=1.0, ge=0)
     """Weight of the distillation of old logits [0.25 times tau^2, tau being 2]."""
     reset_norm: bool = True
-    """Features do without the weight and bias of the final norm, as in the code."""
+    """Features do without the weight and bias of the final norm, as in the code; if the class token is read."""
     images: int = Field(default=64, ge=1)
     """Images on which the rotation is measured."""
 

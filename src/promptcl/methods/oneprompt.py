@@ -4,8 +4,8 @@
 them a high one. `boundary` is the paper's intent (NPOS): noise around the features farthest from their neighbours;
 `origin` is what the released code does: the same noise around the origin. SinglePrompt (arXiv 2604.04420), for streams
 without tasks, is this with position `class`, a `cosine` head and other settings: recipe singleprompt.
-Differs from the code in: boundary outliers are scaled back to the length of the feature they come from; they are
-drawn once a task; the second stage has a schedule of its own.
+Differs from the code in: boundary outliers are scaled back to the length of the feature they come from, and those at
+the origin are distinct draws, not copies of 600; drawn once a task; the second stage has a schedule of its own.
 B images, L prefix rows, D width, N images of the task, O outliers, K classes so far.
 """
 
