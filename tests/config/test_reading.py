@@ -35,6 +35,12 @@ from promptcl.recipes.load import load_config
         ("demo", ["memory.per_class=9"], "memory.per_class=9 is not read with method.name=l2p_ridge, which replays no"),
         ("l2p", ["method.vote_size=4"], "method.vote_size=4 is not read with method.vote=image; leave it out, or writ"),
         ("oneprompt", ["method.outlier_epochs=4"], "not read with method.outliers=none"),
+        ("oneprompt", ["method.temperature=0.5"], "not read with method.head=linear; leave it out, or write method.h"),
+        ("singleprompt", ["method.head_init=zero"], "not read with method.head=cosine"),
+        ("fsa", ["method.classifier=ridge", "method.align_lr=0.1"], "not read with method.classifier=ridge"),
+        ("fsa", ["method.classifier=ridge", "method.covariance=shared"], "not read with method.classifier=ridge"),
+        ("hide", ["method.align_epochs=0", "method.align_samples=9"], "not read with method.align_epochs=0"),
+        ("slca-lora", ["method.align_epochs=0", "method.temperature=1"], "not read with method.align_epochs=0"),
         ("l2p", ["method.name=ranpac", "method.size=4"], "method.size=4 is not read with method.adapt=none"),
     ],
 )
@@ -56,6 +62,10 @@ def test_idle_settings_are_refused(recipe: str, settings: list[str], sentence: s
         ("ranpac", ["method.adapt=adapter", "method.size=4", "train.lr=1"]),
         ("demo", ["method.name=l2p", "memory.per_class=9", "memory.batch_size=4"]),
         ("l2p", ["data.validation_per_class=2", "data.test_per_class=5"]),
+        ("fsa", ["method.classifier=ridge", "method.align_epochs=0"]),
+        ("fsa", ["method.adapt=none", "method.classifier=both", "method.means=false", "method.align_lr=0.1"]),
+        ("slca-lora", ["method.align_epochs=0"]),
+        ("oneprompt", ["method.head=cosine", "method.temperature=0.5", "method.head_init=uniform"]),
     ],
 )
 def test_settings_that_are_read_or_ask_for_nothing_are_not(recipe: str, settings: list[str]) -> None:

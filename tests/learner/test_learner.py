@@ -143,6 +143,33 @@ def test_a_task_tells_what_the_user_should_know(backbone: Backbone, digits: list
     assert sentence.startswith("task 2 selects freely: its slots 2 to 3 are beyond the pool of 3")
 
 
+ALONE = "task 2 has one class, which train.mask=true compares with no other, so cross-entropy trains nothing"
+
+
+@pytest.mark.parametrize(
+    ("changes", "warns"),
+    [
+        ({}, True),
+        ({"method": {"name": "coda"}}, True),
+        ({"method": {"name": "oneprompt", "outliers": "boundary", "outlier_epochs": 1}}, True),  # once, of two stages
+        ({"train": {"mask": False}}, False),
+        ({"memory": {"per_class": 2}}, False),  # replayed images are compared with all classes
+        ({"scenario": "gaussian"}, False),
+        ({"method": {"name": "ncm"}}, False),
+        ({"method": {"name": "co2l"}}, False),  # its loss has no mask
+    ],
+    ids=str,
+)
+def test_a_class_alone_under_the_mask_teaches_nothing_and_that_is_said(
+    changes: dict[str, Any], warns: bool, backbone: Backbone, digits: list[ImageSet]
+) -> None:
+    learner = Learner(make_config(**changes), backbone)
+    assert learner.learn(digits[0].of_classes(["0"])).warnings == []
+    said = learner.learn(digits[0].of_classes(["1"])).warnings
+    assert [sentence.startswith(ALONE) for sentence in said if "one class" in sentence] == ([True] if warns else [])
+    assert not any("one class" in sentence for sentence in learner.learn(digits[1]).warnings)
+
+
 def test_images_with_labels_and_a_name(backbone: Backbone, digits: list[ImageSet]) -> None:
     """`labels` beside a list of images, and the name that the history gives to the task."""
     whole, parts = Learner(make_config(), backbone), Learner(make_config(), backbone)

@@ -20,6 +20,7 @@ from promptcl.backbone.vit import Backbone
 from promptcl.data.images import ImageSet, concat
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
+from promptcl.learner.mending import mendable_methods
 from promptcl.methods._base import Method
 from promptcl.methods.ncm import Model as NCM
 from promptcl.store.checkpoint import interrupted
@@ -34,6 +35,16 @@ def make(backbone: Backbone, *tasks: ImageSet, **changes: Any) -> Learner:
     for images in tasks:
         learner.learn(images)
     return learner
+
+
+def test_the_methods_that_are_named_can_take_images_away(backbone: Backbone, digits: list[ImageSet]) -> None:
+    names = mendable_methods()
+    assert names == ["aper", "ncm", "ranpac", "ridge"]
+    for name in names:
+        frozen = {"adapt": "none"} if name in ("aper", "ranpac") else {}
+        learner = make(backbone, digits[0], method={"name": name, "rows": 100, **frozen})
+        learner.forget("0")
+        assert learner.classes == ["1"]
 
 
 def same(one: Learner, other: Learner, close: float = 1e-9) -> None:

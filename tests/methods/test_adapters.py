@@ -115,6 +115,16 @@ def test_fsa_is_frozen_after_the_first_task(backbone: Backbone, digits: list[Ima
     assert torch.equal(one.logits(digits[0], labels_N), one.logits(digits[0], labels_N))
 
 
+def test_fsa_without_means_rules_no_class_out(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """Where the aligned head is so sure that other probabilities are rounded to 0."""
+    learner = make(backbone, *digits[:2], **{**FEW, "align_epochs": 0}, name="fsa", means=False)
+    with torch.no_grad():
+        cast(Any, learner.method).aligned.weight_KD.normal_(0, 1e3, generator=torch.Generator().manual_seed(0))
+    logits_NK = learner.logits(digits[0], learner.labels(digits[0]))
+    assert logits_NK.softmax(1).min() == 0
+    assert logits_NK.isfinite().all()
+
+
 def test_fsa_weighs_the_means_more_with_each_task(backbone: Backbone, digits: list[ImageSet]) -> None:
     learner = make(backbone, *digits[:2], **{**FEW, "align_epochs": 0}, name="fsa")
     labels_N = learner.labels(digits[0])

@@ -111,6 +111,37 @@ def test_inflora_stays_out_of_what_is_taken() -> None:
     assert torch.equal(taken(old.T @ old, more, energy=0.9), more)
 
 
+@pytest.mark.parametrize("energy", [1.0, 1 - 1e-7])
+def test_inflora_never_writes_into_what_is_taken(energy: float) -> None:
+    """Also where less is left outside than the rank asks for, or nothing: those rows of A are zero."""
+    generator, space = torch.Generator().manual_seed(0), torch.zeros(12, 12)  # float32, as the method keeps it
+    spread, trace = torch.logspace(0, -2, 12, dtype=torch.float64), 0.0
+    for task in range(4):
+        x = torch.randn(200, 12, generator=generator, dtype=torch.float64) * spread
+        down = directions(x.T @ x / 200, space.double(), rank=4)
+        assert (down @ space.double()).abs().max() < 1e-4
+        assert down.any(1).sum() == min(4, 12 - round(trace))
+        space = taken(x.T @ x / 200, space.double(), energy).float()
+        trace = space.trace().item()
+        assert torch.linalg.eigvalsh(space).max() < 1 + 1e-4, task  # a projector
+    assert trace == pytest.approx(12)
+
+
+def test_inflora_says_that_nothing_is_left(backbone: Backbone, digits: list[ImageSet]) -> None:
+    learner = make(backbone, digits[0], name="inflora", energy=1.0)
+    said = learner.learn(digits[1]).warnings
+    assert said == ["task 2 finds no direction that earlier ones leave, and trains the head alone"]
+
+
+def test_ranks_that_are_too_large(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """More than the outputs of a layer is full rank; more than the width is refused where A has orthogonal rows."""
+    learner = make(backbone, *digits[:2], name="e2lora", rank=200, covariance="diagonal", **FEW)
+    assert [pool.owner_LR.shape[1] for pool in cast(E2LoRA, learner.method).updates.pools] == [192, 192]
+    for name in ("inflora", "slca_lora"):
+        with pytest.raises(UserError, match=r"method\.rank=65 of a ViT of width 64: expected at most 64"):
+            make(backbone, name=name, rank=65)
+
+
 def test_the_rotation_of_an_update_of_full_rank() -> None:
     """Inputs of rank 3 of 6: three columns hold all of it, and more columns never less."""
     generator = torch.Generator().manual_seed(0)

@@ -41,6 +41,12 @@ def parts_of(backbone: Backbone, layer: int, name: Matrix) -> list[Tensor]:
     return [attn.qkv.weight] if attn.qkv is not None else [attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight]
 
 
+def check_rank(rank: int, backbone: Backbone) -> None:
+    """Raise UserError for a rank of more than the width of a token, before anything is written."""
+    if rank > backbone.width:
+        raise UserError(f"method.rank={rank} of a ViT of width {backbone.width}: expected at most {backbone.width}")
+
+
 class LoRA(nn.Module):
     """y + s B A x behind linear layers of each block: a change of rank r of their weights; at first just y."""
 

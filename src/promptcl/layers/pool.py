@@ -94,10 +94,10 @@ class FullUpdates(nn.Module):
     """Pools for qkv and for the first layer of the MLP, and the moments of what enters these."""
 
     def __init__(self, backbone: Backbone, rank: int | None, generator: torch.Generator) -> None:
-        """Draw A of both; rank None: as many columns as outputs."""
+        """Draw A of both; rank: columns of B; None, or more than there are outputs: as many as outputs."""
         super().__init__()
         sizes = [tuple(matrix(backbone, 0, name).shape) for name in _NAMES]
-        made = [UpdatePool(backbone.depth, o, i, rank or o, generator) for o, i in sizes]
+        made = [UpdatePool(backbone.depth, o, i, min(rank or o, o), generator) for o, i in sizes]
         self.qkv, self.fc1 = made
         self.qkv_inputs, self.fc1_inputs = TokenMoments(backbone, "k"), TokenMoments(backbone, "fc1")
 

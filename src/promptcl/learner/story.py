@@ -164,6 +164,7 @@ class Story(ABC):
         self.method.stats.clear()
         with torch.no_grad():
             for number, stage in enumerate(self.method.learn(self.backbone, task)):
+                task.look_at(stage)
                 trainer.run(stage, number)
         self.method.eval()
         self.method.stats.restore(trainer.statistics)

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from promptcl.backbone import Backbone
-from promptcl.config import Section
+from promptcl.config import Section, Unread
 from promptcl.data import ImageSet
 from promptcl.layers import ClassGaussians, Covariance, StepCount
 from promptcl.methods._base import Batch, Stage, TaskView
@@ -36,6 +36,12 @@ class AlignOptions(Section):
     """Learning rate of the alignment; optimiser and schedule are those of `train`."""
     align_decay: float = Field(default=5e-4, ge=0)
     """Weight decay of the alignment."""
+
+    def unread(self) -> dict[str, Unread]:
+        """What says how a head is aligned, where none is."""
+        how = ("align_samples", "align_batch", "align_lr", "align_decay")
+        none = dict.fromkeys(how, Unread("align_epochs=0", "align_epochs=5"))
+        return {**super().unread(), **({} if self.align_epochs else none)}
 
 
 class Alignment(nn.Module):

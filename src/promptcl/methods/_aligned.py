@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Generator, Tensor
 
 from promptcl.backbone import Backbone
+from promptcl.config import Unread
 from promptcl.data import ImageSet
 from promptcl.layers import GrowingLinear, TaskLinear
 from promptcl.methods._align import Alignment, AlignOptions, normalised
@@ -24,6 +25,11 @@ class AlignedOptions(AlignOptions):
 
     temperature: float | None = Field(default=0.1, gt=0)
     """The alignment divides logits by this times the mean norm of those of each task; null: by nothing."""
+
+    def unread(self) -> dict[str, Unread]:
+        """The temperature, where no head is aligned."""
+        found = super().unread()
+        return found if self.align_epochs else {**found, "temperature": Unread("align_epochs=0", "align_epochs=5")}
 
 
 class AlignedHeads(KnowsTasks):

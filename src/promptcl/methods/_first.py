@@ -18,7 +18,7 @@ from promptcl.config import Unread
 from promptcl.errors import UserError
 from promptcl.layers import CosineHead, GrowingLinear
 from promptcl.layers.adapters import Adaptation, make
-from promptcl.methods._base import Batch, OutOfFold, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._base import Batch, Method, OutOfFold, Stage, TaskView, masked_cross_entropy
 from promptcl.methods._frozen import FrozenFeatures, FrozenOptions
 
 
@@ -117,6 +117,8 @@ class FirstSession(FrozenFeatures):
 
 class SumsOnly(FirstSession):
     """A classifier that is made of sums alone, so no image can be taken away again."""
+
+    mend = Method.mend
 
     def __init__(self, options: FirstSessionOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class. Raises UserError for `rows`, which it would not keep."""

@@ -28,7 +28,8 @@ class FrozenOptions(Section):
     of the last blocks and the mean of the patches (`Backbone.deep`)."""
     rows: int = Field(default=0, ge=0)
     """Features kept of the images learned, so that images can be taken away again (forget, undo, correct) and answers
-    be calibrated on all of them: those of at most so many images. 0, or more images than that: only sums are kept."""
+    be calibrated on all of them: those of at most so many images. 0, or more images than that: only sums are kept.
+    `anacp`, `fsa` and all that is adapted keep nothing else, and refuse it."""
 
 
 class FrozenFeatures(Method):

@@ -32,13 +32,14 @@ class E2LoRAOptions(AlignOptions):
     """Settings of E2-LoRA."""
 
     rank: int | None = Field(default=None, ge=1)
-    """Rank of the update of each layer; null: full, 226 million numbers in the first task at ViT-B/16."""
+    """Rank of the update of each layer, at most its number of outputs; null: full, 226 million numbers in the first
+    task at ViT-B/16."""
     share: float = Field(default=0.05, gt=0)
     """Learning rate of the updates, as a share of that of the head."""
     distil: float = Field(default=1.0, ge=0)
     """Weight of the distillation of old logits [0.25 times tau^2, tau being 2]."""
     reset_norm: bool = True
-    """Features do without the weight and bias of the final norm, as in the code."""
+    """Features do without the weight and bias of the final norm, as in the code; if the class token is read."""
     images: int = Field(default=64, ge=1)
     """Images on which the rotation is measured."""
 

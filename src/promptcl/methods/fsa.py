@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptcl.backbone import Backbone
+from promptcl.config import Unread
 from promptcl.layers import ClassMeans, GrowingLinear, RidgeHead
 from promptcl.layers.adapters import Adaptation
 from promptcl.methods._align import Alignment, AlignOptions
@@ -33,6 +34,11 @@ class FSAOptions(AlignOptions, FirstSessionOptions):
     """`aligned`: a linear head trained on the class Gaussians, with the class means; `ridge`, as `ridge`; or `both`."""
     means: bool = True
     """The aligned head is joined by the cosines with the class means, which weigh more with each task."""
+
+    def unread(self) -> dict[str, Unread]:
+        """What says how a head is aligned, where there is none."""
+        idle = (*AlignOptions.model_fields, "means") if self.classifier == "ridge" else ()
+        return {**super().unread(), **dict.fromkeys(idle, Unread("classifier=ridge", "classifier=aligned"))}
 
 
 class Model(SumsOnly):
@@ -94,7 +100,10 @@ class Model(SumsOnly):
         if self.options.classifier == "ridge" and self.ridge is not None:
             labels_BK: Tensor = self.ridge(features_BF)
             return labels_BK
-        probable_BK: Tensor = self.aligned(features_BF).softmax(1)
+        aligned_BK: Tensor = self.aligned(features_BF)
+        if self.ridge is None and not self.options.means:
+            return aligned_BK.log_softmax(1)  # the logarithm of a probability may be that of 0
+        probable_BK = aligned_BK.softmax(1)
         if self.options.means:
             cosine_BK: Tensor = self.means(features_BF)
             probable_BK = (probable_BK + ((self.index + 1) * cosine_BK).softmax(1)) / 2

@@ -79,6 +79,8 @@ class Model(KnowsTasks):
         # The contrastive term compares the images of a batch, so one process computes it.
         if task.new_classes:  # known classes keep their slots, so no image would ever see the new one
             yield Stage(task.new, together=0 if self.options.contrast else 1)
+        else:
+            task.warn(f"task {task.index + 1} has no new class, so `hide` trains no prefixes for it; heads are aligned")
         self.slots.newest.copy_(self.slots.mixed(self.options.momentum))
         self.absorb(backbone, task, task.new)
         if task.index:
@@ -88,9 +90,8 @@ class Model(KnowsTasks):
     def absorb(self, backbone: Backbone, task: TaskView, images: ImageSet) -> None:
         """Add the features of images to the Gaussians, prompted ones as the slot of their class gives them."""
         self.plain.add(task, lambda batch: batch.query_BD, images)
-        self.prompted.add(
-            task, lambda b: self.features(backbone, b, self.slots.all[self.task_of_class_K[b.labels_B]]), images
-        )
+        slots = self.slots.all
+        self.prompted.add(task, lambda b: self.features(backbone, b, slots[self.task_of_class_K[b.labels_B]]), images)
 
     def features(self, backbone: Backbone, batch: Batch, slot_BG2LD: Tensor) -> Tensor:
         """Class token [B, D] seen through slots, one for each image or one for all."""

@@ -4,8 +4,7 @@ Before a task A is chosen so that its rows span the inputs of the attention, wit
 (DualGPM); B alone is trained, for keys and values of every block, and merged. One pass an image at test.
 Differs from the code in: the energy threshold is a constant, since the number of tasks is not known; the first task
 takes as many directions as reach it, in the code one less; what enters the attention is seen on the evaluation view;
-keys that are computed and never used are left out. As there, the threshold acts on squares of the second moments. A
-budget of few steps wants a head that starts at zero.
+unused keys are left out. As there, the threshold acts on squares of second moments. Few steps want a head of zeros.
 B images, N tokens, L blocks, D width, r rank, K classes so far.
 """
 
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone, Change, Insert, Place, Weight
 from promptcl.config import Section
 from promptcl.layers import TaskLinear
-from promptcl.layers.lora import TokenMoments, parts_of
+from promptcl.layers.lora import TokenMoments, check_rank, parts_of
 from promptcl.layers.merged import Merged
 from promptcl.layers.subspace import directions, taken
 from promptcl.methods._base import Batch, Method, Stage, TaskView
@@ -56,6 +55,7 @@ class Model(Method):
     def __init__(self, options: InfLoRAOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no update and nothing taken."""
         super().__init__(options, backbone, generator)
+        check_rank(options.rank, backbone)
         blocks, width = backbone.depth, backbone.width
         self.register_buffer("merged_2LDD", torch.zeros(2, blocks, width, width))
         self.register_buffer("taken_LDD", torch.zeros(blocks, width, width))
@@ -96,7 +96,8 @@ class Model(Method):
         """Choose A, train B and the new head rows, merge, and take the space of the inputs."""
         for layer, mean_DD in enumerate(self.look(backbone, task)):
             self.down_LrD[layer] = directions(mean_DD, self.taken_LDD[layer].double(), self.options.rank)
-        self.up_2LDr.zero_()
+        if not self.down_LrD.any():
+            task.warn(f"task {task.index + 1} finds no direction that earlier ones leave, and trains the head alone")
         yield Stage(task.new)
         self.merged_2LDD += self.up_2LDr @ self.down_LrD
         self.up_2LDr.zero_()
@@ -112,8 +113,7 @@ class Model(Method):
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K]."""
-        logits_BK: Tensor = self.head(backbone(batch.images_BCHW, self.inserts(backbone)).pooled_BD)
-        return logits_BK
+        return self.head(backbone(batch.images_BCHW, self.inserts(backbone)).pooled_BD)  # type: ignore[no-any-return]
 
     def parameter_groups(self, lr: float) -> list[dict[str, Any]]:
         """The head rows of the present task at `lr`, its B at a share of it."""

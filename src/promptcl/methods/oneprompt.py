@@ -4,8 +4,8 @@
 them a high one. `boundary` is the paper's intent (NPOS): noise around the features farthest from their neighbours;
 `origin` is what the released code does: the same noise around the origin. SinglePrompt (arXiv 2604.04420), for streams
 without tasks, is this with position `class`, a `cosine` head and other settings: recipe singleprompt.
-Differs from the code in: boundary outliers are scaled back to the length of the feature they come from; they are
-drawn once a task; the second stage has a schedule of its own.
+Differs from the code in: boundary outliers are scaled back to the length of the feature they come from, and those at
+the origin are distinct draws, not copies of 600; drawn once a task; the second stage has a schedule of its own.
 B images, L prefix rows, D width, N images of the task, O outliers, K classes so far.
 """
 
@@ -47,9 +47,12 @@ class OnePromptOptions(PromptOptions):
     """Weight of the two energy terms."""
 
     def unread(self) -> dict[str, Unread]:
-        """What says how outliers are learned, where there are none."""
-        why = Unread("outliers=none", "outliers=boundary")
-        return {"outlier_epochs": why, "outlier_weight": why} if self.outliers == "none" else {}
+        """What says how outliers are learned, where there are none, and what belongs to the other head."""
+        found = {"temperature": Unread("head=linear", "head=cosine")} if self.head == "linear" else {}
+        if self.head == "cosine" and self.head_init != "uniform":
+            found["head_init"] = Unread("head=cosine", "head=linear")
+        none = Unread("outliers=none", "outliers=boundary") if self.outliers == "none" else None
+        return found if none is None else {**found, "outlier_epochs": none, "outlier_weight": none}
 
 
 class Model(Method):
@@ -62,12 +65,10 @@ class Model(Method):
     def __init__(self, options: OnePromptOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw the prefixes."""
         super().__init__(options, backbone, generator)
-        check_layers([layer for layer, _ in options.layout], backbone.depth)
-        shapes = [(2, rows, backbone.width) for _, rows in options.layout]
-        drawn = [initialise(shape, options.prompt_init, options.init_scale, generator) for shape in shapes]
+        o, width, cosine = options, backbone.width, options.head == "cosine"
+        check_layers([layer for layer, _ in o.layout], backbone.depth)
+        drawn = [initialise((2, rows, width), o.prompt_init, o.init_scale, generator) for _, rows in o.layout]
         self.prefixes_2LD = nn.ParameterList(drawn)
-        cosine = options.head == "cosine"
-        width, o = backbone.width, options
         self.head = GrowingCosine(width, o.temperature) if cosine else GrowingLinear(width, o.head_init)
         self._outliers_OD = torch.empty(0)
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from promptcl.backbone import Backbone
-from promptcl.layers.lora import LoRA, NormsAndBiases
+from promptcl.layers.lora import LoRA, NormsAndBiases, check_rank
 from promptcl.layers.losses import reverse_cross_entropy
 from promptcl.methods._aligned import AlignedHeads, AlignedOptions
 from promptcl.methods._base import Batch, masked_cross_entropy
@@ -48,6 +48,7 @@ class Model(AlignedHeads):
     def __init__(self, options: SLCALoRAOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Start LoRA's A from the singular vectors of the weights that it changes."""
         super().__init__(options, backbone, generator)
+        check_rank(options.rank, backbone)
         self.lora = LoRA(backbone, options.rank, ("qkv", "fc1", "fc2"), generator, scale=0.8)
         self.lora.start_from_weights(backbone)
         self.rest = NormsAndBiases(backbone)

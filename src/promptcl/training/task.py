@@ -10,7 +10,7 @@ from torch import Tensor
 
 from promptcl.data import ImageSet
 from promptcl.errors import UserError
-from promptcl.methods._base import Batch, Method
+from promptcl.methods._base import Batch, Method, Stage
 from promptcl.runtime import processes
 from promptcl.runtime.seeding import task_generator
 from promptcl.training.batches import Batches
@@ -135,6 +135,18 @@ class PresentTask(PastTask):
             own = padded[torch.tensor([place.get(images.digest(i), -1) for i in range(len(images))], dtype=torch.long)]
             found[name] = torch.where(own.isnan(), found[name], own) if name in found else own
         return found
+
+    def look_at(self, stage: Stage) -> None:
+        """Warn, from the second task on, where the mask leaves one class in a loss and no image is replayed beside."""
+        own = stage.images is None or stage.loss is not None or bool(stage.replay is not None and len(stage.replay))
+        if own or not self.number or not self.boundaries or "!train.mask" in self.method.reads(self.method.options):
+            return
+        allowed_K = None if stage.images is None else allowed(self.allowed_K, self.labels_of(stage.images))
+        if allowed_K is not None and int(allowed_K.sum()) == 1:
+            self.warn(
+                f"task {self.number + 1} has one class, which train.mask=true compares with no other, so cross-entropy "
+                "trains nothing; learn several classes together, or take a method that adds up features, such as ridge"
+            )
 
     def warn(self, sentence: str) -> None:
         """Tell the user something about this task."""
