@@ -125,7 +125,7 @@ def draw(results: list[dict[str, Any]]) -> None:
         axis.set(yscale="log")
         axis.yaxis.set_major_formatter("{x:g}")
         axis.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")
-    axes[0].legend(fontsize=7)
+    axes[1].legend(axes[0].get_lines(), [one["method"] for one in results], fontsize=7)
     figure.tight_layout()
     figure.savefig(CHART, dpi=80)
 
