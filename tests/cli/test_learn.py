@@ -88,4 +88,10 @@ def test_a_class_of_one_image_is_worth_a_word(store: Path, folders: Path, tmp_pa
     said = call("learn", tmp_path / "s", tmp_path / "new")
     assert said.exit_code == 0
     assert "note: few images: one (1); others are easily taken for them" in said.stderr
-    assert "few images" not in call("learn", tmp_path / "alone", tmp_path / "new", *SMALL).stderr
+    alone = call("learn", tmp_path / "alone", tmp_path / "new", *SMALL).stderr
+    assert "few images" not in alone
+    assert "one image of each class" not in alone
+    (tmp_path / "new" / "two").mkdir()
+    shutil.copy(next((folders / "test" / "2").iterdir()), tmp_path / "new" / "two")
+    both = call("learn", tmp_path / "both", tmp_path / "new", *SMALL).stderr
+    assert "note: one image of each class: none could be left out" in both

@@ -143,6 +143,18 @@ def test_the_python_of_the_readme(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+def test_the_demo_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    """But for the speed, and for the few images that another machine's last bits may move."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    _, words, shown = re.split(r"<!-- output: promptcl (train demo .*) -->\n", text)[0:3]
+    printed = start(*words.split(), cwd=tmp_path).stdout
+    pattern = r"^(average accuracy|forgetting|learning accuracy|average incremental accuracy) +([\d.]+) %$"
+    ours, theirs = (dict(re.findall(pattern, part, re.M)) for part in (shown, printed))
+    assert list(ours) == list(theirs) != []
+    assert all(abs(float(ours[key]) - float(theirs[key])) < 1.5 for key in ours)
+
+
+@pytest.mark.slow
 def test_the_python_of_the_guide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

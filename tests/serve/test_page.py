@@ -115,8 +115,10 @@ def test_a_visit(page: Page, empty: Path, folders: Path, tmp_path: Path) -> None
         asked = [
             folders / "test" / "2" / name for name in sorted(p.name for p in (folders / "test" / "2").iterdir())[:2]
         ]
-        choose(page, "#ask-choose", [*asked, tmp_path / "broken.png"])
+        (tmp_path / "notes.txt").write_text("no image either")
+        choose(page, "#ask-choose", [*asked, tmp_path / "broken.png", tmp_path / "notes.txt"])
         cards = page.locator(".card")
+        expect(page.locator("#ask-note")).to_contain_text("1 file left out: no image")
         expect(cards.filter(has_text="does not decode")).to_have_count(1)
         expect(cards.locator(".answer")).to_have_count(2)
         assert client.get("/v1/learner").json["images"] == 39  # to ask is not to learn

@@ -151,12 +151,14 @@ def _learn_and_keep(
 
 
 def _note_few(learner: Learner, learned: Sequence[str]) -> None:
-    """Say which of the classes have too few images beside others that have enough."""
+    """Say which of the classes have too few images beside others that have enough, or that all have one."""
     counts = learner.image_counts()
     few = [name for name in learned if counts[name] < FEW]
     if few and any(counts[name] >= FEW for name in learner.classes):
         named = some([f"{name} ({counts[name]})" for name in few])
         note(f"few images: {named}; others are easily taken for them, let it learn some more of each")
+    elif len(learner.classes) > 1 and max(counts.values()) == 1:
+        note("one image of each class: none could be left out to see how many answers are right; two or more tell")
 
 
 def _report_held_out(record: LearnRecord, quiet: bool) -> None:

@@ -32,10 +32,15 @@ def _share(count: tuple[int, int]) -> float:
     return count[0] / max(1, count[1])
 
 
+def _percent(count: tuple[int, int]) -> int:
+    """Halves are rounded up, as the page of `promptcl serve` does and most people expect."""
+    return int(100 * _share(count) + 0.5)
+
+
 def _line(name: str, room: int, count: tuple[int, int], before: tuple[int, int] | None) -> str:
     share = _share(count)
-    end = "" if before is None else f"  was {100 * _share(before):.0f} %"
-    return f"{_name(name, room)} {bar(share)} {100 * share:3.0f} %{count[0]:>6}/{count[1]}{end}"
+    end = "" if before is None else f"  was {_percent(before)} %"
+    return f"{_name(name, room)} {bar(share)} {_percent(count):3} %{count[0]:>6}/{count[1]}{end}"
 
 
 def _name(name: str, room: int) -> str:

@@ -11,12 +11,12 @@ const AT_ONCE = 16; // images of a request
 let cards = [];
 let busy = false;
 
-async function ask(parts) {
+async function ask(parts, left = 0) {
   if (!parts.length) {
     fill($("ask-note"), "None of that is an image that can be read.");
     return;
   }
-  $("ask-note").textContent = "Images are answered and not kept.";
+  $("ask-note").textContent = `Images are answered and not kept.${left ? ` ${count(left, "file")} left out: no image.` : ""}`;
   const fresh = parts.map(({ file }) => ({ file, answer: null, error: null, picked: null, place: el("li", { className: "card" }) }));
   cards = [...fresh, ...cards];
   show();

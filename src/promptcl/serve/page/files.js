@@ -9,10 +9,13 @@ export const isImage = (file) => file.type.startsWith("image/") || KIND.test(fil
 /** An image with the folder that it lay in, "" where it came alone. */
 const found = (file, folder = "") => ({ file, folder });
 
-async function below(entry, folder) {
+async function below(entry, folder, left) {
   if (entry.isFile) {
     const file = await new Promise((resolve, reject) => entry.file(resolve, reject)).catch(() => null);
-    return file && !file.name.startsWith(".") && isImage(file) ? [found(file, folder)] : [];
+    if (!file || file.name.startsWith(".")) return [];
+    if (isImage(file)) return [found(file, folder)];
+    left.count += 1;
+    return [];
   }
   const reader = entry.createReader();
   const all = [];
@@ -23,7 +26,7 @@ async function below(entry, folder) {
   }
   all.sort((a, b) => a.name.localeCompare(b.name));
   const parts = [];
-  for (const one of all) parts.push(...await below(one, entry.name));
+  for (const one of all) parts.push(...await below(one, entry.name, left));
   return parts;
 }
 
@@ -31,13 +34,14 @@ async function dropped(transfer) {
   // Both lists are empty once the event is over.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   const files = [...transfer.files];
-  if (!entries.length) return files.filter(isImage).map((file) => found(file));
-  const parts = [];
-  for (const entry of entries) parts.push(...await below(entry, ""));
-  return parts;
+  const parts = files.filter(isImage).map((file) => found(file));
+  if (!entries.length) return [parts, files.length - parts.length];
+  const all = [], left = { count: 0 };
+  for (const entry of entries) all.push(...await below(entry, "", left));
+  return [all, left.count];
 }
 
-/** Have `taken` get the images that are dropped on an element. */
+/** Have `taken` get the images that are dropped on an element, and the number of other files. */
 export function onDrop(element, taken) {
   let depth = 0;
   element.addEventListener("dragenter", (event) => { event.preventDefault(); depth += 1; element.classList.add("over"); });
@@ -47,7 +51,7 @@ export function onDrop(element, taken) {
     event.preventDefault();
     depth = 0;
     element.classList.remove("over");
-    taken(await dropped(event.dataTransfer));
+    taken(...await dropped(event.dataTransfer));
   });
 }
 
@@ -63,7 +67,8 @@ export function choose(taken, { folder = false, camera = false } = {}) {
       return found(file, path.length > 1 ? path[path.length - 2] : "");
     });
     input.remove();
-    taken(parts.sort((a, b) => a.folder.localeCompare(b.folder) || a.file.name.localeCompare(b.file.name)));
+    parts.sort((a, b) => a.folder.localeCompare(b.folder) || a.file.name.localeCompare(b.file.name));
+    taken(parts, input.files.length - parts.length);
   });
   input.addEventListener("cancel", () => input.remove());
   document.body.append(input);
