@@ -2,21 +2,21 @@
 
 With `--check` the page is only compared. The rows and the published numbers are those that a recipe lists for
 `promptcl compare`; what was measured is benchmarks/results/paper/RECIPE/ROW/SEED.json, made by
-`python benchmarks/run.py paper/RECIPE`. A table stands between `<!-- paper: RECIPE -->` and `<!-- end -->`.
+`python benchmarks/run.py paper/RECIPE`. A table stands between `<!-- table: RECIPE -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 
+from marked import write
 from table import RESULTS, ROOT, load_row, spread
 
 from promptcl.cli.compare import folder_of
 from promptcl.recipes.load import Compared, compared
 
 PAGE = ROOT / "docs" / "paper-tables.md"
-BLOCK = re.compile(r"(<!-- paper: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLES = [f"l2p-table{number}-lite" for number in (1, 3, 4)]
 HEAD = (
     "| | published: accuracy / forgetting | measured: accuracy % | forgetting | learning accuracy % | seeds |\n"
     "|:--|--:|--:|--:|--:|--:|\n"
@@ -25,14 +25,8 @@ HEAD = (
 
 def main(arguments: list[str]) -> int:
     """Bring the page up to date, or with `--check` say (exit code 1) that it is not."""
-    old = PAGE.read_text(encoding="utf-8")
-    new = BLOCK.sub(lambda match: f"{match[1]}{table(match[2])}{match[3]}", old)
-    if new != old and arguments == ["--check"]:
-        print(f"{PAGE.name} differs from benchmarks/results; run: python benchmarks/paper_tables.py", file=sys.stderr)
-        return 1
-    if new != old:
-        PAGE.write_text(new, encoding="utf-8")
-    return 0
+    tables = {name: table(name) for name in TABLES}
+    return write(PAGE, tables, "python benchmarks/paper_tables.py", check=arguments == ["--check"])
 
 
 def table(recipe: str) -> str:

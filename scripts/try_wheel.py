@@ -115,6 +115,9 @@ def use(environment: Path, empty: Path) -> None:
     (empty / "own").mkdir()
     page = ROOT / "docs" / "adding.md"  # a method and a data set of one's own, as printed
     call(python, ROOT / "scripts" / "run_page.py", page, empty / "own", promptcl, folder=empty)
+    written = {path.name for path in (empty / "own").iterdir()}
+    if missing := {"mine.py", "means.py", "listed.py", "list.csv", "red-0.png", "runs"} - written:
+        sys.exit(f"error: docs/adding.md did not write {', '.join(sorted(missing))}")
 
 
 def call(*command: str | Path, folder: Path = ROOT, shown: bool = True) -> str:

@@ -51,8 +51,9 @@ class OnePromptOptions(PromptOptions):
         found = {"temperature": Unread("head=linear", "head=cosine")} if self.head == "linear" else {}
         if self.head == "cosine" and self.head_init != "uniform":
             found["head_init"] = Unread("head=cosine", "head=linear")
-        none = Unread("outliers=none", "outliers=boundary") if self.outliers == "none" else None
-        return found if none is None else {**found, "outlier_epochs": none, "outlier_weight": none}
+        if self.outliers == "none":
+            found |= dict.fromkeys(("outlier_epochs", "outlier_weight"), Unread("outliers=none", "outliers=boundary"))
+        return found
 
 
 class Model(Method):
