@@ -29,16 +29,19 @@ def main() -> int:
     parser.add_argument("--rows", help="names, comma-separated (default: all)")
     parser.add_argument("--seeds", default="42")
     parser.add_argument("--out", type=Path, default=ROOT / "runs", help="folder of the runs themselves")
+    parser.add_argument("--upcast", action="store_true", help="by benchmarks/upcast.py: no bfloat16 instructions here")
     parser.add_argument("--collect", action="store_true", help="of a comparison: run nothing, keep what is finished")
     arguments = parser.parse_args()
     folder = ROOT / "benchmarks" / "results" / arguments.table
     rows = yaml.safe_load((folder / "rows.yaml").read_text(encoding="utf-8"))
+    program = [str(ROOT / "benchmarks" / "upcast.py")] if arguments.upcast else ["-m", "promptcl"]
     common = rows["compare"] if isinstance(rows, dict) else None
     rows = rows if common is None else rows["rows"]
     wanted = arguments.rows.split(",") if arguments.rows else [row["row"] for row in rows]
     rows, seeds = [row for row in rows if row["row"] in wanted], arguments.seeds.split(",")
     if common is not None:
-        return compared(common, rows, seeds, folder, arguments.out / arguments.table, arguments.collect)
+        out = arguments.out / arguments.table
+        return compared(common, rows, seeds, folder, out, None if arguments.collect else program)
     failed = 0
     for row in rows:
         for seed in seeds:
@@ -47,7 +50,7 @@ def main() -> int:
                 continue
             out = arguments.out / arguments.table / f"{row['row']}-seed{seed}"
             words = shlex.split(os.path.expandvars(row["command"]))
-            command = [sys.executable, "-m", *words, f"seed={seed}", "--out", str(out), "--quiet"]
+            command = [sys.executable, *program, *words[1:], f"seed={seed}", "--out", str(out), "--quiet"]
             if subprocess.run(command, cwd=ROOT).returncode != 0:
                 failed += 1
                 continue
@@ -56,15 +59,18 @@ def main() -> int:
 
 
 def compared(
-    common: str, rows: list[dict[str, str]], seeds: list[str], folder: Path, out: Path, collect: bool = False
+    common: str, rows: list[dict[str, str]], seeds: list[str], folder: Path, out: Path, program: list[str] | None
 ) -> int:
-    """Compare the methods of which a result is missing, and keep what is finished; returns how many are not."""
+    """Compare the methods of which a result is missing, and keep what is finished; returns how many are not.
+
+    Without a program nothing is run, and what is finished is kept.
+    """
     missing = {(row["row"], seed): folder / row["row"] / f"{seed}.json" for row in rows for seed in seeds}
     missing = {key: kept for key, kept in missing.items() if not kept.exists()}
     methods = {row["row"]: row["method"] for row in rows if any(row["row"] == name for name, _ in missing)}
-    if methods and not collect:
+    if methods and program is not None:
         words = [*shlex.split(os.path.expandvars(common)), *methods.values(), "--seeds", ",".join(seeds)]
-        command = [sys.executable, "-m", "promptcl", "compare", *words, "--out", str(out), "--quiet"]
+        command = [sys.executable, *program, "compare", *words, "--out", str(out), "--quiet"]
         subprocess.run(command, cwd=ROOT, check=False)
     for (row, seed), kept in missing.items():
         made = out / folder_of(methods[row]) / f"seed{seed}" / "results.json"
