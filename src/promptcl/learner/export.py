@@ -99,6 +99,24 @@ def export(learner: Learner, file: Path) -> Path:
     """
     if file.suffix not in SUFFIXES:
         raise UserError(f"{file}: expected a file that ends in {' or '.join(SUFFIXES)}; write e.g. {file.stem}.pt2")
+    if file.suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
+        raise UserError(
+            f"{file}: onnx and onnxscript are not both installed; pip install 'promptcl[onnx]', or write .pt2"
+        )
+    exported = trace(learner)
+    about = file.with_name(f"{file.name}.json")
+    # In memory first: torch and onnx write in C++, which ends the process where the disk is full.
+    content = _onnx(exported) if file.suffix == ".onnx" else _pt2(exported)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    disk.write_all({file: content, about: (json.dumps(description(learner), indent=1) + "\n").encode()})
+    return about
+
+
+def trace(learner: Learner) -> torch.export.ExportedProgram:
+    """What `export` writes: `Program` as torch.export traced it, for any number of images.
+
+    Raises UserError: nothing learned, a method whose answers depend on neighbours or cannot be traced.
+    """
     if not learner.classes:
         raise UserError("this learner knows no class yet; learn a folder of images first")
     if learner.method.together > 1:
@@ -106,20 +124,10 @@ def export(learner: Learner, file: Path) -> Path:
             "with these options an answer depends on its neighbours, which a program cannot do; for l2p and dualprompt "
             "write method.vote=image"
         )
-    if file.suffix == ".onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
-        raise UserError(
-            f"{file}: onnx and onnxscript are not both installed; pip install 'promptcl[onnx]', or write .pt2"
-        )
     program, size = Program(learner).eval(), learner.backbone.image_size
     example, shapes = (torch.zeros(2, 3, size, size),), {"images_BCHW": {0: torch.export.Dim("images", min=1)}}
     with torch.no_grad():
-        exported = _exported(program, example, shapes, str(learner.config.method["name"]))
-    about = file.with_name(f"{file.name}.json")
-    # In memory first: torch and onnx write in C++, which ends the process where the disk is full.
-    content = _onnx(exported) if file.suffix == ".onnx" else _pt2(exported)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    disk.write_all({file: content, about: (json.dumps(description(learner), indent=1) + "\n").encode()})
-    return about
+        return _exported(program, example, shapes, str(learner.config.method["name"]))
 
 
 def _exported(program: Program, example: tuple[Tensor], shapes: Any, method: str) -> torch.export.ExportedProgram:
