@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.io  # type: ignore[import-untyped]
 import torchvision
+import yaml
 from helpers import grey
 
 from promptcl.config.schema import DataConfig
@@ -79,6 +80,27 @@ def test_imagenet_r_with_lists(prefix: str, tmp_path: Path) -> None:
         load("imagenet_r", folder)
     (folder / "imagenet-r_test.txt").unlink()
     with pytest.raises(UserError, match=r"has imagenet-r_train.txt alone"):
+        load("imagenet_r", folder)
+
+
+def test_imagenet_r_with_the_lists_of_coda_prompt(tmp_path: Path) -> None:
+    folder = imagenet_r(tmp_path)
+    rows = {"train": [(WNIDS[0], 0, 1), (WNIDS[1], 3, 0)], "test": [(WNIDS[0], 2, 1), (WNIDS[1], 1, 0)]}
+    for part, row in rows.items():
+        columns = {"data": [f"data/imagenet-r/{w}/art_{i}.jpg" for w, i, _ in row], "targets": [k for *_, k in row]}
+        write(folder, {f"imagenet-r_{part}.yaml": yaml.safe_dump(columns)})
+    split = load("imagenet_r", folder)
+    assert names(split.train) == [("n02051845/art_0.jpg", "n02051845"), ("n01443537/art_3.jpg", "n01443537")]
+    assert names(split.test) == [("n02051845/art_2.jpg", "n02051845"), ("n01443537/art_1.jpg", "n01443537")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["data: [a.jpg]", "data: [a.jpg]\ntargets: []", "[", "- a", "data: 3\ntargets: 3", "data: [3]\ntargets: [3]"],
+)
+def test_other_yaml_than_coda_prompts_is_refused(text: str, tmp_path: Path) -> None:
+    folder = write(imagenet_r(tmp_path), {"imagenet-r_train.yaml": text, "imagenet-r_test.yaml": text})
+    with pytest.raises(UserError, match=r"imagenet-r_t\w+.yaml is no list of images, two lists `data` and `targets`"):
         load("imagenet_r", folder)
 
 

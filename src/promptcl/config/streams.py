@@ -12,7 +12,7 @@ class GaussianConfig(Section):
 
     micro_tasks: int = Field(default=200, gt=0)
     steps: int = Field(default=5, gt=0)
-    """Batches of a micro-task; every batch is seen train.epochs times."""
+    """Batches of a micro-task; its images are seen train.epochs times, in other batches each time."""
     sigma: float = Field(default=50.0, gt=0)
     """Standard deviation of a class around its peak, in batches."""
     evaluate_every: int = Field(default=10, gt=0)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
+import yaml
+
 from promptcl.config import DataConfig
 from promptcl.data.archive import Tree, open_tree
 from promptcl.data.files import FileSource
@@ -74,6 +76,19 @@ class Listed:
             rows.append([one_spelling(cell.strip()) for cell in row])
         return rows
 
+    def columns(self, name: str) -> list[list[str]]:
+        """Paths and labels of a YAML file with the lists `data` and `targets`, as CODA-Prompt's; rows of two cells.
+
+        Raises UserError: it is no such file.
+        """
+        where = f"{self.tree.where}/{self.file(name)}"
+        try:
+            found = yaml.load("\n".join(self.lines(name)), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            pairs = zip(found["data"], found["targets"], strict=True)
+            return [[one_spelling(path.strip()), str(label)] for path, label in pairs]
+        except (yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{where} is no list of images, two lists `data` and `targets` of one length") from error
+
     def image(self, path: str, beside: str = "") -> str:
         """Path in the tree of an image that a list names, from the folder `beside` it, or from one above.
 
@@ -89,13 +104,14 @@ class Listed:
         raise UserError(f"'{path}' of a list in {self.tree.where} is not there; expected {self.what} as data.root")
 
     def path_and_label(self, name: str) -> list[tuple[str, str, str]]:
-        """The images of a list with the lines `path label`: path in the tree, class and label.
+        """The images of a list with the lines `path label`, or of a YAML file: path in the tree, class and label.
 
         The class is the folder that an image lies in. Raises UserError: a label that is that of two classes.
         """
         beside, rows = self.file(name).rpartition("/")[0], []
         named: dict[str, str] = {}
-        for path, label in self.table(name, last=True):
+        table = self.columns(name) if name.lower().endswith((".yaml", ".yml")) else self.table(name, last=True)
+        for path, label in table:
             folder = path.replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
             if named.setdefault(label, folder) != folder:
                 raise UserError(

@@ -97,6 +97,15 @@ def selection_entropy(counts: Sequence[int]) -> float:
     return -sum(n / total * math.log2(n / total) for n in counts if n) + 0.0
 
 
+def task_inference(counts: Sequence[Sequence[int]]) -> float | None:
+    """Share in percent of the test images that took the prompts of their own task; None without images.
+
+    counts: of the images of each task, in order, how many took those of each task.
+    """
+    total = sum(map(sum, counts))
+    return 100 * sum(row[task] for task, row in enumerate(counts)) / total if total else None
+
+
 def used_prompts(counts: Sequence[int], share: float = 0.01) -> int:
     """Number of prompts with at least `share` of all selections; the first steps of training touch more."""
     return sum(n > 0 and n >= share * sum(counts) for n in counts)

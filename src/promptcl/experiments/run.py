@@ -208,6 +208,13 @@ def _pool(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
     ]
 
 
+def _task_inference(learner: Learner, stream: Stream, test: Sequence[dict[str, Any]]) -> float | None:
+    """How often prompts of the right task were found, where each task has its own and classes tell the task."""
+    if not learner.method.task_prompts or not stream.compared or learner.config.scenario != "class":
+        return None
+    return metrics.task_inference([one["prompts"] for one in test])
+
+
 def _record(
     t: int, task: Task, learner: Learner, learned: list[dict[str, Any]], evaluations: list[dict[str, Any]]
 ) -> dict[str, Any]:
@@ -256,6 +263,7 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
         "statistics": statistics,
         "prompt_selections": pool and {k: [e and e["counts"] for e in rows] for k, rows in pool.items()},
         "pool": pool and {"collapsed": done["collapsed"], **pool},
+        "task_inference": _task_inference(learner, stream, statistics["test"]),
         "warnings": done["warnings"],
         "schedule": stream.schedule,
         "classes": learner.classes,

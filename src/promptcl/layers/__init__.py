@@ -1,6 +1,6 @@
 """Building blocks of methods: heads, prompts, adapters and sums; nothing here reads images or runs stages."""
 
-from promptcl.layers.counting import StepCount, falling
+from promptcl.layers.counting import StepCount, falling, half_cosine
 from promptcl.layers.gaussians import ClassGaussians, Covariance
 from promptcl.layers.heads import (
     ClassMeans,
@@ -36,5 +36,6 @@ __all__ = [
     "TaskLinear",
     "cosine",
     "falling",
+    "half_cosine",
     "sums_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,6 +36,11 @@ class StepCount(nn.Module):
         """Count a step; for `Stage.after_step`."""
         self._at = self.done + 1
         self.step.fill_(self._at)
+
+
+def half_cosine(done: float) -> float:
+    """What a rate that falls to 0 by a half cosine is times, by the share of the steps that are done."""
+    return (1 + math.cos(math.pi * done)) / 2
 
 
 def falling(factor: float, *marks: float) -> Callable[[float], float]:

@@ -26,6 +26,9 @@ from promptcl.store.checkpoint import Checkpoint
 from promptcl.training import Batches, Memory, PresentTask, Progress, Replay, Silent, Trainer
 from promptcl.training.optim import Moments
 
+MANY = 50
+"""Tasks from which on a method with prompts of each task says that it has many."""
+
 
 class Story(ABC):
     """Base class of Learner that learns one task: with a method, a backbone, the classes so far, a memory of images."""
@@ -162,6 +165,11 @@ class Story(ABC):
     def tell(self, task: PresentTask, trainer: Trainer) -> None:
         """Run the method's `learn` on `task` and train each stage it yields; its statistics are then of the stages."""
         self.method.stats.clear()
+        if self.method.task_prompts and task.number == MANY:
+            task.warn(
+                f"this is task {MANY + 1}, and each has prompts of its own, which take space and are harder to "
+                "choose from the more there are; learn more images at a time"
+            )
         with torch.no_grad():
             for number, stage in enumerate(self.method.learn(self.backbone, task)):
                 task.look_at(stage)

@@ -7,6 +7,7 @@ Not a method itself; any method with a head on one feature can have it. From SLC
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone
 from promptcl.config import Section, Unread
 from promptcl.data import ImageSet
-from promptcl.layers import ClassGaussians, Covariance, StepCount
+from promptcl.layers import ClassGaussians, Covariance, StepCount, half_cosine
 from promptcl.methods._base import Batch, Stage, TaskView
 from promptcl.runtime.seeding import task_generator
 
@@ -33,7 +34,7 @@ class AlignOptions(Section):
     align_batch: int = Field(default=256, ge=1)
     """Features of a step."""
     align_lr: float = Field(default=0.01, gt=0)
-    """Learning rate of the alignment; optimiser and schedule are those of `train`."""
+    """Learning rate of the alignment, which falls to 0 by a half cosine; the optimiser is that of `train`."""
     align_decay: float = Field(default=5e-4, ge=0)
     """Weight decay of the alignment."""
 
@@ -95,7 +96,8 @@ class Alignment(nn.Module):
 
         groups = [{"params": list(parameters), "lr": o.align_lr, "weight_decay": o.align_decay}]
         steps = o.align_epochs * per_epoch
-        return Stage(None, drawn_loss, groups, steps=steps, lr=o.align_lr, after_step=lambda: self._count(steps))
+        how: dict[str, Any] = {"steps": steps, "lr": o.align_lr, "rate": half_cosine}
+        return Stage(None, drawn_loss, groups, after_step=lambda: self._count(steps), **how)
 
     @torch.no_grad()
     def _draw(

@@ -17,7 +17,7 @@ from promptcl.data import ImageSet
 from promptcl.layers import GrowingLinear, TaskLinear
 from promptcl.methods._align import Alignment, AlignOptions, normalised
 from promptcl.methods._base import Batch, Stage, TaskView
-from promptcl.methods._tasks import KnowsTasks
+from promptcl.methods._tasks import KnowsTasks, warn_of_known
 
 
 class AlignedOptions(AlignOptions):
@@ -59,6 +59,7 @@ class AlignedHeads(KnowsTasks):
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train slowly, add the class Gaussians, and align a copy of the heads, but for the first task."""
+        warn_of_known(task, "no row of the head is trained before the alignment")
         yield Stage(task.new)
         self.absorb(backbone, task, task.new)
         for own, raw in zip(self.head.parameters(), self.raw.rows(), strict=True):
@@ -70,16 +71,12 @@ class AlignedHeads(KnowsTasks):
         """Add the features of images to the Gaussians."""
         self.alignment.add(task, lambda batch: self.features(backbone, batch), images)
 
-    def head_logits(self, features_ND: Tensor) -> Tensor:
-        """Logits [N, K] of the aligned head."""
-        logits_NK: Tensor = self.head(features_ND)
-        return logits_NK
-
     def aligned_logits(self, features_ND: Tensor) -> Tensor:
         """What the alignment takes the cross-entropy of [N, K]."""
         tasks, temperature = self.index + 1, self.options.temperature
-        return normalised(self.head_logits(features_ND), self.task_of_class_K, tasks, temperature)
+        return normalised(self.head(features_ND), self.task_of_class_K, tasks, temperature)
 
     def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Logits [B, K] of the aligned head."""
-        return self.head_logits(self.features(backbone, batch))
+        logits_BK: Tensor = self.head(self.features(backbone, batch))
+        return logits_BK

@@ -187,6 +187,8 @@ class Method(nn.Module, ABC):
     about: ClassVar[str] = ""
     """What is learned; passes of a test image through the ViT: `prompts with keys, head; 2 passes`. For lists alone."""
     Options: ClassVar[type[Section]] = Section
+    task_prompts: ClassVar[bool] = False
+    """Whether each task has prompts of its own and an image takes those of one: statistic `prompts` counts tasks."""
     together: int = 1
     """Number of consecutive images whose predictions depend on each other (a vote); such groups are never split."""
 

@@ -11,6 +11,12 @@ from promptcl.backbone import Backbone
 from promptcl.methods._base import Method, TaskView
 
 
+def warn_of_known(task: TaskView, what: str) -> None:
+    """Say in a task without new classes what a method that trains a head a task then does not do."""
+    if task.index and not task.new_classes:
+        task.warn(f"task {task.index + 1} has no new class, so {what}; `sprompts` is made for domains of known classes")
+
+
 class KnowsTasks(Method):
     """Notes the task of each class; refuses a stream without boundaries."""
 

@@ -55,6 +55,7 @@ class Model(Method):
     """General prefixes, an expert and a key a task, and a growing linear head on the class token."""
 
     about = "a shared prefix, a prefix and a key a task, head; 2 passes"
+    task_prompts = True
     Options = DualPromptOptions
     options: DualPromptOptions
     past_experts_SE2LD: Tensor

@@ -2,9 +2,8 @@
 
 Task t trains a slot of prefixes; at test a small classifier on the plain class token (task-identity inference, TII)
 says the class, its task's slot is used, and the head answers. Both heads are aligned with a Gaussian of each class.
-Differs from the code in: one pass trains both models; one Gaussian a class in the place of ten centroids; every image
-has its own slot, where the code mixes those of a batch (docs/methods.md, `dualprompt`).
-B images, S tasks so far, G layers with prefixes, L rows, D width, K classes so far.
+Differs from the code in: one pass trains both models, and they are aligned alike; one Gaussian a class, not ten
+centroids; no slots are mixed in a batch. B images, S tasks so far, G layers, L rows, D width, K classes so far.
 """
 
 from __future__ import annotations
@@ -50,6 +49,7 @@ class Model(KnowsTasks):
     """Slots of prefixes, a head on the prompted class token, and the classifier that finds the slot."""
 
     about = "prefixes a task, aligned head, aligned task finder; 2 passes"
+    task_prompts = True
     Options = HiDeOptions
     options: HiDeOptions
 

@@ -3,9 +3,8 @@
 Before a task A is chosen so that its rows span the inputs of the attention, without the space that earlier tasks need
 (DualGPM); B alone is trained, for keys and values of every block, and merged. One pass an image at test.
 Differs from the code in: the energy threshold is a constant, since the number of tasks is not known; the first task
-takes as many directions as reach it, in the code one less; what enters the attention is seen on the evaluation view;
-unused keys are left out. As there, the threshold acts on squares of second moments. Few steps want a head of zeros.
-B images, N tokens, L blocks, D width, r rank, K classes so far.
+takes as many directions as reach it, in the code one less; inputs are of the evaluation view; unused keys are left out.
+Few steps want a head of zeros. B images, N tokens, L blocks, D width, r rank, K classes so far.
 """
 
 from __future__ import annotations
@@ -18,15 +17,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from promptcl.backbone import Backbone, Change, Insert, Place, Weight
+from promptcl.backbone import Backbone, Change, Insert, Weight
 from promptcl.config import Section
 from promptcl.layers import TaskLinear
 from promptcl.layers.lora import TokenMoments, check_rank, parts_of
 from promptcl.layers.merged import Merged
 from promptcl.layers.subspace import directions, taken
 from promptcl.methods._base import Batch, Method, Stage, TaskView
-
-_PLACES: tuple[Place, ...] = ("k", "v")
+from promptcl.methods._tasks import warn_of_known
 
 
 class InfLoRAOptions(Section):
@@ -86,7 +84,8 @@ class Model(Method):
         merged = self.weights.get(made, [self.merged_2LDD, *(part for parts in weights for part in parts)])
         found: list[Insert] = [Weight(layer, "qkv", weight_oD) for layer, weight_oD in enumerate(merged)]
         for layer in range(len(weights) if self.training else 0):
-            found += [Change(layer, place, partial(self._add, i, layer)) for i, place in enumerate(_PLACES)]
+            found.append(Change(layer, "k", partial(self._add, 0, layer)))
+            found.append(Change(layer, "v", partial(self._add, 1, layer)))
         return found
 
     def _add(self, i: int, layer: int, x_BND: Tensor, y_BND: Tensor) -> Tensor:
@@ -98,6 +97,7 @@ class Model(Method):
             self.down_LrD[layer] = directions(mean_DD, self.taken_LDD[layer].double(), self.options.rank)
         if not self.down_LrD.any():
             task.warn(f"task {task.index + 1} finds no direction that earlier ones leave, and trains the head alone")
+        warn_of_known(task, "the head is not trained, and may no longer fit the updates")
         yield Stage(task.new)
         self.merged_2LDD += self.up_2LDr @ self.down_LrD
         self.up_2LDr.zero_()

@@ -2,13 +2,13 @@
 
 With `adapt`, adapters or prompts are trained in the first task and frozen then (their phase 1). Differs from the
 release: regression is centred, with an intercept, and the strength of its penalty is chosen from the sums of all tasks
-(`RidgeHead`), not on a fifth of the newest one, so the classifier is the same for any order of tasks; the training head
-of phase 1 is a linear one with `train` and `epochs`, not a cosine one; prompts are prefixes.
+(`RidgeHead`), not on a fifth of the newest one, so the classifier is the same for any order of tasks; classes count
+alike (`balance`), in the release images do; prompts are prefixes. The release trains phase 1 with a cosine head.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from promptcl.backbone import Backbone
-from promptcl.layers import GrowingLinear, RidgeHead
+from promptcl.config import Unread
+from promptcl.layers import CosineHead, GrowingLinear, RidgeHead
 from promptcl.methods import ridge
 from promptcl.methods._first import FirstSession, FirstSessionOptions
 
@@ -29,6 +30,13 @@ class RanPACOptions(FirstSessionOptions, ridge.RidgeOptions):
     square times 4 bytes in the store: with 100 classes 9 MB in all."""
     centred: bool = True
     """Regression with an intercept; the paper's has none."""
+    training_head: Literal["linear", "cosine"] = "linear"
+    """Head that trains what is adapted, and is thrown away; the release has a cosine one, with a trained scale."""
+
+    def unread(self) -> dict[str, Unread]:
+        """The training head, where nothing is adapted."""
+        idle = {"training_head": Unread("adapt=none", "adapt=adapter")} if self.adapt == "none" else {}
+        return {**super().unread(), **idle}
 
 
 class Model(FirstSession, ridge.Model):
@@ -44,7 +52,8 @@ class Model(FirstSession, ridge.Model):
         super().__init__(options, backbone, generator)
         directions_FM = torch.randn(self.width, options.width, generator=generator) / self.width**0.5
         self.register_buffer("directions_FM", directions_FM, persistent=False)
-        self.adapt(backbone, generator, GrowingLinear(self.width))
+        made = CosineHead if options.training_head == "cosine" else GrowingLinear
+        self.adapt(backbone, generator, made(self.width))
 
     @property
     def lifted(self) -> int:
@@ -52,9 +61,11 @@ class Model(FirstSession, ridge.Model):
         return self.options.width or self.width
 
     def new_head(self) -> RidgeHead:
-        """Make a head without classes."""
-        o = self.options
-        return RidgeHead(self.lifted, o.strength, o.penalty, o.centred, sums=not self.rows.keeping)
+        """Make a head without classes; an absolute penalty is meant for directions from N(0, 1), as the paper's."""
+        o, strength = self.options, self.options.strength
+        if strength is not None and o.penalty == "absolute" and o.width:
+            strength /= self.width
+        return RidgeHead(self.lifted, strength, o.penalty, o.centred, sums=not self.rows.keeping)
 
     def lift(self, features_BF: Tensor) -> Tensor:
         """Project features, where a projection is asked for."""

@@ -2,8 +2,8 @@
 
 arXiv 2303.05118. ViT and a head a task are trained task by task, the ViT a hundred times slower; then a copy of all
 heads is aligned with features drawn from a Gaussian of each class, and answers. The next task goes on from the heads as
-they were before. `slca_lora` is SLCA++. Differs from the code: no brightness jitter; the alignment has the schedule of
-`train`. B images, N features, D width, K classes so far.
+they were before. `slca_lora` is SLCA++. Differs from the code: no brightness jitter.
+B images, N features, D width, K classes so far.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class SLCALoRAOptions(AlignedOptions):
     cross: float = Field(default=1.0, ge=0)
     """Weight of the cross-entropy."""
     age: float = Field(default=0.02, ge=0)
-    """What is added to the scale of the features that the head of an old task reads, for each task since then."""
+    """What is added to the scale of the features that the head of an old task reads to answer, for each task since."""
 
 
 class Model(AlignedHeads):
@@ -63,9 +63,10 @@ class Model(AlignedHeads):
         """Tasks since each class was new."""
         return self.index - self.task_of_class_K
 
-    def head_logits(self, features_ND: Tensor) -> Tensor:
-        """Logits [N, K] of the aligned head, whose old rows read larger features."""
-        return features_ND @ self.head.weight_KD.T * (1 + self.options.age * self.age_K) + self.head.bias_K
+    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Logits [B, K] of the aligned head, whose old rows read larger features; in the alignment they do not."""
+        features_BD = self.features(backbone, batch)
+        return features_BD @ self.head.weight_KD.T * (1 + self.options.age * self.age_K) + self.head.bias_K
 
     def aged(self, features_ND: Tensor, labels_N: Tensor, generator: torch.Generator) -> Tensor:
         """Divide what was drawn of old classes by 1 + r times their age, r uniform in half to one and a half `age`."""

@@ -43,6 +43,7 @@ class Model(Method):
     """A prompt, centres and a linear head for each domain; those of earlier domains are frozen."""
 
     about = "prompts and a head a domain, cluster centres; 2 passes"
+    task_prompts = True
     Options = SPromptsOptions
     options: SPromptsOptions
     past_prompts_SLD: Tensor

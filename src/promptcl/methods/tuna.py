@@ -24,6 +24,7 @@ from promptcl.layers.adapters import Adapters
 from promptcl.methods._adapters import TaskAdapters
 from promptcl.methods._align import Alignment, AlignOptions
 from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._tasks import warn_of_known
 
 
 class TUNAOptions(AlignOptions):
@@ -63,6 +64,7 @@ class Model(TaskAdapters):
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train the adapters, add the class Gaussians, and align the head, but for the first task."""
+        warn_of_known(task, "its adapters are trained under rows of the head that do not follow")
         yield Stage(task.new)
         self.absorb(backbone, task, task.new)
         if task.index:

@@ -2,9 +2,10 @@
 
 Hendrycks et al. 2021, arXiv 2006.16241. It has no split of its own, and users differ: L2P and DualPrompt take the first
 80 % of the order in which TensorFlow Datasets stores it, PyTorch ports of DualPrompt a random split a machine,
-CODA-Prompt fixed lists, LAMDA's toolboxes folders `train` and `test`. Read here: such folders; lists train.txt and
-test.txt (also imagenet-r_train.txt, ...) with the lines `path label`; else the first 80 % of each class, sorted by
-path, are training. Numbers are comparable only over one split. Classes are called by their WordNet ids.
+CODA-Prompt fixed lists, LAMDA's toolboxes folders `train` and `test`. Read here: such folders; CODA-Prompt's
+imagenet-r_train.yaml and imagenet-r_test.yaml; lists train.txt and test.txt (also imagenet-r_train.txt, ...) with the
+lines `path label`; else the first 80 % of each class, sorted by path, are training. Numbers are comparable only over
+one split. Classes are called by their WordNet ids.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from promptcl.data.lists import Listed, Rows
 from promptcl.data.splits import Split, in_stored_order
 from promptcl.errors import UserError
 
-_LIST = re.compile(r"(?:^|.*[-_.])(train|test)(?:[-_]?list)?\.txt$", re.IGNORECASE)
+_LIST = re.compile(r"(?:^|.*[-_.])(train|test)(?:[-_]?list)?\.(?:txt|ya?ml)$", re.IGNORECASE)
 _IMAGE = re.compile(r"(?:^|/)(?:(train|test)/)?(n\d{8})/[^/]+$")
 
 
