@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from promptcl.experiments import metrics
-from promptcl.experiments.metrics import selection_entropy, used_prompts
+from promptcl.experiments.metrics import selection_entropy, task_inference, used_prompts
 
 MATRIX: list[list[float | None]] = [
     [90.0, None, None],
@@ -34,6 +34,11 @@ def test_one_task_has_no_history() -> None:
 def test_a_hole_in_the_matrix_is_an_error() -> None:
     with pytest.raises(ValueError, match="task 0 after task 1"):
         metrics.average_accuracy([[50.0, None], [None, 60.0]])
+
+
+def test_task_inference() -> None:
+    assert task_inference([[3, 1], [2, 4]]) == pytest.approx(70)
+    assert task_inference([[0, 0], [0, 0]]) is None
 
 
 def test_selection_entropy_and_use() -> None:

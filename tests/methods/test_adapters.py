@@ -58,6 +58,22 @@ def test_ease_never_changes_what_was_seen(backbone: Backbone, digits: list[Image
     assert (now["prototypes_SKD"].norm(dim=2)[1:] > 0).all()
 
 
+def test_ease_adds_a_tenth_of_the_mean_cosine_of_other_spaces(backbone: Backbone, digits: list[ImageSet]) -> None:
+    learner = make(backbone, *digits[:3], name="ease", size=3)
+    method, labels_N = cast(Any, learner.method), learner.labels(digits[1])
+    batch = next(iter(learner.batches.evaluation(digits[1], labels_N, 1)))
+    with torch.no_grad():
+        cosines = [
+            torch.nn.functional.cosine_similarity(method.feature(backbone, batch, space), prototypes, dim=1)
+            for space, prototypes in enumerate(method.prototypes_SKD)
+        ]
+        found = method.logits(backbone, batch)[0]
+    for label in range(6):
+        own, others = label // 2, [space for space in range(3) if space != label // 2]
+        wanted = cosines[own][label] + 0.1 / 2 * sum(cosines[space][label] for space in others)
+        assert found[label].item() == pytest.approx(wanted.item(), abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["ease", "tuna", "fsa", "aper"])
 def test_untrained_it_is_the_plain_model(name: str, backbone: Backbone) -> None:
     """Bit for bit, in all rows and in those that are read, with and without a gradient."""

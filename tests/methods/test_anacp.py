@@ -57,6 +57,23 @@ def test_without_prototypes_it_is_ridge_regression() -> None:
     torch.testing.assert_close(solved(x.T @ x, x.T @ y @ torch.eye(3, dtype=torch.float64), 0.5), wanted)
 
 
+def test_one_regression_onto_one_hot_targets_is_ranpac_with_gelu(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """From the sums that the method keeps, as from all rows at once."""
+    learner = make(backbone, *digits[:2], heads=1, normalise=False)
+    method = learner.method
+    assert isinstance(method, Model)
+    rows, labels = list[torch.Tensor](), list[torch.Tensor]()
+    for images in digits[:2]:
+        labels.append(learner.labels(images))
+        rows += [batch.query_BD for batch in learner.batches.evaluation(images, labels[-1], 1)]
+    lifted_NM = F.gelu(torch.cat(rows) @ method.directions_HDM[0]).double()
+    targets_NK = F.one_hot(torch.cat(labels), 4).double()
+    square = lifted_NM.T @ lifted_NM + 0.1 * torch.eye(40, dtype=torch.float64)
+    wanted = torch.linalg.solve(square, lifted_NM.T @ targets_NK)
+    found = solved(method.squares[0].value, method.sum_KHM.value[:, 0].T, 0.1)  # type: ignore[union-attr]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+
+
 def test_rows_are_refused(backbone: Backbone) -> None:
     with pytest.raises(UserError, match=r"method\.rows=5: this method keeps sums alone; write method\.rows=0"):
         make(backbone, rows=5)

@@ -93,6 +93,47 @@ def test_slca_recalls_the_heads_as_trained(backbone: Backbone, digits: list[Imag
     assert torch.equal(torch.cat([raw["raw.past_weight_KD"], raw["raw.weight_KD"]]), raw["head.weight_KD"])
 
 
+def test_slca_scales_old_heads_where_they_answer(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """By 1 + 0.02 an age; the alignment reads no scale, and what it draws of old classes is about as much shorter."""
+    learner = make(backbone, *digits[:3], name="slca_lora", **FEW)
+    method = cast(Any, learner.method)
+    labels_N = learner.labels(digits[0])
+    (batch,) = learner.batches.evaluation(digits[0], labels_N, 1)
+    with torch.no_grad():
+        features_BD = method.features(backbone, batch)
+        scaled = torch.cat([features_BD * scale for scale in (1.04, 1.02, 1.0)])
+        each = method.head(scaled).view(3, len(features_BD), 3, 2)
+        wanted = torch.cat([each[task, :, task] for task in range(3)], 1)
+        torch.testing.assert_close(method.logits(backbone, batch), wanted)
+        plain = normalised(method.head(features_BD), method.task_of_class_K, 3, 0.1)
+        torch.testing.assert_close(method.aligned_logits(features_BD), plain)
+    ones, labels = torch.ones(600, 1), torch.arange(600) % 6
+    shorter = method.aged(ones, labels, torch.Generator().manual_seed(0))[:, 0]
+    assert (shorter[labels > 3] == 1).all()
+    for age, old in ((1, (labels == 2) | (labels == 3)), (2, labels < 2)):
+        assert shorter[old].min() >= 1 / (1 + 0.03 * age)
+        assert shorter[old].max() <= 1 / (1 + 0.01 * age)
+        assert shorter[old].std() > 0
+
+
+def test_inflora_leaves_keys_and_values_of_old_inputs(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """A trained model, all of whose energy is taken: block 0 reads the same inputs in every task."""
+    learner = make(backbone, digits[0].select([0, 1, 8]), name="inflora", energy=1 - 1e-6, rank=4)
+    method = cast(Any, learner.method)
+    images = digits[0].select([0, 1, 8])
+    (batch,) = learner.batches.evaluation(images, learner.labels(images), 1)
+    seen = list[Tensor]()
+    hook = backbone.vit.blocks[0].norm1.register_forward_hook(lambda module, x, y: seen.append(y.detach()))
+    backbone(batch.images_BCHW)
+    hook.remove()
+    before = method.merged_2LDD[:, 0].clone()
+    learner.learn(digits[1])
+    change_2DD = method.merged_2LDD[:, 0] - before
+    assert change_2DD.abs().max() > 1e-4  # it was trained,
+    old = torch.einsum("bnd,kod->kbno", seen[0], change_2DD).abs().max()
+    assert old < 1e-3 * change_2DD.abs().max() * seen[0].abs().max()  # and nothing old is seen otherwise
+
+
 def test_inflora_stays_out_of_what_is_taken() -> None:
     """A A^T = I / 3, and A x = 0 for old inputs of low rank, which take all of their space."""
     generator = torch.Generator().manual_seed(0)

@@ -122,6 +122,12 @@ def test_gradient_reaches_the_new_components_and_the_head_rows_of_the_task(backb
     assert all(p.grad is None for p in backbone.parameters())
 
 
+def test_the_first_step_under_a_head_of_zeros_moves_it_alone(backbone: Backbone) -> None:
+    model = make(backbone, head_init="zero")
+    model.loss(backbone, plain_batch(backbone)).backward()
+    assert moved(model) == {"head.weight_KD", "head.bias_K"}
+
+
 def test_neighbours_never_change_a_prediction(backbone: Backbone) -> None:
     model, batch = make(backbone), plain_batch(backbone, 12)
     shake(model)

@@ -73,6 +73,36 @@ def test_without_a_projection_it_is_ridge(settings: dict[str, Any], backbone: Ba
     assert ranpac.calibration == ridge.calibration
 
 
+def test_an_absolute_penalty_is_the_paper_s(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """(G + lambda I)^-1 Q with directions from N(0, 1), which the method has shorter by the root of their length."""
+    settings = {"strength": 30.0, "penalty": "absolute", "centred": False, "balance": False}
+    learner = make(backbone, *digits[:2], method={"name": "ranpac", "width": 40, **settings})
+    method = learner.method
+    assert isinstance(method, Model)
+    features, labels = list[Tensor](), list[Tensor]()
+    for images in digits[:2]:
+        labels.append(learner.labels(images))
+        for batch in learner.batches.evaluation(images, labels[-1], 1):
+            features.append(batch.query_BD.double())
+    directions_FM = method.directions_FM.double() * backbone.width**0.5
+    lifted_NM = torch.relu(torch.cat(features) @ directions_FM)
+    targets_NK = torch.nn.functional.one_hot(torch.cat(labels), 4).double()
+    wanted = torch.linalg.solve(lifted_NM.T @ lifted_NM + 30 * torch.eye(40).double(), lifted_NM.T @ targets_NK)
+    answers = torch.cat([learner.logits(images, labels[i]) for i, images in enumerate(digits[:2])])
+    torch.testing.assert_close(answers.double(), lifted_NM @ wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_the_head_that_trains_the_adapters_is_thrown_away(
+    head: str, backbone: Backbone, digits: list[ImageSet]
+) -> None:
+    learner = make(backbone, *digits[:2], method={**ADAPTED, "training_head": head})
+    state = learner.method.state_dict()
+    assert ("head.scale" in state) == (head == "cosine")
+    assert state["head.weight_KD"].shape == (2, backbone.width)
+    assert not any(p.requires_grad for p in learner.method.parameters())
+
+
 @pytest.mark.slow
 def test_numbers_that_are_trained() -> None:
     """None where the ViT is frozen; an adapter of inner width r has r (2 D + 1) + D of a block of width D."""
