@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from helpers import make_config
 from promptcl.backbone import Backbone
 from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
+from promptcl.layers import SymmetricSum
 from promptcl.layers.spread import prototypes, solved
 from promptcl.learner.learner import Learner
 from promptcl.methods.anacp import Model
@@ -70,7 +71,8 @@ def test_one_regression_onto_one_hot_targets_is_ranpac_with_gelu(backbone: Backb
     targets_NK = F.one_hot(torch.cat(labels), 4).double()
     square = lifted_NM.T @ lifted_NM + 0.1 * torch.eye(40, dtype=torch.float64)
     wanted = torch.linalg.solve(square, lifted_NM.T @ targets_NK)
-    found = solved(method.squares[0].value, method.sum_KHM.value[:, 0].T, 0.1)  # type: ignore[union-attr]
+    square_MM = cast(SymmetricSum, method.squares[0]).value
+    found = solved(square_MM, method.sum_KHM.value[:, 0].T, 0.1)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 

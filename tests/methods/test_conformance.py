@@ -21,6 +21,7 @@ OPTIONS = [
     ("l2p", {"diversify": "frequency"}),
     ("l2p", {"diversify": "slots", "top_k": 2}),
     ("oneprompt", {"outliers": "boundary", "outlier_epochs": 1}),
+    ("vq", {"align_epochs": 1, "align_samples": 64, "covariance": "diagonal"}),
     ("ranpac", {"features": "deep", "width": 0, "adapt": "adapter", "size": 4, "cosine": 0.5}),
     ("ranpac", {"width": 60, "adapt": "prompts", "size": 2}),
     ("ewc", {"anchor": "separate", "fisher": "model", "blocks": 1}),

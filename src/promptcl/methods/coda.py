@@ -19,10 +19,11 @@ from promptcl.backbone import Backbone
 from promptcl.layers import GrowingLinear
 from promptcl.layers.components import Components
 from promptcl.layers.prompts import HeadOptions, check_layers, groups
-from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._alignable import Alignable, AlignableOptions
+from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
 
 
-class ComponentOptions(HeadOptions):
+class ComponentOptions(HeadOptions, AlignableOptions):
     """Settings of methods whose prefixes are sums of components."""
 
     components: int = Field(default=10, gt=0)
@@ -39,7 +40,7 @@ class ComponentOptions(HeadOptions):
     """Weight of the term that keeps components orthonormal in training [mu]; the authors suggest 0 or 1e-6."""
 
 
-class Model(Method):
+class Model(Alignable):
     """Components in some blocks and a growing linear head on the class token."""
 
     about = "components with keys and attention, head; 2 passes"
@@ -53,7 +54,7 @@ class Model(Method):
         super().__init__(options, backbone, generator)
         check_layers(options.layers, backbone.depth)
         self.components = Components(options.layers, options.length, backbone.width, self.attention)
-        self.head = GrowingLinear(backbone.width, options.head_init)
+        self.begin_head(GrowingLinear(backbone.width, options.head_init), backbone.width)
 
     @classmethod
     def reads(cls, options: Any) -> tuple[str, ...]:
@@ -65,23 +66,23 @@ class Model(Method):
         o = self.options
         adds = o.max_tasks is None or task.index < o.max_tasks  # refuses a stream without boundaries
         self.components.grow(o.components if adds else 0, task.generator)
-        self.head.grow(task.new_classes, task.generator)
+        self.grow_head(task)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
-        """Train the new components and the head; images of earlier tasks are not replayed."""
+        """Train the new components and the head, without images of earlier tasks; then align the head, if asked to."""
         if not self.components.present["key"].shape[1]:
             task.warn(f"task {task.index + 1} adds no components any more and trains the head alone")
         yield Stage(task.new)
+        yield from self.align(backbone, task)
 
     def features(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Class token [B, D] with the prefixes that the queries ask for."""
         numbers, query_BD = range(len(self.options.layers)), batch.query_BD
         return backbone(batch.images_BCHW, [self.components.prefix(i, query_BD) for i in numbers]).pooled_BD  # type: ignore[no-any-return]
 
-    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Logits [B, K]."""
-        logits_BK: Tensor = self.head(self.features(backbone, batch))
-        return logits_BK
+    def seen(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """As `features`."""
+        return self.features(backbone, batch)
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy, and mu times how far the components are from orthonormal."""

@@ -20,10 +20,11 @@ from promptcl.backbone import Backbone, Prefix
 from promptcl.config import Unread
 from promptcl.layers import GrowingLinear, cosine
 from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise, top_n, vote
-from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._alignable import Alignable, AlignableOptions
+from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
 
 
-class DualPromptOptions(PromptOptions):
+class DualPromptOptions(PromptOptions, AlignableOptions):
     """Settings of DualPrompt; names of the release in brackets."""
 
     g_layers: tuple[int, ...] = (0, 1)
@@ -48,10 +49,11 @@ class DualPromptOptions(PromptOptions):
 
     def unread(self) -> dict[str, Unread]:
         """The size of a vote, where none is held."""
-        return {} if self.vote == "batch" else {"vote_size": Unread("vote=image", "vote=batch")}
+        own = {} if self.vote == "batch" else {"vote_size": Unread("vote=image", "vote=batch")}
+        return {**super().unread(), **own}
 
 
-class Model(Method):
+class Model(Alignable):
     """General prefixes, an expert and a key a task, and a growing linear head on the class token."""
 
     about = "a shared prefix, a prefix and a key a task, head; 2 passes"
@@ -73,7 +75,7 @@ class Model(Method):
         self.key_1D = nn.Parameter(torch.zeros(0, width))
         self.register_buffer("past_experts_SE2LD", self.expert_1E2LD.detach().clone())
         self.register_buffer("past_keys_SD", self.key_1D.detach().clone())
-        self.head = GrowingLinear(width, o.head_init)
+        self.begin_head(GrowingLinear(width, o.head_init), width)
         self.together = o.vote_size if o.vote == "batch" else 1
 
     @classmethod
@@ -89,13 +91,14 @@ class Model(Method):
         expert = initialise((1, *self.expert_1E2LD.shape[1:]), o.prompt_init, o.init_scale, task.generator)
         key = initialise((1, self.key_1D.shape[1]), "uniform", o.key_scale, task.generator)
         self.expert_1E2LD, self.key_1D = (nn.Parameter(t.to(self.key_1D.device)) for t in (expert, key))
-        self.head.grow(task.new_classes, task.generator)
+        self.grow_head(task)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Begin with the values of the last expert, then train general prefixes, expert, key and head."""
         if self.options.copy_slots and len(self.past_experts_SE2LD):
             self.expert_1E2LD.copy_(self.past_experts_SE2LD[-1:])
         yield Stage(task.new)
+        yield from self.align(backbone, task)
 
     def choose(self, query_BD: Tensor) -> Tensor:
         """Number of the task [B] whose key is nearest to each query."""
@@ -116,10 +119,10 @@ class Model(Method):
         ]
         return backbone(batch.images_BCHW, inserts).pooled_BD  # type: ignore[no-any-return]
 
-    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Logits [B, K], each image seen through the expert that its query chooses."""
+    def seen(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Class token [B, D], each image seen through the expert that its query chooses."""
         experts_SE2LD = torch.cat([self.past_experts_SE2LD, self.expert_1E2LD])
-        return self.head(self.features(backbone, batch, experts_SE2LD[self.choose(batch.query_BD)]))  # type: ignore[no-any-return]
+        return self.features(backbone, batch, experts_SE2LD[self.choose(batch.query_BD)])
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy through the task's own expert, minus lambda times the mean cosine of queries and its key."""

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone, Prefix
 from promptcl.layers import GrowingLinear, PromptPool
 from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise, top_n
-from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._alignable import Alignable, AlignableOptions
+from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
 
 
-class L2PPrefixOptions(PromptOptions):
+class L2PPrefixOptions(PromptOptions, AlignableOptions):
     """Settings of L2P++."""
 
     pool_size: int = Field(default=30, gt=0)
@@ -43,7 +44,7 @@ class L2PPrefixOptions(PromptOptions):
         return self
 
 
-class Model(Method):
+class Model(Alignable):
     """A pool of prefixes with keys in some blocks, and a growing linear head on the class token."""
 
     about = "a pool of prefixes with keys, head; 2 passes"
@@ -58,15 +59,16 @@ class Model(Method):
         for _ in o.layers:
             shapes = (o.pool_size, 2 * o.length, backbone.width), (o.pool_size, backbone.width)
             self.pools.append(PromptPool(*(initialise(s, o.prompt_init, o.init_scale, generator) for s in shapes)))
-        self.head = GrowingLinear(backbone.width, o.head_init)
+        self.begin_head(GrowingLinear(backbone.width, o.head_init), backbone.width)
 
     def grow(self, task: TaskView) -> None:
         """Append head rows; the pools never grow."""
-        self.head.grow(task.new_classes, task.generator)
+        self.grow_head(task)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
-        """Train prompts, keys and head."""
+        """Train prompts, keys and head; then align the head, if that is asked for."""
         yield Stage(task.new, replay=task.memory)
+        yield from self.align(backbone, task)
 
     def select(self, query_BD: Tensor) -> tuple[list[Tensor], Tensor]:
         """Ids [B, N] of the prompts of each block, and the sum of their cosines with each query [B]."""
@@ -89,10 +91,9 @@ class Model(Method):
             inserts.append(Prefix(layer, rows_BN2LD[:, :, 0].flatten(1, 2), rows_BN2LD[:, :, 1].flatten(1, 2)))
         return backbone(batch.images_BCHW, inserts).pooled_BD  # type: ignore[no-any-return]
 
-    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Logits [B, K]."""
-        logits_BK: Tensor = self.head(self.features(backbone, batch, self.select(batch.query_BD)[0]))
-        return logits_BK
+    def seen(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Class token [B, D] with the prompts that the queries choose."""
+        return self.features(backbone, batch, self.select(batch.query_BD)[0])
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy, minus the pull: the cosines to the selected keys, summed, averaged over images."""

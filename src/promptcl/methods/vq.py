@@ -2,7 +2,7 @@
 
 So the choice is discrete and yet trained by the loss: the gradient passes straight through to the mixture, and from it
 to prompts and keys. As in the code, queries keep their length, which makes the mixture sharp. Differs from it in: no
-alignment of the head with Gaussians of the classes, no first steps at a learning rate of 1e-6.
+first steps at a learning rate of 1e-6; the head is aligned on request, with Gaussians of the evaluation view.
 B images, R prefixed layers, M pool size, L rows of a prefix, D width, X = 2 L D, K classes so far.
 """
 
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from promptcl.backbone import Backbone, Prefix
 from promptcl.layers import GrowingLinear
 from promptcl.layers.prompts import PromptOptions, check_layers, groups, initialise, top_n
-from promptcl.methods._base import Batch, Method, Stage, TaskView, masked_cross_entropy
+from promptcl.methods._alignable import Alignable, AlignableOptions
+from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
 
 
-class VQOptions(PromptOptions):
+class VQOptions(PromptOptions, AlignableOptions):
     """Settings of VQ-Prompt."""
 
     pool_size: int = Field(default=10, gt=0)
@@ -49,7 +50,7 @@ class Choice(NamedTuple):
     index_B: Tensor
 
 
-class Model(Method):
+class Model(Alignable):
     """A pool of prompts with keys in some blocks, and a growing linear head on the class token."""
 
     about = "a pool of prompts with keys, chosen by the loss, head; 2 passes"
@@ -64,15 +65,16 @@ class Model(Method):
         sizes = (2 * o.length * backbone.width, backbone.width)
         drawn = (initialise((*shape, size), o.prompt_init, o.init_scale, generator) for size in sizes)
         self.prompts_RMX, self.keys_RMD = (nn.Parameter(values) for values in drawn)
-        self.head = GrowingLinear(backbone.width, o.head_init)
+        self.begin_head(GrowingLinear(backbone.width, o.head_init), backbone.width)
 
     def grow(self, task: TaskView) -> None:
         """Append head rows; the pool never grows."""
-        self.head.grow(task.new_classes, task.generator)
+        self.grow_head(task)
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
-        """Train prompts, keys and head."""
+        """Train prompts, keys and head; then align the head, if that is asked for."""
         yield Stage(task.new, replay=task.memory)
+        yield from self.align(backbone, task)
 
     def choose(self, query_BD: Tensor) -> list[Choice]:
         """What each image takes in each prefixed block; of equally near prompts the lower number."""
@@ -96,10 +98,9 @@ class Model(Method):
             self.stats.count("prompts", choice.index_B + number * o.pool_size, len(o.layers) * o.pool_size)
         return backbone(batch.images_BCHW, inserts).pooled_BD  # type: ignore[no-any-return]
 
-    def logits(self, backbone: Backbone, batch: Batch) -> Tensor:
-        """Logits [B, K]."""
-        logits_BK: Tensor = self.head(self.features(backbone, batch, self.choose(batch.query_BD)))
-        return logits_BK
+    def seen(self, backbone: Backbone, batch: Batch) -> Tensor:
+        """Class token [B, D] with the prompts that the queries choose."""
+        return self.features(backbone, batch, self.choose(batch.query_BD))
 
     def loss(self, backbone: Backbone, batch: Batch) -> Tensor:
         """Cross-entropy, and the two terms between mixtures and chosen prompts: means, summed over blocks."""
