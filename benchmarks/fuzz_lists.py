@@ -27,12 +27,19 @@ def _numbered(values: list[str]) -> str:
     return "".join(f"{i} {value}\n" for i, value in enumerate(values, start=1))
 
 
+_COLUMNS = "data:\n- {0}/{2}.jpg\n- {1}/{2}.jpg\ntargets:\n- 0\n- 1\n"
+
 # Data set -> (its files without images, its images, the lists that are damaged)
 TREES: dict[str, tuple[dict[str, str], list[str], tuple[str, ...]]] = {
     "imagenet_r": (
         {f"imagenet-r_{part}.txt": f"{_NAMES[0]}/{i}.jpg 0\n{_NAMES[1]}/{i}.jpg 1\n" for i, part in _PARTS},
         [f"{name}/{i}.jpg" for name in _NAMES for i in range(2)],
         ("imagenet-r_train.txt",),
+    ),
+    "imagenet_r.coda": (
+        {f"imagenet-r_{part}.yaml": _COLUMNS.format(*_NAMES, i) for i, part in _PARTS},
+        [f"{name}/{i}.jpg" for name in _NAMES for i in range(2)],
+        ("imagenet-r_train.yaml",),
     ),
     "cub200": (
         {
@@ -82,7 +89,7 @@ def reader() -> Callable[[bytes, Path], object]:
                 (root / path).write_bytes(_JPEG)
         for path, whole in texts.items():
             (root / path).write_bytes(text if path == which else whole.encode())
-        config = DataConfig(name=name, root=str(root))
+        config = DataConfig(name=name.partition(".")[0], root=str(root))
         if name in ("domainnet", "domains"):
             return [domain.train.image(0) for domain in load_domains(config)]
         return load_split(config).train.image(0)

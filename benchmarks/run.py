@@ -54,7 +54,7 @@ def main() -> int:
             if subprocess.run(command, cwd=ROOT).returncode != 0:
                 failed += 1
                 continue
-            keep(out / "results.json", kept)
+            keep(out / "results.json", kept, arguments.upcast)
     return failed
 
 
@@ -75,13 +75,13 @@ def compared(
     for (row, seed), kept in missing.items():
         made = out / folder_of(methods[row]) / f"seed{seed}" / "results.json"
         if made.exists():
-            keep(made, kept)
+            keep(made, kept, program is not None and program[0] != "-m")
     return sum(not kept.exists() for kept in missing.values())
 
 
-def keep(results: Path, kept: Path) -> None:
+def keep(results: Path, kept: Path, upcast: bool) -> None:
     """Copy results.json without the folders of this machine: of data.root and backbone.weights the last name stays."""
-    content = json.loads(results.read_text(encoding="utf-8"))
+    content = json.loads(results.read_text(encoding="utf-8")) | ({"upcast": True} if upcast else {})
     for section, key in (("data", "root"), ("backbone", "weights")):
         value = content["config"][section][key]
         content["config"][section][key] = value and Path(value).name

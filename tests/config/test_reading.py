@@ -39,6 +39,17 @@ from promptcl.recipes.load import load_config
         ("singleprompt", ["method.head_init=zero"], "not read with method.head=cosine"),
         ("fsa", ["method.classifier=ridge", "method.align_lr=0.1"], "not read with method.classifier=ridge"),
         ("fsa", ["method.classifier=ridge", "method.covariance=shared"], "not read with method.classifier=ridge"),
+        (
+            "fsa",
+            ["method.adapt=none", "train.schedule=constant"],
+            "train.schedule=constant is not read with method.name=fsa",
+        ),
+        ("fsa", ["method.adapt=none", "train.epochs=2"], "train.epochs=2 is not read with method.name=fsa"),
+        (
+            "coda",
+            ["method.align_lr=0.1"],
+            "not read with method.align_epochs=0; leave it out, or write method.align_epochs=5",
+        ),
         ("hide", ["method.align_epochs=0", "method.align_samples=9"], "not read with method.align_epochs=0"),
         ("slca-lora", ["method.align_epochs=0", "method.temperature=1"], "not read with method.align_epochs=0"),
         ("l2p", ["method.name=ranpac", "method.size=4"], "method.size=4 is not read with method.adapt=none"),

@@ -96,11 +96,32 @@ def test_imagenet_r_with_the_lists_of_coda_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["data: [a.jpg]", "data: [a.jpg]\ntargets: []", "[", "- a", "data: 3\ntargets: 3", "data: [3]\ntargets: [3]"],
+    [
+        *("data: [a.jpg]", "data: [a.jpg]\ntargets: []", "[", "- a", "data: 3\ntargets: 3", "data: [3]\ntargets: [3]"),
+        *('data: !!int ""', 'data: !!float ""', "data: !!timestamp 2021-99-99", "[" * 5000),
+    ],
+    ids=repr,
 )
 def test_other_yaml_than_coda_prompts_is_refused(text: str, tmp_path: Path) -> None:
     folder = write(imagenet_r(tmp_path), {"imagenet-r_train.yaml": text, "imagenet-r_test.yaml": text})
     with pytest.raises(UserError, match=r"imagenet-r_t\w+.yaml is no list of images, two lists `data` and `targets`"):
+        load("imagenet_r", folder)
+
+
+def test_lists_of_two_splits_are_refused_and_other_yaml_is_none(tmp_path: Path) -> None:
+    folder = imagenet_r(tmp_path)
+    write(folder, {"train.yaml": "epochs: 3", "finetune_train.yaml": "lr: 1"})
+    assert len(load("imagenet_r", folder).train) == 8
+    rows = "".join(f"{w}/art_{i}.jpg {k}\n" for k, w in enumerate(WNIDS) for i in range(2))
+    write(folder, {"train.txt": rows, "test.txt": rows})
+    assert len(load("imagenet_r", folder).test) == 4
+    write(folder, {"imagenet-r_test.txt": rows})
+    with pytest.raises(
+        UserError, match=r"lists of several splits \(imagenet-r_test.txt, test.txt, train.txt\); leave one"
+    ):
+        load("imagenet_r", folder)
+    (folder / "test.txt").unlink()
+    with pytest.raises(UserError, match=r"lists of several splits \(imagenet-r_test.txt, train.txt\)"):
         load("imagenet_r", folder)
 
 

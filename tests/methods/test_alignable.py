@@ -12,7 +12,9 @@ from promptcl.backbone import Backbone
 from promptcl.data.images import ImageSet
 from promptcl.errors import UserError
 from promptcl.learner.learner import Learner
+from promptcl.methods._base import Stage
 from promptcl.recipes import load_config
+from promptcl.training import Trainer
 
 METHODS: dict[str, dict[str, Any]] = {
     "coda": {"components": 3},
@@ -54,9 +56,26 @@ def test_held_out_images_join_the_gaussians(backbone: Backbone, digits: list[Ima
     assert count.sum().item() == len(digits[0])
 
 
+def test_the_rate_falls_by_a_half_cosine(backbone: Backbone, digits: list[ImageSet]) -> None:
+    """Whatever the schedule of the training is: the last steps move a head less than the first."""
+    rates = list[float]()
+    learner = make(backbone, digits[0], method={"name": "vq", **ALIGNED}, train={"schedule": "constant"})
+    run = Trainer.run
+
+    def watch(self: Trainer, stage: Stage, number: int) -> None:
+        if stage.rate is not None:
+            rates.extend(stage.rate(share) for share in (0.0, 0.5, 1.0))
+        run(self, stage, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "run", watch)
+        learner.learn(digits[1])
+    assert rates == pytest.approx([1, 0.5, 0])
+
+
 def test_it_needs_to_know_where_tasks_end(backbone: Backbone, digits: list[ImageSet]) -> None:
     make(backbone, digits[0], scenario="gaussian", method={"name": "vq"})
-    with pytest.raises(UserError, match="where tasks end"):
+    with pytest.raises(UserError, match=r"where tasks end .*; write method\.align_epochs=0$"):
         make(backbone, digits[0], scenario="gaussian", method={"name": "vq", **ALIGNED})
 
 

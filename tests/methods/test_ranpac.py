@@ -93,7 +93,7 @@ def test_an_absolute_penalty_is_the_paper_s(backbone: Backbone, digits: list[Ima
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_the_head_that_trains_the_adapters_is_thrown_away(
+def test_the_head_that_trains_the_adapters_is_read_no_more(
     head: str, backbone: Backbone, digits: list[ImageSet]
 ) -> None:
     learner = make(backbone, *digits[:2], method={**ADAPTED, "training_head": head})

@@ -81,12 +81,12 @@ class Listed:
 
         Raises UserError: it is no such file.
         """
-        where = f"{self.tree.where}/{self.file(name)}"
+        where, lines = f"{self.tree.where}/{self.file(name)}", self.lines(name)
         try:
-            found = yaml.load("\n".join(self.lines(name)), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            found = yaml.load("\n".join(lines), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
             pairs = zip(found["data"], found["targets"], strict=True)
             return [[one_spelling(path.strip()), str(label)] for path, label in pairs]
-        except (yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except Exception as error:  # beside YAMLError: tags whose values are none, nesting too deep
             raise UserError(f"{where} is no list of images, two lists `data` and `targets` of one length") from error
 
     def image(self, path: str, beside: str = "") -> str:

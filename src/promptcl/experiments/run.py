@@ -210,9 +210,10 @@ def _pool(statistics: Sequence[dict[str, Any]]) -> list[dict[str, Any] | None]:
 
 def _task_inference(learner: Learner, stream: Stream, test: Sequence[dict[str, Any]]) -> float | None:
     """How often prompts of the right task were found, where each task has its own and classes tell the task."""
+    counts = [one.get("prompts", []) for one in test]
     if not learner.method.task_prompts or not stream.compared or learner.config.scenario != "class":
         return None
-    return metrics.task_inference([one["prompts"] for one in test])
+    return metrics.task_inference(counts) if all(len(row) == len(counts) for row in counts) else None
 
 
 def _record(

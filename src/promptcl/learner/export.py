@@ -150,7 +150,10 @@ def _exported(program: Program, example: tuple[Tensor], shapes: Any, method: str
 
 def _pt2(exported: torch.export.ExportedProgram) -> bytes:
     buffer = io.BytesIO()
-    torch.export.save(exported, buffer)
+    try:
+        torch.export.save(exported, buffer)
+    except Exception as error:  # of torch's own kinds
+        raise UserError(f"the program cannot be written as .pt2 ({first_line(error)}); write .onnx") from error
     return buffer.getvalue()
 
 

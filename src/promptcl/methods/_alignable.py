@@ -14,6 +14,7 @@ from torch import Tensor
 from promptcl.backbone import Backbone
 from promptcl.config import Unread
 from promptcl.data import ImageSet
+from promptcl.errors import UserError
 from promptcl.layers import GrowingCosine, GrowingLinear
 from promptcl.methods._align import Alignment, AlignOptions
 from promptcl.methods._base import Batch, Method, Stage, TaskView
@@ -45,7 +46,10 @@ class Alignable(Method):
         """Append head rows, and room for Gaussians."""
         self.head.grow(task.new_classes, task.generator)
         if self.alignment is not None:
-            _ = task.index  # refuses a stream without boundaries
+            try:
+                _ = task.index
+            except UserError as error:
+                raise UserError(f"a head is aligned where tasks end ({error}); write method.align_epochs=0") from error
             self.alignment.grow(task.new_classes)
 
     def align(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:

@@ -59,7 +59,7 @@ class AlignedHeads(KnowsTasks):
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train slowly, add the class Gaussians, and align a copy of the heads, but for the first task."""
-        warn_of_known(task, "no row of the head is trained before the alignment")
+        warn_of_known(task, "no row of its head is trained on images")
         yield Stage(task.new)
         self.absorb(backbone, task, task.new)
         for own, raw in zip(self.head.parameters(), self.raw.rows(), strict=True):

@@ -195,9 +195,8 @@ class Method(nn.Module, ABC):
     def __init__(self, options: Any, backbone: Backbone, generator: torch.Generator) -> None:
         """Start with no class.
 
-        What is frozen later has to follow from the state or from `grow`: `requires_grad` is not saved.
-        Args: options of type Options; backbone, to read its sizes or to copy it (no reference may be kept); generator
-        for initial values.
+        What is frozen later has to follow from the state or from `grow`: `requires_grad` is not saved. Args: options of
+        type Options; backbone, to read its sizes or to copy it (no reference is kept); generator for initial values.
         """
         super().__init__()
         self.options = options

@@ -25,7 +25,7 @@ from promptcl.layers import TaskLinear
 from promptcl.layers.pool import FullUpdates
 from promptcl.methods._align import Alignment, AlignOptions, nearer
 from promptcl.methods._base import Batch, Stage, TaskView, masked_cross_entropy
-from promptcl.methods._tasks import KnowsTasks
+from promptcl.methods._tasks import KnowsTasks, warn_of_known
 
 
 class E2LoRAOptions(AlignOptions):
@@ -76,6 +76,7 @@ class Model(KnowsTasks):
         """Take over columns, train, rotate, add the class Gaussians, and align the head, but for the first task."""
         if task.index:
             self.updates.begin(task.index)
+        warn_of_known(task, "no row of its head is trained on images")
         yield Stage(task.new)
         rows = torch.randperm(len(task.new), generator=task.generator)[: self.options.images]
         self.updates.reset()

@@ -51,7 +51,11 @@ class Model(SumsOnly):
     @classmethod
     def reads(cls, options: Any) -> tuple[str, ...]:
         """Training, where something is adapted or the head is aligned; nothing is replayed."""
-        return super().reads(options) if options.classifier == "ridge" else ("train.",)
+        own = super().reads(options)
+        if own or options.classifier == "ridge":
+            return own
+        idle = ("epochs", "min_steps", "batch_size", "balance", "lr", "lr_batch", "schedule", "milestones", "mask")
+        return ("train.", *(f"!train.{name}" for name in idle))
 
     def __init__(self, options: FSAOptions, backbone: Backbone, generator: torch.Generator) -> None:
         """Draw what is adapted."""

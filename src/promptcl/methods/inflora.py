@@ -97,7 +97,7 @@ class Model(Method):
             self.down_LrD[layer] = directions(mean_DD, self.taken_LDD[layer].double(), self.options.rank)
         if not self.down_LrD.any():
             task.warn(f"task {task.index + 1} finds no direction that earlier ones leave, and trains the head alone")
-        warn_of_known(task, "the head is not trained, and may no longer fit the updates")
+        warn_of_known(task, "no row of its head is trained on images")
         yield Stage(task.new)
         self.merged_2LDD += self.up_2LDr @ self.down_LrD
         self.up_2LDr.zero_()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from promptcl.backbone import Backbone
 from promptcl.config import Unread
-from promptcl.layers import CosineHead, GrowingLinear, RidgeHead
+from promptcl.layers import CosineHead, GrowingLinear, Penalty, RidgeHead
 from promptcl.methods import ridge
 from promptcl.methods._first import FirstSession, FirstSessionOptions
 
@@ -30,8 +30,10 @@ class RanPACOptions(FirstSessionOptions, ridge.RidgeOptions):
     square times 4 bytes in the store: with 100 classes 9 MB in all."""
     centred: bool = True
     """Regression with an intercept; the paper's has none."""
+    penalty: Penalty = "mean"
+    """As of `ridge`; `absolute` is the paper's, for directions from N(0, 1): a share 1 / F of it is added here."""
     training_head: Literal["linear", "cosine"] = "linear"
-    """Head that trains what is adapted, and is thrown away; the release has a cosine one, with a trained scale."""
+    """Head that trains what is adapted, and is read no more; the release has a cosine one, with a trained scale."""
 
     def unread(self) -> dict[str, Unread]:
         """The training head, where nothing is adapted."""

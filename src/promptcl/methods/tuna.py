@@ -64,7 +64,7 @@ class Model(TaskAdapters):
 
     def learn(self, backbone: Backbone, task: TaskView) -> Iterator[Stage]:
         """Train the adapters, add the class Gaussians, and align the head, but for the first task."""
-        warn_of_known(task, "its adapters are trained under rows of the head that do not follow")
+        warn_of_known(task, "no row of its head is trained on images")
         yield Stage(task.new)
         self.absorb(backbone, task, task.new)
         if task.index:

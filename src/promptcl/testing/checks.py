@@ -184,7 +184,7 @@ def _exported(bench: Bench) -> str:
     learner, side = bench.whole, bench.backbone.image_size
     images_BCHW = torch.rand(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     try:
-        traced = trace(learner)  # in memory: to write and to read it again takes as long, and depends on no method
+        traced = trace(learner)  # in memory: to write and read it takes as long again
     except UserError as error:
         return f"refused: {error}"
     with torch.no_grad():

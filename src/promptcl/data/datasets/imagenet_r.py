@@ -18,22 +18,26 @@ from promptcl.data.lists import Listed, Rows
 from promptcl.data.splits import Split, in_stored_order
 from promptcl.errors import UserError
 
-_LIST = re.compile(r"(?:^|.*[-_.])(train|test)(?:[-_]?list)?\.(?:txt|ya?ml)$", re.IGNORECASE)
+_LIST = re.compile(r"(?:^|.*[-_.])(train|test)(?:[-_]?list)?\.txt$|imagenet-r_(train|test)\.ya?ml$", re.IGNORECASE)
 _IMAGE = re.compile(r"(?:^|/)(?:(train|test)/)?(n\d{8})/[^/]+$")
 
 
 def load(config: DataConfig) -> Split:
     """The split of the lists, or of the folders, or the first 80 % of each class.
 
-    Raises UserError: no root, no images, one list without the other, a list with images that are not there.
+    Raises UserError: no root, no images, lists of two splits, one list without the other, images that are not there.
     """
     listed = Listed(config, "the folder imagenet-r or imagenet-r.tar")
-    lists = {m[1].lower(): m[0] for path in sorted(listed.tree.paths) if (m := _LIST.match(path.rpartition("/")[2]))}
+    found = [m for path in sorted(listed.tree.paths) if (m := _LIST.match(path.rpartition("/")[2]))]
+    lists = {(m[1] or m[2]).lower(): m[0] for m in found}
     if lists:
         if len(lists) < 2:
             raise UserError(
                 f"{listed.tree.where} has {min(lists.values())} alone; expected a list of train and of test"
             )
+        if len({m[0] for m in found}) > 2 or lists["train"].lower().replace("train", "test") != lists["test"].lower():
+            names = ", ".join(sorted({m[0] for m in found}))
+            raise UserError(f"{listed.tree.where} has lists of several splits ({names}); leave one train and one test")
         halves = {part: [row[:2] for row in listed.path_and_label(name)] for part, name in lists.items()}
         return listed.split(halves["train"], halves["test"], sorted({name for _, name in halves["train"]}))
     parts: dict[str, Rows] = {"train": [], "test": [], "": []}
