@@ -25,6 +25,8 @@ class AlignableOptions(AlignOptions):
 
     align_epochs: int = Field(default=0, ge=0)
     """Epochs, from the second task on, over what is drawn of all classes, which train the head alone; 0: none."""
+    align_lr: float = Field(default=0.0005, gt=0)
+    """Learning rate of the alignment, which falls to 0 by a half cosine; 0.01 is too fast for Adam (docs/log.md)."""
 
     def unread(self) -> dict[str, Unread]:
         """The kind of Gaussians, where there are none."""
