@@ -6,6 +6,7 @@ import io
 import pickle
 import sys
 import tarfile
+import zipfile
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,16 @@ def npz(file: Path, **changes: Any) -> DataConfig:
     kept = {key: array for key, array in (arrays | changes).items() if array is not None}
     np.savez_compressed(file, allow_pickle=True, **kept)
     return DataConfig(name="npz", root=str(file))
+
+
+@pytest.mark.parametrize("name", ["train_images", "train_labels"])
+def test_npz_with_a_member_that_is_no_array(name: str, tmp_path: Path) -> None:
+    npz(tmp_path / "a.npz")
+    with zipfile.ZipFile(tmp_path / "a.npz") as good, zipfile.ZipFile(tmp_path / "b.npz", "w") as bad:
+        for member in good.namelist():
+            bad.writestr(member, b"a text" if member == f"{name}.npy" else good.read(member))
+    with pytest.raises(UserError, match=rf"b\.npz is not a readable \.npz of plain arrays \({name} is no array\)"):
+        load_split(DataConfig(name="npz", root=str(tmp_path / "b.npz")))
 
 
 def test_npz_classes_are_numbers_or_names(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def _read(file: Path, key: str, optional: bool = False) -> Any:
         with np.load(file, allow_pickle=False) as arrays:
             if key in arrays:
                 array: npt.NDArray[Any] = arrays[key]
+                if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is none
+                    raise ValueError(f"{key} is no array")
                 return array
             keys = ", ".join(arrays)
     except UserError:
