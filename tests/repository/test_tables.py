@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import growth_many
@@ -13,6 +14,8 @@ import pytest
 import speed
 import steps
 import table
+
+from promptcl.experiments.metrics import task_inference
 
 
 def write_run(path: Path, seed: int, accuracy: float, **changes: Any) -> None:
@@ -44,6 +47,17 @@ def results(tmp_path: Path) -> Path:
 
 def test_the_pages_show_the_measured_results() -> None:
     assert table.main(["--check"]) == 0, "run: python benchmarks/table.py"
+
+
+@pytest.mark.parametrize("name", ["dualprompt", "hide"])
+def test_how_often_the_right_task_is_found_is_what_the_sentence_says(name: str) -> None:
+    folder = table.RESULTS / "methods"
+    (row,) = (row for row in table.read_rows(folder)[0] if row["row"] == name)
+    shares = []
+    for run in table.load_row(folder / name):
+        counts = [one["prompts"] for one in run["statistics"]["test"]]
+        shares.append(task_inference(counts))
+    assert f"{mean(share for share in shares if share is not None):.0f} %" in row["says"]
 
 
 def test_the_page_of_speed_shows_the_measured_results() -> None:
