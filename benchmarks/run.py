@@ -41,7 +41,7 @@ def main() -> int:
     rows, seeds = [row for row in rows if row["row"] in wanted], arguments.seeds.split(",")
     if common is not None:
         out = arguments.out / arguments.table
-        return compared(common, rows, seeds, folder, out, None if arguments.collect else program)
+        return compared(common, rows, seeds, folder, out, program, arguments.collect)
     failed = 0
     for row in rows:
         for seed in seeds:
@@ -59,23 +59,26 @@ def main() -> int:
 
 
 def compared(
-    common: str, rows: list[dict[str, str]], seeds: list[str], folder: Path, out: Path, program: list[str] | None
+    common: str,
+    rows: list[dict[str, str]],
+    seeds: list[str],
+    folder: Path,
+    out: Path,
+    program: list[str],
+    collect: bool,
 ) -> int:
-    """Compare the methods of which a result is missing, and keep what is finished; returns how many are not.
-
-    Without a program nothing is run, and what is finished is kept.
-    """
+    """Compare the methods of which a result is missing, and keep what is finished; returns how many are not."""
     missing = {(row["row"], seed): folder / row["row"] / f"{seed}.json" for row in rows for seed in seeds}
     missing = {key: kept for key, kept in missing.items() if not kept.exists()}
     methods = {row["row"]: row["method"] for row in rows if any(row["row"] == name for name, _ in missing)}
-    if methods and program is not None:
+    if methods and not collect:
         words = [*shlex.split(os.path.expandvars(common)), *methods.values(), "--seeds", ",".join(seeds)]
         command = [sys.executable, *program, "compare", *words, "--out", str(out), "--quiet"]
         subprocess.run(command, cwd=ROOT, check=False)
     for (row, seed), kept in missing.items():
         made = out / folder_of(methods[row]) / f"seed{seed}" / "results.json"
         if made.exists():
-            keep(made, kept, program is not None and program[0] != "-m")
+            keep(made, kept, program[0] != "-m")
     return sum(not kept.exists() for kept in missing.values())
 
 

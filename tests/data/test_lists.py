@@ -98,9 +98,15 @@ def test_imagenet_r_with_the_lists_of_coda_prompt(tmp_path: Path) -> None:
     "text",
     [
         *("data: [a.jpg]", "data: [a.jpg]\ntargets: []", "[", "- a", "data: 3\ntargets: 3", "data: [3]\ntargets: [3]"),
-        *('data: !!int ""', 'data: !!float ""', "data: !!timestamp 2021-99-99", "[" * 5000),
+        *(
+            'data: !!int ""',
+            'data: !!float ""',
+            "data: !!timestamp 2021-99-99",
+            "[" * 200_000,
+            "data: &a [a.jpg]\ntargets: *a",
+        ),
     ],
-    ids=repr,
+    ids=lambda text: repr(text[:30]),
 )
 def test_other_yaml_than_coda_prompts_is_refused(text: str, tmp_path: Path) -> None:
     folder = write(imagenet_r(tmp_path), {"imagenet-r_train.yaml": text, "imagenet-r_test.yaml": text})

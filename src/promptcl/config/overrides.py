@@ -16,14 +16,14 @@ _MAX_YAML = 100_000  # characters
 _MAX_DEPTH = 50  # brackets within brackets: the time of reading grows with the square of it
 
 
-def safe_yaml(text: str, words: bool = False) -> Any:
-    """Read plain data from YAML text; with `words`, each value as it is written: `on` and `2021` are texts.
+def safe_yaml(text: str, words: bool = False, most: int = _MAX_YAML) -> Any:
+    """Read plain data from YAML text of at most `most` characters; with `words`, values as written: `2021` is a text.
 
     Raises ValueError, which says at which line, for anything else, for text that is too long or nested too deep, and
     for aliases: a few lines of them make a billion values.
     """
-    if len(text) > _MAX_YAML:
-        raise ValueError(f": {len(text)} characters, at most {_MAX_YAML} are read")
+    if len(text) > most:
+        raise ValueError(f": {len(text)} characters, at most {most} are read")
     try:
         refused = _refused(text)
         value = None if refused else yaml.load(text, yaml.BaseLoader if words else yaml.SafeLoader)

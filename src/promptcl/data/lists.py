@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
-import yaml
-
 from promptcl.config import DataConfig
+from promptcl.config.overrides import safe_yaml
 from promptcl.data.archive import Tree, open_tree
 from promptcl.data.files import FileSource
 from promptcl.data.images import ImageSet
@@ -17,6 +16,7 @@ from promptcl.data.splits import Split
 from promptcl.errors import UserError
 from promptcl.runtime import disk
 
+_MOST = 20_000_000  # characters of a YAML list: some 400,000 images
 Rows: TypeAlias = "list[tuple[str, str]]"
 """Images of a split: the path in the tree, and the class."""
 
@@ -83,10 +83,10 @@ class Listed:
         """
         where, lines = f"{self.tree.where}/{self.file(name)}", self.lines(name)
         try:
-            found = yaml.load("\n".join(lines), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            found = safe_yaml("\n".join(lines), most=_MOST)
             pairs = zip(found["data"], found["targets"], strict=True)
             return [[one_spelling(path.strip()), str(label)] for path, label in pairs]
-        except Exception as error:  # beside YAMLError: tags whose values are none, nesting too deep
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{where} is no list of images, two lists `data` and `targets` of one length") from error
 
     def image(self, path: str, beside: str = "") -> str:
