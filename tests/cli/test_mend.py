@@ -42,6 +42,16 @@ def test_of_a_folder_that_grew_only_the_new_image_is_learned(shop: Path, digits:
     assert [task["images"] for task in tasks] == [{"cup": 8, "fork": 8}, {"cup": 1}, {"cup": 9, "fork": 8}]
 
 
+def test_another_form_of_its_accents_is_no_new_class(shop: Path, digits: list[ImageSet]) -> None:
+    write_folders(digits[0].renamed(["Caf\u00e9", "fork"]), shop.parent / "tuesday")
+    learned(shop, "tuesday")
+    image = next((shop.parent / "tuesday" / "fork").glob("*.png"))
+    result = call("correct", shop, image, "--class", "Cafe\u0301", "--trust")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert result.stdout.startswith("moved 1 image to Caf\u00e9 (1 from fork)\n")
+
+
 def test_what_is_left_out_is_said_even_quietly(shop: Path) -> None:
     monday = shop.parent / "monday"
     (monday / "cup" / "notes.txt").write_text("x")

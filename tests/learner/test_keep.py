@@ -88,6 +88,11 @@ def test_it_comes_back_from_a_store(stored: bool, backbone: Backbone, digits: li
     assert any(name.startswith("memory.picture.") for name in store.load(folder, trust=True).state) == stored
     for name, rows in whole.memory.kept.items():
         assert torch.equal(rows.nan_to_num(9), parts.memory.kept[name].nan_to_num(9))
+    if stored:  # also of some of the images
+        again = Learner.load(folder, backbone=backbone, trust=True).memory
+        assert again.images is not None
+        some = again.kept_of(again.images.select([5, 2]))
+        assert torch.equal(some["label"], again.kept["label"][[5, 2]])
 
 
 @pytest.mark.slow

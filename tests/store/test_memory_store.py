@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import make_config, write_folders
@@ -25,6 +26,8 @@ from promptcl.recipes.load import load_config
 from promptcl.store import files
 from promptcl.store.folder import KIND
 from promptcl.training import Memory, Trainer
+from promptcl.training import memory as memories
+from promptcl.training.memory import _png
 
 
 def settings(**memory: Any) -> Config:
@@ -107,6 +110,46 @@ def test_colour_and_large_images_come_back_as_they_were() -> None:
     assert all(torch.equal(again.images.image(i), memory.images.image(i)) for i in range(3))  # type: ignore[union-attr]
     again.add(memory.images, generator)  # type: ignore[arg-type]
     assert len(again) == 3  # known by their content
+    assert again.images is not None
+    assert memory.images is not None
+    assert not len(again.images.without(memory.images))
+
+
+def test_an_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again at each save: half a second for a photo, of which a memory may hold thousands."""
+    generator, encoded = torch.Generator(), list[torch.Tensor]()
+
+    def png(image: torch.Tensor) -> bytes:
+        encoded.append(image)
+        return _png(image)
+
+    monkeypatch.setattr(memories, "_png", png)
+    memory, again = Memory(2), Memory(2)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
+    memory.add(labelled(pixels[:2], ["a", "b"]), generator)
+    first = memory.tensors(["a", "b", "c"], images=True)
+    memory.add(labelled(pixels[2:], ["c", "c", "c"]), generator)
+    second = memory.tensors(["a", "b", "c"], images=True)
+    assert len(encoded) == 4
+    assert all(torch.equal(first[f"memory.picture.{i}"], second[f"memory.picture.{i}"]) for i in range(2))
+    again.restore(second, ["a", "b", "c"], 1)
+    third = again.tensors(["a", "b", "c"], images=True)
+    assert len(encoded) == 4
+    assert third.keys() == second.keys()
+    assert all(torch.equal(third[name], second[name]) for name in second)
+    older = {name: value for name, value in second.items() if name != "memory.contents"}
+    again.restore(older, ["a", "b", "c"], 1)
+    assert len(again) == 4
+
+
+def test_a_memory_holds_no_images_but_its_own() -> None:
+    """Arrays of thousands of images, of which one is kept, are let go."""
+    memory, generator = Memory(1), torch.Generator().manual_seed(0)
+    for seed in range(20):
+        pixels = np.random.default_rng(seed).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+        memory.add(labelled(pixels, ["a"] * 4), generator)
+    assert memory.images is not None
+    assert len(memory.images.sources) <= 2  # that of the image, and the one offered last
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,13 @@ def correct(
     if "-" in words:
         raise UserError("correct reads no image from stdin; write the path of a file")
     from promptcl import store as stores
+    from promptcl.data.names import one_spelling
     from promptcl.learner.learner import Learner
 
     found, _ = gather(words, data_of(settings, learns=True).cache_mb)
     with stores.lock(store):
         learner = Learner.load(store, settings, trust=trust)
-        warn_of_twins(learner.new([name]), learner.classes, store)
+        warn_of_twins(learner.new([one_spelling(name)]), learner.classes, store)
         calibrated = "calibration" in learner.notes
         done = learner.correct(found, name)
         if done.moved or done.learned:

@@ -135,6 +135,12 @@ class ImageSet:
             self._digests[row] = hashlib.sha256(self._source.content(row)).digest()
         return self._digests[row]
 
+    def known_as(self, digests: Sequence[bytes]) -> ImageSet:
+        """The same images, each with the digest of another stored form, as of the file that it was read from."""
+        view = self._view(self.classes, self.labels, self._rows)
+        view._digests = dict(zip(self._rows.tolist(), digests, strict=True))
+        return view
+
     def sha256(self) -> str:
         """SHA-256 over the class names, the labels and the stored form of every image, hexadecimal."""
         digest = hashlib.sha256(repr((self.classes, self.labels.tolist())).encode())
@@ -195,14 +201,16 @@ def concat(sets: Sequence[ImageSet]) -> ImageSet:
         inner, inner_N = [source], np.zeros(len(row_N), dtype=np.int64)
         if isinstance(source, MixedSource):  # taken apart, so that joining again and again nests no sources
             inner, inner_N, row_N = list(source.sources), source.which[row_N], source.rows[row_N]
-        for one in inner:
-            sources.setdefault(id(one), one)
+        for k in np.unique(inner_N).tolist():  # the others, of which no image is left, may go
+            sources.setdefault(id(inner[k]), inner[k])
         place = {key: i for i, key in enumerate(sources)}
-        which.append(np.array([place[id(one)] for one in inner], dtype=np.int64)[inner_N])
+        which.append(np.array([place.get(id(one), -1) for one in inner], dtype=np.int64)[inner_N])
         rows.append(row_N)
         labels.append(np.array([number[name] for name in images.classes], dtype=np.int64)[images.labels])
     mixed = MixedSource(list(sources.values()), np.concatenate(which), np.concatenate(rows))
     joint = ImageSet(mixed, classes, np.concatenate(labels))
+    known = [images._digests.get(int(row)) for images in sets for row in images._rows]
+    joint._digests = {row: digest for row, digest in enumerate(known) if digest is not None}
     joint.notes = tuple(dict.fromkeys(note for images in sets for note in images.notes))
     return joint
 

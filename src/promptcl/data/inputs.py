@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -26,6 +26,7 @@ ImageLike: TypeAlias = "str | Path | bytes | Image.Image | np.ndarray[Any, Any] 
 """A file, its content, a Pillow image, an array (H, W, 3) or a tensor (3, H, W): uint8, or float in [0, 1]."""
 ImagesLike: TypeAlias = "ImageSet | ImageLike | Sequence[ImageLike]"
 """One image or several in any form; a path may also be a folder or an archive."""
+Images = TypeVar("Images", bound=Sized)
 _MAX_SIDE = 512  # pixels: larger images are reduced
 
 
@@ -72,7 +73,7 @@ def labelled(images: ImagesLike, labels: LabelsLike | None = None, cache_mb: int
             raise UserError(f"{len(found)} images came with {len(numbers)} labels; give one class name for each")
         return found.labelled(classes, numbers)
     if isinstance(images, ImageSet):
-        return images
+        return some(images)
     if not isinstance(images, str | Path):
         raise UserError("these images have no labels; give labels=[...], or a folder with one folder for each class")
     return _class_folders(open_tree(disk.expanded(images), everything=True), cache_mb)
@@ -85,7 +86,7 @@ def unlabelled(images: ImagesLike, cache_mb: int = 2048) -> ImageSet:
     Raises UserError: nothing there, no images, an image of a wrong type, shape or range.
     """
     if isinstance(images, ImageSet):
-        return images
+        return some(images)
     if isinstance(images, str | Path):
         path = disk.expanded(images)
         if path.is_dir() or path.name.lower().endswith(ARCHIVES):
@@ -95,14 +96,20 @@ def unlabelled(images: ImagesLike, cache_mb: int = 2048) -> ImageSet:
         images = [images]
     elif isinstance(images, np.ndarray | Tensor):
         images = list(images) if images.ndim == 4 else [images]
-    if not len(images):
-        raise UserError("no images were given; expected at least one")
+    some(images)
     if all(isinstance(image, str | Path) for image in images):
         paths = [str(disk.expanded(str(image))) for image in images]
         if missing := next((path for path in paths if not Path(path).is_file()), None):
             raise UserError(f"{missing}: there is no such file; expected a {KINDS}, or a folder of them")
         return _unnamed(FileSource(paths, lambda path: disk.read(path, MAX_FILE), cache_mb=cache_mb))
     return _unnamed(_Given(images))
+
+
+def some(images: Images) -> Images:
+    """The same images. Raises UserError where there is none."""
+    if not len(images):
+        raise UserError("no images were given; expected at least one")
+    return images
 
 
 def _all_below(path: Path, cache_mb: int) -> ImageSet:

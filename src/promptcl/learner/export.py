@@ -117,6 +117,7 @@ def trace(learner: Learner) -> torch.export.ExportedProgram:
 
     Raises UserError: nothing learned, a method whose answers depend on neighbours or cannot be traced.
     """
+    learner.check_whole()
     if not learner.classes:
         raise UserError("this learner knows no class yet; learn a folder of images first")
     if learner.method.together > 1:

@@ -97,7 +97,7 @@ class Learner(Mending):
             UserError: as `store.save`, among them: the folder holds a learner that this one does not descend from.
                 Or the last `learn` did not end.
         """
-        self._check_whole()
+        self.check_whole()
         state = self.method.state_dict()
         if odd := next((name for name in state if name.startswith(store.OWN)), None):
             raise ValueError(f"the method has a member {odd}: optimizer, memory and images are names of the store")
@@ -111,7 +111,7 @@ class Learner(Mending):
 
     def _check(self, images: ImageSet) -> None:
         """Refuse what cannot be learned before anything changes."""
-        self._check_whole()
+        self.check_whole()
         check_names(images.classes)
 
     def _restore(self, saved: Saved) -> None:

@@ -11,6 +11,7 @@ import torch
 from promptcl.config.extensions import builtin_names
 from promptcl.config.messages import did_you_mean
 from promptcl.data import ImageSet
+from promptcl.data.checked import check_images
 from promptcl.data.inputs import ImagesLike, unlabelled
 from promptcl.data.names import one_spelling
 from promptcl.errors import UserError
@@ -35,7 +36,7 @@ class Mending(Story):
 
         Raises UserError: a class it does not know; a method that has not kept what each image added.
         """
-        self._check_whole()
+        self.check_whole()
         gone = list(dict.fromkeys(self._spelled(name) for name in names_of(names)))
         if not gone:
             raise UserError("forget was given no class; name at least one")
@@ -54,7 +55,7 @@ class Mending(Story):
         Raises UserError: a class it does not know, a name that cannot be; two classes to join, and a method that has
         not kept what each image added.
         """
-        self._check_whole()
+        self.check_whole()
         old, new = self._spelled(old), one_spelling(new)
         self._check_known([old])
         check_names([new])
@@ -80,7 +81,7 @@ class Mending(Story):
 
         Raises UserError: nothing was learned; a method that has not kept what each image added.
         """
-        self._check_whole()
+        self.check_whole()
         if not self.history:
             raise UserError("this learner has learned nothing that could be undone; learn a folder of images first")
         last = self.history[-1]
@@ -98,7 +99,7 @@ class Mending(Story):
         Raises UserError: an image or a name that cannot be; images to move, and a method that has not kept what each
         added; images that may be among those of a task whose images are not known.
         """
-        self._check_whole()
+        self.check_whole()
         name = one_spelling(name)
         check_names([name])
         images = unlabelled(images, self.config.data.cache_mb)
@@ -110,6 +111,8 @@ class Mending(Story):
                 f"{images.name(fresh[0])} may have been learned by an older promptcl, which did not note images; "
                 "to learn it now, give it in a folder to promptcl learn"
             )
+        left = images.select(fresh).labelled([name], np.zeros(len(fresh), dtype=np.int64))
+        check_images(left, data=self.config.data)  # before anything is moved
         before = Counter(other for digest in wrong for other in learned[digest] if other != name)
         gone: list[str] = []
         if wrong:
@@ -121,7 +124,6 @@ class Mending(Story):
         known = len(places) - len(wrong) - len(fresh)
         if not fresh:
             return Correction(name, dict(before), len(wrong), known, None, 0, gone)
-        left = images.select(fresh).labelled([name], np.zeros(len(fresh), dtype=np.int64))
         return Correction(name, dict(before), len(wrong), known, self._take_in(left, "correction"), len(fresh), gone)
 
     def sift(self, images: ImageSet) -> Sifted:
@@ -159,7 +161,9 @@ class Mending(Story):
             self.method.mend(flat, len(classes))
         self.method.to(self.device).eval()
         self.memory.mend(self._fate(wanted), {})
-        self.ledger.relabel(labels, [bool(record.images) for record in history])
+        stay = [bool(record.images) for record in history]
+        self.ledger.relabel(labels, stay)
+        self._forget_depths(stay)
         self.history, self.classes = [record for record in history if record.images], classes
         self.notes.pop("calibration", None)  # what held-out images of before have measured
         self._recalibrate()
@@ -183,7 +187,8 @@ class Mending(Story):
         self.memory.clear()
         self.ledger.tasks.clear()
         self.classes, self.history, self.moments = [], [], {}
-        self.notes.pop("calibration", None)
+        for name in ("calibration", "depths", "depth"):
+            self.notes.pop(name, None)
         self._whole = True
 
     def _recalibrate(self) -> dict[str, tuple[int, int]]:

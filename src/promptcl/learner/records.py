@@ -112,11 +112,11 @@ def answer_row(name: str, answer: Prediction | None, error: str | None) -> dict[
 
 
 def by_class(images: ImageSet, right_N: Tensor) -> dict[str, tuple[int, int]]:
-    """Count the images of each class that were answered right, and all its images."""
+    """Count the images of each class that were answered right, and all its images; not of a class that has none."""
     classes = len(images.classes)
     all_C = np.bincount(images.labels, minlength=classes)
     right_C = np.bincount(images.labels[right_N.cpu().numpy()], minlength=classes)
-    return {name: (int(r), int(n)) for name, r, n in zip(images.classes, right_C, all_C, strict=True)}
+    return {name: (int(r), int(n)) for name, r, n in zip(images.classes, right_C, all_C, strict=True) if n}
 
 
 def one_class(classes: Sequence[str], tested: Sequence[str]) -> list[str]:

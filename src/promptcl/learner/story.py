@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ class Story(ABC):
     _whole: bool
     """False while something is learned or changed, and for good where that did not end."""
 
-    def _check_whole(self) -> None:
+    def check_whole(self) -> None:
+        """Raise UserError where a `learn` was interrupted."""
         if not self._whole:
             raise UserError("this learner was interrupted while it learned: expected a whole one, load it again")
 
@@ -75,18 +77,35 @@ class Story(ABC):
         check_images(images, data=self.config.data)
         if (bits := depth_of(images)) in (None, before):
             return []
-        self.notes["depth"] = bits
+        self.notes["depths"] = [*self._depths, [len(self.history), bits]]
         was = f", so far they were taken for {before} bits" if before else ""
         return [f"images of more than 8 bits are taken for {bits} bits, which hold their largest value{was}"]
 
     @property
     def _depth(self) -> int | None:
         """The depth of images that hold more than 8 bits, in what was learned so far."""
-        bits = self.notes.get("depth")
-        return bits if isinstance(bits, int) and 8 <= bits <= 16 else None
+        return self._depths[-1][1] if self._depths else None
+
+    @property
+    def _depths(self) -> list[list[int]]:
+        """From which task on such images are taken for how many bits: pairs, of the tasks learned so far."""
+        found = self.notes.get("depths", [[0, self.notes.get("depth")]])  # one number in stores of an older promptcl
+        pairs = [pair for pair in found if isinstance(pair, list)] if isinstance(found, list) else []
+        sound = [pair for pair in pairs if [type(value) for value in pair] == [int, int] and 8 <= pair[1] <= 16]
+        return [pair for pair in sound if 0 <= pair[0] < len(self.history)]
+
+    def _forget_depths(self, stay: Sequence[bool]) -> None:
+        """Number the tasks anew of which some do not `stay`, and forget what no task is left to know of."""
+        before = [0, *accumulate(stay)]  # of each task: how many before it stay
+        if self._depths:
+            self.notes["depths"] = [[before[t], bits] for t, bits in self._depths if before[t] < before[-1]]
 
     def as_learned(self, images: ImageSet) -> ImageSet:
-        """The images, those of more than 8 bits taken for as deep as those that were learned."""
+        """The images, those of more than 8 bits taken for as deep as those that were learned.
+
+        Raises UserError: a `learn` was interrupted, so that there is no answer to them.
+        """
+        self.check_whole()
         assume_depth(images, self._depth)
         return images
 

@@ -24,6 +24,7 @@ from promptcl.training.batches import Batches, TrainBatch
 from promptcl.training.exchange import Exchange
 from promptcl.training.memory import Replay
 from promptcl.training.optim import Moments, effective_lr, load_moments, make_optimizer, make_schedule, moments_of
+from promptcl.training.state import state_of
 
 
 class Progress(Protocol):
@@ -243,16 +244,12 @@ class Trainer:
                 f"lower the learning rate, e.g. train.lr={self.config.train.lr / 10:g}"
             )
 
-    def _state(self) -> dict[str, Tensor]:
-        """Parameters and all buffers of the method, also those that a state dict leaves out."""
-        return {**dict(self.method.named_parameters()), **dict(self.method.named_buffers())}
-
     def _keep(self, run: Run, finished: bool) -> None:
         """Write the checkpoint, one for all processes."""
         checkpoint = self.checkpoint
         if checkpoint is None:
             return
-        tensors = {f"method.{name}": value for name, value in self._state().items()}
+        tensors = {f"method.{name}": value for name, value in state_of(self.method).items()}
         tensors |= {f"stats.{name}": value for name, value in self.method.stats.tensors().items()}
         numbers: dict[str, Any] = {"done": run.done}
         if not finished or self.carried is not None:
@@ -270,7 +267,7 @@ class Trainer:
         tensors, numbers = found
         try:
             with torch.no_grad():
-                for name, value in self._state().items():
+                for name, value in state_of(self.method).items():
                     if tensors[f"method.{name}"].shape != value.shape:  # which copy_ might broadcast
                         raise ValueError(f"the shape of {name}")
                     value.copy_(tensors[f"method.{name}"])

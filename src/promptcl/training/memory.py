@@ -51,6 +51,7 @@ class Memory:
         self._digests: list[bytes] = []
         self._fresh = np.zeros(0, dtype=bool)  # True for images that have no row in `kept` yet
         self._waiting: dict[str, Tensor] = {}  # `kept` of a store without images, until they are added again
+        self._files: dict[bytes, Tensor] = {}  # PNG files of images that were saved before, by their digests
 
     def __len__(self) -> int:
         """Number of images held."""
@@ -198,11 +199,16 @@ class Memory:
         if self.images is None or not images:
             return kept
         number = [classes.index(name) for name in self.images.classes]
+        contents = [self.images.digest(i) for i in range(len(self))]
+        for i in (i for i, one in enumerate(contents) if one not in self._files):
+            self._files[contents[i]] = _bytes(_png(self.images.image(i)))
+        self._files = {one: self._files[one] for one in contents}
         return {
-            **{f"memory.picture.{i}": _bytes(_png(self.images.image(i))) for i in range(len(self))},
+            **{f"memory.picture.{i}": self._files[one] for i, one in enumerate(contents)},
             "memory.labels": torch.tensor([number[k] for k in self.images.labels]),
             "memory.draws": torch.from_numpy(self._draws),
             "memory.digests": _bytes(b"".join(self._digests)).view(-1, 32),
+            "memory.contents": _bytes(b"".join(contents)).view(-1, 32),
             **kept,
         }
 
@@ -220,7 +226,10 @@ class Memory:
             "memory.labels": ((n,), torch.int64),
             "memory.draws": ((n,), torch.float64),
             "memory.digests": ((n, 32), torch.uint8),
+            "memory.contents": ((n, 32), torch.uint8),
         }
+        if "memory.contents" not in own:  # of an older promptcl
+            del wanted["memory.contents"]
         kept = {name: tensor for name, tensor in own.items() if name.startswith("memory.kept.")}
         wanted |= {file: ((own[file].numel() if file in own else 0,), torch.uint8) for file in files}
         wanted |= {name: ((n, *tensor.shape[1:]), torch.float32) for name, tensor in kept.items()}
@@ -232,6 +241,10 @@ class Memory:
         self.kept = {name.removeprefix("memory.kept."): tensor for name, tensor in kept.items()}
         self._draws = own["memory.draws"].numpy()
         self._digests = [row.tobytes() for row in own["memory.digests"].numpy()]
+        if "memory.contents" in own:
+            contents = [row.tobytes() for row in own["memory.contents"].numpy()]
+            self.images = self.images.known_as(contents)
+            self._files = {one: own[file] for one, file in zip(contents, files, strict=True)}
         self._fresh = np.zeros(n, dtype=bool)
 
 
