@@ -124,6 +124,15 @@ class Bench:
         return learner
 
     @cached_property
+    def able_story(self) -> tuple[Learner, list[Tensor]]:
+        """A learner of both pairs on the ViT that knows digits, and its logits for each pair just after learning it."""
+        learner, said = self.learner(able=True, train={"epochs": 4}), []
+        for images, test in zip(self.train, self.test, strict=True):
+            learner.learn(images)
+            said.append(self.answers(learner, test))
+        return learner, said
+
+    @cached_property
     def whole(self) -> Learner:
         """A learner of both pairs, to look at and not to change."""
         return self.learned()
