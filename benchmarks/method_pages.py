@@ -1,8 +1,8 @@
 """Write a page for each method, docs/methods/NAME.md: `python benchmarks/method_pages.py`; with `--check` only compare.
 
 What it is comes from the docstring of its file; what enters the blocks from a pass of a small ViT of six blocks after
-two tasks; options from their docstrings; where it differs and what is published from the heads of its recipes; numbers
-from benchmarks/results, with what is said of a row in rows.yaml (`says`).
+two tasks; options from their docstrings; commands, where it differs and what is published from the heads of its
+recipes; numbers from benchmarks/results, with what is said of a row in rows.yaml (`says`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from promptcl.recipes import available, load_config
 
 PAGES = ROOT / "docs" / "methods"
 RECIPES = ROOT / "src" / "promptcl" / "recipes"
+PAPER = {file.parent.name for file in RESULTS.glob("paper/*/rows.yaml")}
 Numbers = dict[str, list[tuple[str, str, list[dict[str, Any]], str]]]
 
 
@@ -158,7 +159,7 @@ def options_of(options: type[Section]) -> str:
 
 
 def recipes_of(name: str) -> list[str]:
-    """What the heads of the recipes of a method say of sources, numbers and differences."""
+    """What the heads of the recipes of a method say of sources, commands, numbers and differences."""
     found = []
     for file in sorted(RECIPES.glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
@@ -166,8 +167,9 @@ def recipes_of(name: str) -> list[str]:
         if section.get("name") != name:
             continue
         head = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
-        fields = re.split(r" (?=(?:Source|Expected|Differs from the paper in): )", " ".join(head))
-        kept = [re.split(r" (?=(?:Command|Time|Hardware|Rehearsal[^:]*): )", field)[0] for field in fields[1:]]
+        head = [as_code(line) if line.startswith("Command: ") else line for line in head]
+        fields = re.split(r" (?=(?:Source|Command|Expected|Differs from the paper in): )", " ".join(head))
+        kept = [re.split(r" (?=(?:Time|Hardware|Rehearsal[^:]*): )", field)[0] for field in fields[1:]]
         found += [
             f"## Recipe `{file.stem}`",
             *(f"*{one.partition(': ')[0]}*: {one.partition(': ')[2]}" for one in kept),
@@ -175,21 +177,28 @@ def recipes_of(name: str) -> list[str]:
     return found
 
 
+def as_code(line: str) -> str:
+    """A line `Command: promptcl ...  (more)` with the command as code, ended by a stop."""
+    command, _, more = line.removeprefix("Command: ").partition("  ")
+    return f"Command: `{command}` {more.strip()}".rstrip() + "."
+
+
 def measured() -> Numbers:
-    """Of each method the rows of all tables: table, label, runs, what is said of it."""
+    """Of each method the rows of all tables, those of paper/ too: table, label, runs, what is said of it."""
     found: Numbers = {}
-    for folder in sorted(path.parent for path in RESULTS.glob("*/rows.yaml")):
+    for folder in sorted(path.parent for path in RESULTS.rglob("rows.yaml")):
         for row in read_rows(folder)[0]:
             if not (folder / row["row"]).exists():  # a comparison may have rows that are still to be measured
                 continue
             runs = load_row(folder / row["row"])
             method = runs[0]["config"]["method"]["name"]
-            found.setdefault(method, []).append((folder.name, row["label"], runs, row.get("says", "")))
+            label = row.get("label") or f"`{row['method']}`"
+            found.setdefault(method, []).append((folder.name, label, runs, row.get("says", "")))
     return found
 
 
 def numbers_of(rows: list[tuple[str, str, list[dict[str, Any]], str]]) -> list[str]:
-    """The rows of the tables of docs/results.md that are of a method, and what is said of them."""
+    """The rows of all tables that are of a method, and what is said of them."""
     if not rows:
         return ["Not measured here."]
     lines = [
@@ -201,7 +210,10 @@ def numbers_of(rows: list[tuple[str, str, list[dict[str, Any]], str]]) -> list[s
         cells = [spread([run.get(key) for run in runs]) for key in keys]
         lines.append(f"| {table} | {label} | {' | '.join(cells)} | {len(runs)} |")
     says = list(dict.fromkeys(said for *_, said in rows if said))
-    return ["\n".join(lines), "Commands and protocols: [results.md](../results.md).", *says]
+    tables = {table for table, *_ in rows}
+    pages = ["[results.md](../results.md)"] if tables - PAPER else []
+    pages += ["[paper-tables.md](../paper-tables.md) (`l2p-table...`)"] if tables & PAPER else []
+    return ["\n".join(lines), f"Commands and protocols: {', '.join(pages)}.", *says]
 
 
 if __name__ == "__main__":

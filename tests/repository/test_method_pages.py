@@ -21,3 +21,13 @@ def test_a_drawing_shows_what_was_inserted() -> None:
     blocks = "blocks 0-4   4 rows of keys and values in front\n        block 5      as pre-trained"
     assert pages.drawing("coda") == f"pass 1  blocks 0-5   as pre-trained\npass 2  {blocks}"
     assert pages.drawing("apt") == "blocks 0-5   changed: k, v"
+
+
+def test_rows_of_the_papers_tables_stand_on_the_pages() -> None:
+    tables = {name: {table for table, *_ in rows} for name, rows in pages.measured().items()}
+    assert {"l2p-table1-lite", "l2p-table3-lite", "l2p-table4-lite"} <= tables["ewc"]
+
+
+def test_the_command_of_a_recipe_is_code() -> None:
+    assert pages.as_code("Command: promptcl train x") == "Command: `promptcl train x`."
+    assert pages.as_code("Command: promptcl train    (or: y)") == "Command: `promptcl train` (or: y)."
