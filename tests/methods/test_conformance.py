@@ -6,9 +6,12 @@ from typing import Any
 
 import broken_methods
 import pytest
-from helpers import REMEMBERS
+from helpers import REMEMBERS, make_config
 
 from promptcl import testing
+from promptcl.backbone.vit import Backbone
+from promptcl.errors import UserError
+from promptcl.learner.learner import Learner
 from promptcl.methods._base import Method
 from promptcl.recipes import available
 from promptcl.testing import check_method
@@ -127,3 +130,18 @@ def test_options_inherit_their_docstrings() -> None:
 
 def test_a_class_has_a_name_that_is_found_again() -> None:
     assert named(broken_methods.Peeks) == named(broken_methods.Peeks) != named(broken_methods.Forgets)
+
+
+def test_who_learns_without_boundaries_and_who_is_refused(backbone: Backbone) -> None:
+    """As docs/methods.md has it; those that are refused are so before anything is learned."""
+    learn = {"anacp", "ranpac"}  # which adapt nothing by default
+    learn |= {"derpp", "er", "finetune", "gdumb", "l2p", "l2p_prefix", "linear", "ncm", "oneprompt", "ridge", "vq"}
+    able = set()
+    for name in available("methods"):
+        config = make_config(scenario="gaussian", method={"name": name}, **REMEMBERS.get(name, {}))
+        try:
+            Learner(config, backbone)
+            able.add(name)
+        except UserError as error:
+            assert "where tasks end" in str(error), name
+    assert able == learn

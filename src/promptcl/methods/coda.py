@@ -63,8 +63,8 @@ class Model(Alignable):
 
     def grow(self, task: TaskView) -> None:
         """Freeze the components of the last task, draw new ones and append head rows."""
-        o = self.options
-        adds = o.max_tasks is None or task.index < o.max_tasks  # refuses a stream without boundaries
+        index, o = task.index, self.options  # refuses a stream without boundaries
+        adds = o.max_tasks is None or index < o.max_tasks
         self.components.grow(o.components if adds else 0, task.generator)
         self.grow_head(task)
 
