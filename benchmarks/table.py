@@ -26,6 +26,7 @@ import yaml
 from promptcl.config.schema import Config
 from promptcl.experiments.metrics import mean_std
 from promptcl.methods._base import load_method
+from promptcl.recipes import available
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -146,6 +147,9 @@ def load_row(folder: Path) -> list[Results]:
         results = json.loads(path.read_text(encoding="utf-8"))
         # Completed: a setting that is newer than the run had its default.
         config = Config.model_validate(results["config"]).model_dump(mode="json")
+        if config["method"]["name"] in available("methods"):  # not one that is gone
+            options = load_method(config["method"]["name"]).Options()
+            config["method"] = {**options.model_dump(mode="json"), **config["method"]}
         seed = config.pop("seed")
         if seed in seeds:
             raise TableError(f"{path}: seed {seed} is there twice")
