@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from promptcl.config import Config
 from promptcl.errors import UserError
 from promptcl.experiments import seeds as repeat
-from promptcl.experiments.metrics import mean_std
+from promptcl.experiments.metrics import mean_std, speed
 from promptcl.experiments.progress import Ui
 from promptcl.experiments.run import write_atomically
 from promptcl.methods._base import load_method
@@ -103,13 +103,6 @@ def row(entry: Entry, results: Sequence[dict[str, Any]]) -> Row:
     for name, most in (("trained_parameters", max), ("stored_bytes", max), ("memory_images", max)):
         made[name] = most((one.get(name) or 0 for one in results), default=None)
     for kind in ("train", "eval"):
-        made[f"{kind}_images_per_second"] = statistics.mean(speed(one, kind) for one in results) if results else None
+        made[f"{kind}_images_per_second"] = speed([one["tasks"] for one in results], kind)
     made["seconds"] = statistics.mean(one["seconds"] for one in results) if results else None
     return made | {"learned": learned, "passes": passes} | ({"published": entry.published} if entry.published else {})
-
-
-def speed(results: dict[str, Any], kind: str) -> float:
-    """Images a second over all tasks; `kind` is train or eval."""
-    tasks = results["tasks"]
-    images, seconds = (sum(task[f"{kind}_{what}"] for task in tasks) for what in ("images", "seconds"))
-    return float(images / seconds)
