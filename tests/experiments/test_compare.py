@@ -14,6 +14,7 @@ import pytest
 from helpers import ENVIRONMENT, TINY_VIT, good, refused, start
 
 from promptcl.cli.compare import entries, folder_of, split
+from promptcl.cli.options import split_arguments
 from promptcl.errors import UserError
 from promptcl.recipes.load import load_config, of_another
 
@@ -68,6 +69,23 @@ def test_each_method_runs_with_each_seed() -> None:
 def test_bad_settings_are_refused_before_anything_is_run(tmp_path: Path) -> None:
     assert "did you mean method.length" in refused("compare", "demo", "ncm", "coda method.lenght=8", cwd=tmp_path)
     assert "cuda1" in refused("compare", "demo", "ncm", "cuda1", cwd=tmp_path)
+
+
+def test_a_quote_without_its_end_in_a_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text('compare:\n  - {method: ncm, also: "data.root=\'my"}\n')
+    said = refused("compare", str(tmp_path / "mine.yaml"), cwd=tmp_path)
+    assert "expected a method, and settings in matching quotes" in said
+
+
+def test_a_setting_longer_than_the_name_of_a_file_is_a_setting(store: Path, folders: Path, tmp_path: Path) -> None:
+    long = f"tasks=[{','.join(['1'] * 141)}]"
+    assert split(["lite", "ncm", long]) == ("lite", ["ncm"], [long])
+    assert split_arguments([long]) == ("demo", [long])
+    with pytest.raises(UserError, match="not one of the methods"):
+        of_another(load_config("lite"), 300 * "n", [])
+    assert f"{long}: a finished run has no settings to change" in refused("report", tmp_path, long, cwd=tmp_path)
+    image = next((folders / "test").rglob("*.png"))
+    assert "is not read where nothing is learned" in refused("predict", store, image, long, cwd=tmp_path)
 
 
 @pytest.mark.slow

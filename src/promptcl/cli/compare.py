@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import sys
@@ -85,7 +86,7 @@ def split(arguments: list[str]) -> tuple[str, list[str], list[str]]:
 
     Raises UserError for no method, one that cannot be read, or one twice.
     """
-    settings = [text for text in arguments if "=" in "".join(text.split()[:1]) and not Path(text).is_file()]
+    settings = [text for text in arguments if "=" in "".join(text.split()[:1]) and not os.path.isfile(text)]
     words = [text for text in arguments if text not in settings]
     if len(words) == 1:
         from promptcl.recipes.load import compared
@@ -115,7 +116,7 @@ def entries(
     listed, made = {row.method: row for row in compared(recipe)}, []
     for text in methods:
         row = listed.get(text, Compared(method=text))
-        name, *changes = [*words_of(text), *shlex.split(row.also)]
+        name, *changes = words_of(f"{text} {row.also}")
         configs = [of_another(base, name, [*changes, *seed], own, trust) for seed in numbers]
         made.append(Entry(text, folder_of(text), configs, row.published))
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,7 @@ def of_another(base: Config, name: str, overrides: Sequence[str], own: bool = Fa
     its recipe does. What `base` says and this method does not read is passed over. Raises UserError as `load_config`.
     """
     data, recipes = base.model_dump(mode="json"), available("recipes")
-    recipe = next((one for one in (name, name.replace("_", "-")) if one in recipes or Path(one).is_file()), None)
+    recipe = next((one for one in (name, name.replace("_", "-")) if one in recipes or os.path.isfile(one)), None)
     if name != base.method["name"] or own:
         data["method"] = {"name": name}
         if recipe is not None:
