@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import re
 import shlex
 import sys
@@ -60,10 +63,16 @@ def train(
 
         configs = [load_config(recipe, overrides + one, trust) for one in seed_settings(seeds, overrides)]
         seed = None if seeds else configs[0].seed
-        folder = processes.on_first(lambda: resume or out or free_folder(recipe, seed))
+        folder = processes.on_first(lambda: resume or out or claim_folder(recipe, seed))
         flags = [flag for flag, given in (("--tensorboard", tensorboard), ("--trust", trust)) if given]
         again = [*flags, "--resume"] if seeds is None else [*(arguments or []), "--seeds", seeds, *flags, "--out"]
-        run(configs, folder, again, resume=resume is not None, quiet=quiet, tensorboard=tensorboard)
+        try:
+            run(configs, folder, again, resume=resume is not None, quiet=quiet, tensorboard=tensorboard)
+        finally:
+            if not (resume or out or processes.rank()):
+                with contextlib.suppress(OSError):  # it stays where something was written
+                    folder.rmdir()
+                    folder.parent.rmdir()
 
 
 def run(configs: list[Config], folder: Path, again: list[str], resume: bool, quiet: bool, tensorboard: bool) -> None:
@@ -146,15 +155,19 @@ def check_resume(folder: Path, given: list[str], trust: bool) -> None:
         raise UserError(f"--resume {folder}: expected the folder of an interrupted run, there is no config.yaml in it")
 
 
-def free_folder(recipe: str, seed: int | None) -> Path:
-    """A folder that does not exist: runs/RECIPE-seedSEED (-seeds for several), with -2, -3, ... where that is taken."""
+def claim_folder(recipe: str, seed: int | None) -> Path:
+    """Make a new folder: runs/RECIPE-seedSEED (-seeds for several), with -2, -3, ... where that is taken."""
     path = Path(recipe)
     # A run is repeated from its own config.yaml: its folder has the telling name.
     name = path.resolve().parent.name if path.name == "config.yaml" else path.stem
     name = re.sub(r"-seed\d+(-\d+)?$", "", name)
-    folder = first = Path("runs") / f"{name}-seed{'s' if seed is None else seed}"
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
+    first = Path("runs") / f"{name}-seed{'s' if seed is None else seed}"
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            folder.mkdir(parents=True)  # of two processes that look for one, one gets it
+            break
+        except FileExistsError:
+            if not os.path.lexists(folder):  # `runs` is in the way
+                raise
     return folder

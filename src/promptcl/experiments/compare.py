@@ -11,12 +11,11 @@ from typing import Any, Protocol
 
 from promptcl.config import Config
 from promptcl.errors import UserError
+from promptcl.experiments import files
 from promptcl.experiments import seeds as repeat
 from promptcl.experiments.metrics import mean_std, speed
 from promptcl.experiments.progress import Ui
-from promptcl.experiments.run import write_atomically
 from promptcl.methods._base import load_method
-from promptcl.runtime import disk
 
 FILE = "compare.json"
 """File with a row for each method, in the folder of the comparison."""
@@ -71,22 +70,18 @@ def run(entries: Sequence[Entry], out: Path, shown: Shown) -> list[Row]:
         folder = out / entry.folder
         try:
             repeat.run(entry.configs, folder, _ui_of(entry, shown))
-            rows.append(row(entry, [_results(folder / f"seed{config.seed}") for config in entry.configs]))
+            rows.append(row(entry, [files.read(folder / f"seed{config.seed}") for config in entry.configs]))
         except UserError as error:
             if not any(folder.glob("seed*/config.yaml")):  # nothing was begun: data, weights or settings are bad
                 raise
             rows.append(row(entry, []) | {"failed": str(error)})
         shown.row(rows[-1])
-        write_atomically(out / FILE, json.dumps(rows, indent=1) + "\n")
+        files.write_atomically(out / FILE, json.dumps(rows, indent=1) + "\n")
     return rows
 
 
 def _ui_of(entry: Entry, shown: Shown) -> Callable[[Path], Ui]:
     return lambda folder: shown.ui(entry, int(folder.name.removeprefix("seed")))
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    return json.loads(disk.read(folder / "results.json", 2**28))  # type: ignore[no-any-return]
 
 
 def row(entry: Entry, results: Sequence[dict[str, Any]]) -> Row:
