@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,46 @@ def test_each_method_runs_with_each_seed() -> None:
     assert [[config.seed for config in entry.configs] for entry in made] == [[3, 1], [3, 1]]
     assert {config.tasks for entry in made for config in entry.configs} == {5}
     assert [config.train.lr for config in made[1].configs] == [0.01, 0.01]
+
+
+def test_a_setting_of_all_is_refused_where_no_method_reads_it(tmp_path: Path) -> None:
+    made = entries("lite", ["er", "ncm"], ["memory.per_class=20", "seed=7"], None, own=False, trust=False)
+    assert [entry.configs[0].memory.per_class for entry in made] == [20, 20]  # although that of the recipe reads none
+    (tmp_path / "mine.yaml").write_text("method: ncm\nmemory: {per_class: 20}\n")
+    (er,) = entries(str(tmp_path / "mine.yaml"), ["er"], ["train.epochs=3"], None, own=True, trust=False)
+    assert (er.configs[0].memory.per_class, er.configs[0].train.epochs) == (20, 3)  # and not the epochs of its recipe
+    for setting, message in [
+        ("memory.per_class=20", r"memory\.per_class=20: none of the methods \(ncm, ridge\) reads it; leave it out"),
+        ("gaussian.sigma=3", r"gaussian\.sigma=3\.0 is not read with scenario=class"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            entries("lite", ["ncm", "ridge"], [setting], None, own=False, trust=False)
+
+
+@pytest.mark.slow
+def test_a_method_that_cannot_be_made_is_refused_before_any_is_run(tmp_path: Path) -> None:
+    for wrong, message in [
+        ("coda method.layers=[99]", "coda method.layers=[99]: the method's options name layer 99"),
+        ("ridge tasks=11", "tasks=11"),
+        ("ridge data.root=x.npz data.name=npz", "x.npz"),
+        ("ridge backbone.name=none", "none"),
+    ]:
+        assert message in refused("compare", "demo", "ncm", wrong, *FEW[:-1], cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_bad_image_of_one_method_stops_no_other(folders: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(folders / "second", tmp_path / "set" / part)
+    min((tmp_path / "set" / "train").rglob("*.png")).write_bytes(b"no image")
+    words = ["ncm", "ridge data.name=folder data.root=set", "ncm seed=3"]
+    result = start("compare", "demo", *words, *FEW[:-1], "--out", "o", "--quiet", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    rows = json.loads((tmp_path / "o" / "compare.json").read_text())
+    assert ["failed" in row for row in rows] == [False, True, False]
+    alone = start("compare", "demo", words[1], *FEW[:-1], "--out", "p", "--quiet", cwd=tmp_path)
+    assert alone.returncode == 2
+    assert not list((tmp_path / "p").rglob("*"))
 
 
 def test_bad_settings_are_refused_before_anything_is_run(tmp_path: Path) -> None:

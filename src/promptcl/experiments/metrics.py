@@ -116,7 +116,8 @@ def speed(runs: Sequence[Sequence[Mapping[str, Any]]], kind: str) -> float | Non
     """
     rates: list[float | None] = []
     for tasks in runs:
-        images, seconds = ([task.get(f"{kind}_{what}") for task in tasks] for what in ("images", "seconds"))
+        images: list[Any] = [task.get(f"{kind}_images") for task in tasks]
+        seconds: list[Any] = [task.get(f"{kind}_seconds") for task in tasks]
         known = None not in images and None not in seconds and sum(seconds) > 0
         rates.append(sum(images) / sum(seconds) if known else None)
     found = mean_std(rates)
