@@ -66,8 +66,7 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         if not config.memory.store:  # then the images of the memory come from the data
             for t, task in enumerate(tasks[: len(learner.history)]):
                 learner.remember(task.train, t)
-        before = done["seconds"]
-        left = list(enumerate(tasks))[len(learner.history) :]
+        before, left = done["seconds"], list(enumerate(tasks))[len(learner.history) :]
         for t, task in left:
             before += _learn(t, task, stream, learner, out / STORE, done, ui)
             if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
