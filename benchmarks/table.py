@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from promptcl.config.schema import Config
-from promptcl.experiments.metrics import mean_std
+from promptcl.experiments.metrics import mean_std, speed
 from promptcl.methods._base import load_method
 from promptcl.recipes import available
 
@@ -165,7 +165,7 @@ def load_row(folder: Path) -> list[Results]:
 def cells(runs: list[Results]) -> list[str]:
     """The cells of a row after its label."""
     devices = sorted({run["device"] for run in runs})
-    speeds = [f"{statistics.mean(speed(run, kind) for run in runs):,.0f}" for kind in ("train", "eval")]
+    speeds = [rate(runs, kind) for kind in ("train", "eval")]
     return [
         *(spread([run[key] for run in runs]) for key in ("average_accuracy", "forgetting", "learning_accuracy")),
         str(len(runs)),
@@ -178,7 +178,7 @@ def compared_cells(runs: list[Results], machine: str) -> list[str]:
     """The cells of a row of a comparison after its label; times are of the quickest run on that kind of machine."""
     keys = ("average_accuracy", "average_incremental_accuracy", "forgetting")
     timed = quickest(runs, machine)
-    speeds = [f"{speed(timed, kind):,.0f}" for kind in ("train", "eval")] if timed else []
+    speeds = [rate([timed], kind) for kind in ("train", "eval")] if timed else []
     passes = load_method(runs[0]["config"]["method"]["name"]).about.rpartition("; ")[2]
     return [
         *(spread([run[key] for run in runs]) for key in keys),
@@ -216,7 +216,7 @@ def online_cells(runs: list[Results]) -> list[str]:
         *(spread([run[key] for run in runs]) for key in keys),
         str(len(runs)),
         f"{max(run['trained_parameters'] for run in runs):,}",
-        f"{statistics.mean(speed(run, 'train') for run in runs):,.0f} ({devices})",
+        f"{rate(runs, 'train')} ({devices})",
     ]
 
 
@@ -228,10 +228,10 @@ def spread(values: list[float | None]) -> str:
     return f"{found[0]:.2f} ± {found[1]:.2f}" if len(values) > 1 else f"{found[0]:.2f}"
 
 
-def speed(results: Results, kind: str) -> float:
-    """Images a second over all tasks; `kind` is train or eval."""
-    tasks = results["tasks"]
-    return float(sum(task[f"{kind}_images"] for task in tasks) / sum(task[f"{kind}_seconds"] for task in tasks))
+def rate(runs: list[Results], kind: str) -> str:
+    """Images a second, the mean over runs; `kind` is train or eval."""
+    found = speed([run["tasks"] for run in runs], kind)
+    return "-" if found is None else f"{found:,.0f}"
 
 
 if __name__ == "__main__":

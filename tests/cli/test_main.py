@@ -9,14 +9,15 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ENVIRONMENT, refused, start
+from helpers import ENVIRONMENT, TINY_VIT, refused, start
 
 from promptcl.cli.options import split_arguments
-from promptcl.cli.train import free_folder
+from promptcl.cli.train import claim_folder
 from promptcl.errors import UserError
 
 
@@ -104,12 +105,18 @@ def test_ctrl_c_exits_130_without_a_traceback(tmp_path: Path) -> None:
 
 def test_default_folder_is_never_one_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert free_folder("l2p", 42) == Path("runs/l2p-seed42")
-    Path("runs/l2p-seed42").mkdir(parents=True)
-    assert free_folder("l2p", 42) == Path("runs/l2p-seed42-2")
-    Path("runs/l2p-seed42-2").mkdir()
-    assert free_folder("some/where/l2p.yaml", 42) == Path("runs/l2p-seed42-3")
-    assert free_folder("runs/l2p-seed42-2/config.yaml", 7) == Path("runs/l2p-seed7")
+    assert claim_folder("l2p", 42) == Path("runs/l2p-seed42")
+    assert claim_folder("l2p", 42) == Path("runs/l2p-seed42-2")
+    assert claim_folder("some/where/l2p.yaml", 42) == Path("runs/l2p-seed42-3")
+    assert claim_folder("runs/l2p-seed42-2/config.yaml", 7) == Path("runs/l2p-seed7")
+    Path("runs/l2p-seed42-4").symlink_to("nowhere")
+    with ThreadPoolExecutor(8) as pool:  # nor one that another process is given at the same moment
+        found = set(pool.map(lambda _: claim_folder("l2p", 42), range(20)))
+    assert found == {Path(f"runs/l2p-seed42-{number}") for number in range(5, 25)}
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    assert "layers 0 to" in refused("train", "demo", "method.name=coda", "method.layers=[99]", *TINY_VIT, cwd=tmp_path)
 
 
 def test_first_argument_is_the_recipe_unless_it_is_a_setting(tmp_path: Path) -> None:

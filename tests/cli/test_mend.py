@@ -88,7 +88,9 @@ def test_names_that_look_alike_are_pointed_out_and_joined(shop: Path, digits: li
     result = call("learn", shop, shop.parent / "tuesday", "--trust", "--quiet")
     assert result.stdout.splitlines()[1] == "2 new classes: Cup, c-u-p"
     first, second = result.stderr.splitlines()
-    assert first.startswith("warning: the new class 'Cup' is spelled like 'cup'; if they are one, promptcl rename ")
+    assert first.startswith(
+        "warning: the new class 'Cup' is spelled like 'cup'; if they are one, promptcl rename --trust "
+    )
     assert first.endswith(" 'Cup' 'cup' joins them")
     assert "'c-u-p' is spelled like 'cup'" in second
     said = good("rename", shop, "Cup", "cup", "--trust")

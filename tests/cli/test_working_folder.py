@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
-from helpers import start
+from helpers import ENVIRONMENT, TINY_VIT, start
 
 METHOD = '''"""A method of its own: nearest class mean, by another name."""
 
@@ -129,6 +135,30 @@ def test_a_run_and_its_learner_with_both_in_the_folder(folder: Path) -> None:
     again = start("train", "--resume", "run", "--trust", "--quiet", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert "nothing was left to do" in again.stdout
+
+
+@pytest.mark.slow
+def test_the_line_that_goes_on_with_a_method_of_ones_own_is_not_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("from promptcl.methods.linear import Model\n")
+    settings = ["tasks=2", "data.train_per_class=8", "train.epochs=40", "train.checkpoint_steps=2", *TINY_VIT]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "promptcl", "train", "demo", "method.name=mine", *settings, "--trust", "--quiet"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    while process.poll() is None and not list(tmp_path.glob("runs/*/learner/checkpoint/stage-0.json")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    line, last = process.communicate()[1].splitlines()
+    assert (process.returncode, last) == (130, "interrupted")
+    assert line == "go on with: promptcl train --trust --resume runs/demo-seed42"
+    said = refused("train", "demo", "--trust", "--out", "runs/demo-seed42", cwd=tmp_path)
+    assert "write promptcl train --trust --resume runs/demo-seed42, or another folder" in said
+    done = start(*shlex.split(line.partition("promptcl ")[2]), "--quiet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

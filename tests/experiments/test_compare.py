@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from helpers import ENVIRONMENT, TINY_VIT, good, refused, start
 
 from promptcl.cli.compare import entries, folder_of, split
+from promptcl.cli.options import split_arguments
 from promptcl.errors import UserError
 from promptcl.recipes.load import load_config, of_another
 
@@ -65,9 +67,67 @@ def test_each_method_runs_with_each_seed() -> None:
     assert [config.train.lr for config in made[1].configs] == [0.01, 0.01]
 
 
+def test_a_setting_of_all_is_refused_where_no_method_reads_it(tmp_path: Path) -> None:
+    made = entries("lite", ["er", "ncm"], ["memory.per_class=20", "seed=7"], None, own=False, trust=False)
+    assert [entry.configs[0].memory.per_class for entry in made] == [20, 20]  # although that of the recipe reads none
+    (tmp_path / "mine.yaml").write_text("method: ncm\nmemory: {per_class: 20}\n")
+    (er,) = entries(str(tmp_path / "mine.yaml"), ["er"], ["train.epochs=3"], None, own=True, trust=False)
+    assert (er.configs[0].memory.per_class, er.configs[0].train.epochs) == (20, 3)  # and not the epochs of its recipe
+    entries("lite", ["ncm", "ridge"], ["train.epochs=1"], None, own=False, trust=False)  # of a line for many methods
+    for setting, message in [
+        ("memory.per_class=20", r"memory\.per_class=20: none of the methods \(ncm, ridge\) reads it; leave it out"),
+        ("gaussian.sigma=3", r"gaussian\.sigma=3\.0 is not read with scenario=class"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            entries("lite", ["ncm", "ridge"], [setting], None, own=False, trust=False)
+
+
+@pytest.mark.slow
+def test_a_method_that_cannot_be_made_is_refused_before_any_is_run(tmp_path: Path) -> None:
+    for wrong, message in [
+        ("coda method.layers=[99]", "coda method.layers=[99]: the method's options name layer 99"),
+        ("ridge tasks=11", "tasks=11"),
+        ("ridge data.root=x.npz data.name=npz", "x.npz"),
+        ("ridge backbone.name=none", "none"),
+    ]:
+        assert message in refused("compare", "demo", "ncm", wrong, *FEW[:-1], cwd=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_bad_image_of_one_method_stops_no_other(folders: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        shutil.copytree(folders / "second", tmp_path / "set" / part)
+    min((tmp_path / "set" / "train").rglob("*.png")).write_bytes(b"no image")
+    words = ["ncm", "ridge data.name=folder data.root=set", "ncm seed=3"]
+    result = start("compare", "demo", *words, *FEW[:-1], "--out", "o", "--quiet", cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    rows = json.loads((tmp_path / "o" / "compare.json").read_text())
+    assert ["failed" in row for row in rows] == [False, True, False]
+    alone = start("compare", "demo", words[1], *FEW[:-1], "--out", "p", "--quiet", cwd=tmp_path)
+    assert alone.returncode == 2
+    assert not list((tmp_path / "p").rglob("*"))
+
+
 def test_bad_settings_are_refused_before_anything_is_run(tmp_path: Path) -> None:
     assert "did you mean method.length" in refused("compare", "demo", "ncm", "coda method.lenght=8", cwd=tmp_path)
     assert "cuda1" in refused("compare", "demo", "ncm", "cuda1", cwd=tmp_path)
+
+
+def test_a_quote_without_its_end_in_a_recipe_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text('compare:\n  - {method: ncm, also: "data.root=\'my"}\n')
+    said = refused("compare", str(tmp_path / "mine.yaml"), cwd=tmp_path)
+    assert "expected a method, and settings in matching quotes" in said
+
+
+def test_a_setting_longer_than_the_name_of_a_file_is_a_setting(store: Path, folders: Path, tmp_path: Path) -> None:
+    long = f"tasks=[{','.join(['1'] * 141)}]"
+    assert split(["lite", "ncm", long]) == ("lite", ["ncm"], [long])
+    assert split_arguments([long]) == ("demo", [long])
+    with pytest.raises(UserError, match="not one of the methods"):
+        of_another(load_config("lite"), 300 * "n", [])
+    assert f"{long}: a finished run has no settings to change" in refused("report", tmp_path, long, cwd=tmp_path)
+    image = next((folders / "test").rglob("*.png"))
+    assert "is not read where nothing is learned" in refused("predict", store, image, long, cwd=tmp_path)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ RESULTS = {
 
 
 def shown_for_twenty_tasks(terminal: bool) -> str:
-    shown = io.StringIO()
+    shown, clock = io.StringIO(), itertools.count(1.0)
     console = Console(file=shown, width=80, force_terminal=terminal, color_system=None, highlight=False)
-    ui = RichUi(Path("runs/x"), console)
+    ui = RichUi(Path("runs/x"), console, lambda: next(clock))
     ui.start(20, Config())
     for task in range(20):
         ui.task(task, "some classes")
@@ -161,6 +162,20 @@ def test_time_left_where_nothing_is_trained() -> None:
         left.task(task)
         assert left.text() == ""
         left.task_done(task, 1.0, task + 1)
+
+
+def test_steps_done_before_an_interruption_say_nothing_of_the_time_left() -> None:
+    clock = Clock(tasks=1)
+    clock.left.task(0)
+    clock.left.stage(1000)
+    clock.now = 7.0
+    clock.steps(3.0, *[5e-6] * 499)  # told again, after the checkpoint was read
+    assert clock.left.text() == ""
+    clock.steps(90.0)  # the first warms up
+    assert clock.left.text() == ""
+    clock.steps(60.0, 60.0, 60.0)
+    assert clock.left.seconds() == pytest.approx(496 * 60.0)
+    assert clock.left.text() == "8 h 16 min left"
 
 
 def test_one_task_says_all_that_is_left() -> None:

@@ -89,8 +89,47 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path: Path) -> None:
     run_quietly(make_config(), tmp_path)
     with pytest.raises(UserError, match=r"is not what .* was learned with"):
         run_quietly(make_config(seed=8), tmp_path, resume=True)
-    with pytest.raises(UserError, match="does not descend from"):
-        run_quietly(make_config(), tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(UserError, match="holds the learner of another run; go on with that run"):
+        run_quietly(make_config(seed=8), tmp_path)
+    assert (tmp_path / "config.yaml").read_text() == before
+
+
+class SlowUi(StoppingUi):
+    """Stops a run at its n-th step, and takes a second before that."""
+
+    def step(self) -> None:
+        if self._slow:
+            time.sleep(1)
+        self._slow = False
+        super().step()
+
+    _slow = True
+
+
+@pytest.mark.slow
+def test_the_seconds_of_a_run_are_those_of_its_interrupted_task_too(tmp_path: Path) -> None:
+    config = make_config(tasks=1, train=TRAIN)
+    with pytest.raises(Stop):
+        experiment.run(config, tmp_path, SlowUi(4))
+    results = run_quietly(config, tmp_path, resume=True)
+    (task,) = results["tasks"]
+    assert task["train_seconds"] > 1
+    assert results["seconds"] > task["train_seconds"] + task["eval_seconds"]
+
+
+def test_the_results_of_a_finished_run_stay_as_they_are(tmp_path: Path) -> None:
+    config = make_config(method={"name": "ncm"}, data={"train_per_class": 2, "test_per_class": 1})
+    run_quietly(config, tmp_path)
+    file = tmp_path / "results.json"
+    old = {**json.loads(file.read_text()), "git_commit": "of-then", "versions": {"torch": "1.0"}}
+    file.write_text(json.dumps(old))
+    before = file.stat()
+    assert run_quietly(config, tmp_path, resume=True) == old
+    assert file.stat() == before
+    file.write_text("{}")  # damaged: what was learned gives it again
+    assert timeless(run_quietly(config, tmp_path, resume=True))["accuracy_matrix"] == old["accuracy_matrix"]
+    assert json.loads(file.read_text())["git_commit"] != "of-then"
 
 
 # A background job of a shell ignores Ctrl-C, and so would its children.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import plain
 import pytest
 import torch
-from helpers import make_config
+from helpers import make_config, refused
 from typer.testing import CliRunner
 
 from promptcl.cli.main import app
@@ -113,6 +114,23 @@ def test_engines_that_cannot_be_used(more: list[str], sentence: str) -> None:
     done = CliRunner().invoke(app, ["bench", "l2p", *SETTINGS, "--rounds", "1", "--images", "8", *more])
     assert done.exit_code == 2
     assert sentence in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("def train(): pass\n", "--engine eng.py cannot be used: expected a Python file with a class Engine"),
+        (
+            "x = 1\nmissing\n",
+            "--engine eng.py cannot be used (eng.py line 2: NameError: name 'missing' is not defined)",
+        ),
+        ("def f(:\n", "--engine eng.py cannot be used (eng.py line 1: invalid syntax)"),
+    ],
+)
+def test_a_file_that_is_no_engine_is_one_sentence(code: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "eng.py").write_text(code)
+    words = ["bench", "l2p", *SETTINGS, "--rounds", "1", "--images", "4", "--engine", "eng.py"]
+    assert sentence in refused(*words, cwd=tmp_path)
 
 
 @pytest.mark.slow

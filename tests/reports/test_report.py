@@ -18,6 +18,7 @@ from PIL import Image
 
 from promptcl.data.splits import load_split
 from promptcl.errors import UserError
+from promptcl.experiments.metrics import speed
 from promptcl.reports.page import save
 from promptcl.reports.report import write
 from promptcl.reports.results import read
@@ -67,6 +68,8 @@ def test_numbers_are_those_of_the_results(runs: Path, page: Path) -> None:
     rows = Elements(page.read_text(encoding="utf-8")).tables["results"]
     assert rows[1][:2] == ["A l2p", f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"]
     assert rows[1][5:7] == ["2", f"{4 * 2 * 64 + 4 * 64 + 10 * 65:,}"]
+    rates = [speed([one["tasks"] for one in l2p], kind) for kind in ("train", "eval")]
+    assert ", ".join(f"{rate or 0:,.0f}" for rate in rates) in rows[1]
     assert rows[2][0] == "B näh <b> $m$"
     assert rows[2][5:7] == ["1", "0"]
     group = read([runs / "l2p-seed1", runs / "l2p-seed2"])[0]

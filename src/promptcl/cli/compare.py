@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
 import sys
@@ -85,7 +86,7 @@ def split(arguments: list[str]) -> tuple[str, list[str], list[str]]:
 
     Raises UserError for no method, one that cannot be read, or one twice.
     """
-    settings = [text for text in arguments if "=" in "".join(text.split()[:1]) and not Path(text).is_file()]
+    settings = [text for text in arguments if "=" in "".join(text.split()[:1]) and not os.path.isfile(text)]
     words = [text for text in arguments if text not in settings]
     if len(words) == 1:
         from promptcl.recipes.load import compared
@@ -109,15 +110,16 @@ def entries(
 ) -> list[Entry]:
     """What is run: the configurations of each method, one for each seed. Raises UserError for bad ones, before any."""
     from promptcl.experiments.compare import Entry
-    from promptcl.recipes.load import Compared, compared, load_config, of_another
+    from promptcl.recipes.load import Compared, check_common, compared, load_config, of_another
 
-    base, numbers = load_config(recipe, settings, trust), seed_settings(seeds, settings)
+    base, numbers = load_config(recipe, settings, trust, others=True), seed_settings(seeds, settings)
     listed, made = {row.method: row for row in compared(recipe)}, []
     for text in methods:
         row = listed.get(text, Compared(method=text))
-        name, *changes = [*words_of(text), *shlex.split(row.also)]
-        configs = [of_another(base, name, [*changes, *seed], own, trust) for seed in numbers]
+        name, *changes = words_of(f"{text} {row.also}")
+        configs = [of_another(base, name, [*changes, *seed], own, trust, settings) for seed in numbers]
         made.append(Entry(text, folder_of(text), configs, row.published))
+    check_common([entry.configs[0] for entry in made], settings, base)
     return made
 
 

@@ -5,6 +5,7 @@ Imports no torch: a path that does not exist is refused at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -59,8 +60,8 @@ def _exists(path: Path) -> bool:
         os.stat(disk.expanded(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL byte
         return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG  # a setting is as long as it likes
     return True
 
 
@@ -119,13 +120,13 @@ def said(images: ImageSet) -> ImageSet:
     return images
 
 
-def warn_of_twins(new: Sequence[str], known: Iterable[str], store: Path) -> None:
-    """Warn of new classes whose names are spelled like other ones."""
+def warn_of_twins(new: Sequence[str], known: Iterable[str], store: Path, trust: bool) -> None:
+    """Warn of new classes whose names are spelled like other ones; trust: the learner needs `--trust`."""
     from promptcl.learner.sifting import twins
 
     for name, other in twins(new, known):
         note(
-            f"the new class {name!r} is spelled like {other!r}; if they are one, promptcl rename {store} "
-            f"{name!r} {other!r} joins them",
+            f"the new class {name!r} is spelled like {other!r}; if they are one, promptcl rename "
+            f"{'--trust ' if trust else ''}{store} {name!r} {other!r} joins them",
             kind="warning",
         )

@@ -14,6 +14,7 @@ from promptcl.cli.errors import one_sentence
 from promptcl.cli.images import check_folders, said, warn_of_twins
 from promptcl.cli.options import DEFAULT, Settings, Store, Trust, data_of
 from promptcl.cli.terminal import bars, count, note, some, unknown_below
+from promptcl.config.extensions import needs_trust
 from promptcl.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _learn_and_keep(
 
     old, kept = list(learner.classes), learner.calibration
     new = learner.new(images.classes)
-    warn_of_twins(new, old, store)
+    warn_of_twins(new, old, store, needs_trust(learner.config))
     if check is not None:
         check.begin(learner, images)
     if not quiet:

@@ -67,7 +67,7 @@ def rename(
         calibrated = "calibration" in learner.notes
         joined = new in learner.classes
         if not joined:
-            warn_of_twins([new], [name for name in learner.classes if name != old], store)
+            warn_of_twins([new], [name for name in learner.classes if name != old], store, trust)
         record = learner.rename(old, new)
         learner.save(store)
     print(described(record) + (", which was a class too: both are one now" if joined else ""))
@@ -116,7 +116,7 @@ def correct(
     found, _ = gather(words, data_of(settings, learns=True).cache_mb)
     with stores.lock(store):
         learner = Learner.load(store, settings, trust=trust)
-        warn_of_twins(learner.new([one_spelling(name)]), learner.classes, store)
+        warn_of_twins(learner.new([one_spelling(name)]), learner.classes, store, trust)
         calibrated = "calibration" in learner.notes
         done = learner.correct(found, name)
         if done.moved or done.learned:

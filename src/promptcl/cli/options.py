@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +34,7 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
     Raises UserError for a stray word.
     """
     recipe, settings = "demo", arguments
-    if arguments and ("=" not in arguments[0] or Path(arguments[0]).is_file()):
+    if arguments and ("=" not in arguments[0] or os.path.isfile(arguments[0])):
         recipe, settings = arguments[0], arguments[1:]
     for text in settings:
         if "=" not in text:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +49,7 @@ def report(
     trust: Trust = False,
 ) -> None:
     """Write one self-contained HTML page about runs or about a learner, and its figures as PNGs beside it."""
-    settings = [text for text in arguments if "=" in text and not Path(text).exists()]
+    settings = [text for text in arguments if "=" in text and not os.path.exists(text)]
     paths = [Path(text) for text in arguments if text not in settings]
     store = _learner_among(paths)
     if store is None:

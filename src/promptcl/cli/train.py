@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import re
 import shlex
 import sys
@@ -51,18 +54,25 @@ def train(
     with processes.group():
         if resume is not None:
             given = [*(arguments or []), *(["--seeds"] if seeds else []), *(["--out"] if out else [])]
-            processes.on_first(lambda: check_resume(resume, given))
+            processes.on_first(lambda: check_resume(resume, given, trust))
             arguments = [str(resume / "config.yaml")]
         recipe, overrides = split_arguments(arguments or [])
         if out is not None:
-            processes.on_first(lambda: check_out(out))
+            processes.on_first(lambda: check_out(out, trust))
         from promptcl.recipes import load_config
 
         configs = [load_config(recipe, overrides + one, trust) for one in seed_settings(seeds, overrides)]
         seed = None if seeds else configs[0].seed
-        folder = processes.on_first(lambda: resume or out or free_folder(recipe, seed))
-        again = ["--resume"] if seeds is None else [*(arguments or []), "--seeds", seeds, "--out"]
-        run(configs, folder, again, resume=resume is not None, quiet=quiet, tensorboard=tensorboard)
+        folder = processes.on_first(lambda: resume or out or claim_folder(recipe, seed))
+        flags = [flag for flag, given in (("--tensorboard", tensorboard), ("--trust", trust)) if given]
+        again = [*flags, "--resume"] if seeds is None else [*(arguments or []), "--seeds", seeds, *flags, "--out"]
+        try:
+            run(configs, folder, again, resume=resume is not None, quiet=quiet, tensorboard=tensorboard)
+        finally:
+            if not (resume or out or processes.rank()):
+                with contextlib.suppress(OSError):  # it stays where something was written
+                    folder.rmdir()
+                    folder.parent.rmdir()
 
 
 def run(configs: list[Config], folder: Path, again: list[str], resume: bool, quiet: bool, tensorboard: bool) -> None:
@@ -118,24 +128,25 @@ def seed_settings(seeds: str | None, overrides: list[str]) -> list[list[str]]:
     return [[f"seed={int(number)}"] for number in numbers]
 
 
-def check_out(out: Path) -> None:
+def resumed(folder: Path, trust: bool) -> str:
+    """The line that goes on with the run in `folder`."""
+    return shlex.join(["promptcl", "train", *(["--trust"] if trust else []), "--resume", str(folder)])
+
+
+def check_out(out: Path, trust: bool) -> None:
     """Raise UserError if `out` cannot be the folder of a new run."""
     if (out / "results.json").exists():
         raise UserError(f"--out {out}: it already holds results.json; write another folder, or delete that file first")
     if (out / "learner" / "learner.json").exists():
-        raise UserError(
-            f"--out {out}: a run was interrupted there; write promptcl train --resume {out}, or another folder"
-        )
+        raise UserError(f"--out {out}: a run was interrupted there; write {resumed(out, trust)}, or another folder")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: it is a file; write the path of a folder")
 
 
-def check_resume(folder: Path, given: list[str]) -> None:
+def check_resume(folder: Path, given: list[str], trust: bool) -> None:
     """Raise UserError if there is no run in `folder`, or something is `given` that it cannot take any more."""
     if given:
-        raise UserError(
-            f"{given[0]}: a run goes on with the settings it began with; write promptcl train --resume {folder}"
-        )
+        raise UserError(f"{given[0]}: a run goes on with the settings it began with; write {resumed(folder, trust)}")
     if list(folder.glob("seed*/config.yaml")):
         raise UserError(
             f"--resume {folder}: it is the folder of --seeds; repeat the line it began with, and --out {folder}"
@@ -144,15 +155,19 @@ def check_resume(folder: Path, given: list[str]) -> None:
         raise UserError(f"--resume {folder}: expected the folder of an interrupted run, there is no config.yaml in it")
 
 
-def free_folder(recipe: str, seed: int | None) -> Path:
-    """A folder that does not exist: runs/RECIPE-seedSEED (-seeds for several), with -2, -3, ... where that is taken."""
+def claim_folder(recipe: str, seed: int | None) -> Path:
+    """Make a new folder: runs/RECIPE-seedSEED (-seeds for several), with -2, -3, ... where that is taken."""
     path = Path(recipe)
     # A run is repeated from its own config.yaml: its folder has the telling name.
     name = path.resolve().parent.name if path.name == "config.yaml" else path.stem
     name = re.sub(r"-seed\d+(-\d+)?$", "", name)
-    folder = first = Path("runs") / f"{name}-seed{'s' if seed is None else seed}"
-    number = 1
-    while folder.exists():
-        number += 1
-        folder = first.with_name(f"{first.name}-{number}")
+    first = Path("runs") / f"{name}-seed{'s' if seed is None else seed}"
+    for number in itertools.count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            folder.mkdir(parents=True)  # of two processes that look for one, one gets it
+            break
+        except FileExistsError:
+            if not os.path.lexists(folder):  # `runs` is in the way
+                raise
     return folder

@@ -81,10 +81,10 @@ def load_module(kind: Kind, package: str, name: str) -> ModuleType:
     names, expected = _EXPECTED[kind]
     try:
         with _current_folder_on_path():
-            module = importlib.import_module(name) if file is None else _run(file)
+            module = importlib.import_module(name) if file is None else run_file(file)
     except Exception as error:  # the code is its author's: it raises anything
         raise UserError(
-            f"{kind}.name={name} cannot be used ({_reason(error)}); expected a module with {expected}"
+            f"{kind}.name={name} cannot be used ({reason(error)}); expected a module with {expected}"
         ) from error
     if not any(hasattr(module, one) for one in names):
         raise UserError(f"{kind}.name={name} cannot be used: expected a module with {expected}, which it does not have")
@@ -110,8 +110,8 @@ def _unknown(kind: Kind, package: str, name: str) -> str:
     return f"{kind}.name={name}: not one of the {listed} that `promptcl list {listed}` shows{here}{hint}"
 
 
-def _run(file: Path) -> ModuleType:
-    """The module in `file`, run once in this process."""
+def run_file(file: Path) -> ModuleType:
+    """The module in `file`, a path that ends in .py, run once in this process. Raises what its code raises."""
     # A name of its own: a file random.py must not take the place of Python's module for everybody else.
     name = f"promptcl_extension_{file.stem}"
     present = sys.modules.get(name)
@@ -142,7 +142,7 @@ def _current_folder_on_path() -> Iterator[None]:
             sys.path.remove(here)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What was raised, and the line of code that raised it."""
     if isinstance(error, SyntaxError):
         return f"{Path(error.filename or '?').name} line {error.lineno}: {error.msg}"

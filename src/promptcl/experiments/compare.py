@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from promptcl.backbone import Backbone
 from promptcl.config import Config
+from promptcl.data import load_domains, make_stream
+from promptcl.data.splits import Domain
 from promptcl.errors import UserError
+from promptcl.experiments import files
 from promptcl.experiments import seeds as repeat
-from promptcl.experiments.metrics import mean_std
+from promptcl.experiments.metrics import mean_std, speed
 from promptcl.experiments.progress import Ui
-from promptcl.experiments.run import write_atomically
+from promptcl.learner import Learner
 from promptcl.methods._base import load_method
-from promptcl.runtime import disk
+from promptcl.runtime import processes
+from promptcl.runtime.device import pick_device, with_precision
 
 FILE = "compare.json"
 """File with a row for each method, in the folder of the comparison."""
@@ -60,33 +65,50 @@ def run(entries: Sequence[Entry], out: Path, shown: Shown) -> list[Row]:
     `failed`, a sentence, in its row, and the others go on.
 
     Raises:
-        UserError: the runs of another comparison are in the way.
+        UserError: the runs of another comparison are in the way; data, weights, or settings of any method that cannot
+            be used, before anything is run.
         OSError: `out` cannot be written.
     """
-    for entry in entries:  # before anything is run or written
-        for config in entry.configs:
-            repeat.finished(config, out / entry.folder / f"seed{config.seed}")
+    ends = [[repeat.finished(c, out / entry.folder / f"seed{c.seed}") for c in entry.configs] for entry in entries]
+    with processes.first_alone():  # process 0 downloads what is missing
+        _check([entry for entry, found in zip(entries, ends, strict=True) if None in found])
     rows: list[Row] = []
     for entry in entries:
         folder = out / entry.folder
         try:
             repeat.run(entry.configs, folder, _ui_of(entry, shown))
-            rows.append(row(entry, [_results(folder / f"seed{config.seed}") for config in entry.configs]))
+            rows.append(row(entry, [files.read(folder / f"seed{config.seed}") for config in entry.configs]))
         except UserError as error:
-            if not any(folder.glob("seed*/config.yaml")):  # nothing was begun: data, weights or settings are bad
+            if not rows and not any(folder.glob("seed*/config.yaml")):  # nothing was begun, as with a bad image
                 raise
             rows.append(row(entry, []) | {"failed": str(error)})
         shown.row(rows[-1])
-        write_atomically(out / FILE, json.dumps(rows, indent=1) + "\n")
+        files.write_atomically(out / FILE, json.dumps(rows, indent=1) + "\n")
     return rows
+
+
+def _check(entries: Sequence[Entry]) -> None:
+    """Raise UserError for what cannot be run: hours of other methods would pass before that is said."""
+    data: dict[str, list[Domain]] = {}
+    backbones: dict[str, Backbone] = {}
+    for entry in entries:
+        config = entry.configs[0]  # other seeds differ in nothing that could be refused
+        config = with_precision(config, pick_device(config.device))
+        key = config.data.model_dump_json()
+        if key not in data:
+            data[key] = load_domains(config.data)
+        make_stream(data[key], config)
+        key = config.backbone.model_dump_json()
+        if key not in backbones:
+            backbones[key] = Backbone.create(config.backbone)
+        try:
+            Learner(config, backbones[key])
+        except UserError as error:
+            raise UserError(f"{entry.name}: {error}") from error
 
 
 def _ui_of(entry: Entry, shown: Shown) -> Callable[[Path], Ui]:
     return lambda folder: shown.ui(entry, int(folder.name.removeprefix("seed")))
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    return json.loads(disk.read(folder / "results.json", 2**28))  # type: ignore[no-any-return]
 
 
 def row(entry: Entry, results: Sequence[dict[str, Any]]) -> Row:
@@ -103,13 +125,6 @@ def row(entry: Entry, results: Sequence[dict[str, Any]]) -> Row:
     for name, most in (("trained_parameters", max), ("stored_bytes", max), ("memory_images", max)):
         made[name] = most((one.get(name) or 0 for one in results), default=None)
     for kind in ("train", "eval"):
-        made[f"{kind}_images_per_second"] = statistics.mean(speed(one, kind) for one in results) if results else None
+        made[f"{kind}_images_per_second"] = speed([one["tasks"] for one in results], kind)
     made["seconds"] = statistics.mean(one["seconds"] for one in results) if results else None
     return made | {"learned": learned, "passes": passes} | ({"published": entry.published} if entry.published else {})
-
-
-def speed(results: dict[str, Any], kind: str) -> float:
-    """Images a second over all tasks; `kind` is train or eval."""
-    tasks = results["tasks"]
-    images, seconds = (sum(task[f"{kind}_{what}"] for task in tasks) for what in ("images", "seconds"))
-    return float(images / seconds)

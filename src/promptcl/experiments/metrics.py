@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -59,17 +60,6 @@ def average_incremental_accuracy(matrix: Sequence[Row]) -> float:
     return sum(means) / len(means)
 
 
-def backward_transfer(matrix: Sequence[Row]) -> float | None:
-    """Mean gain of old tasks since each was learned: a[T-1][i] - a[i][i] (Lopez-Paz & Ranzato 2017).
-
-    None for one task.
-    """
-    last = len(matrix) - 1
-    if last < 1:
-        return None
-    return sum(_value(matrix, last, i) - _value(matrix, i, i) for i in range(last)) / last
-
-
 def online_accuracy(answers: Sequence[Sequence[int]]) -> float | None:
     """Percent answered right of all images that came so far, each before it was learned (prequential accuracy).
 
@@ -117,3 +107,18 @@ def mean_std(values: Sequence[float | None]) -> tuple[float, float] | None:
     if not numbers or len(numbers) < len(values):
         return None
     return statistics.mean(numbers), statistics.stdev(numbers) if len(numbers) > 1 else 0.0
+
+
+def speed(runs: Sequence[Sequence[Mapping[str, Any]]], kind: str) -> float | None:
+    """Images a second, the mean over runs of all images by all seconds; `kind` is train or eval.
+
+    runs: the tasks of each run, as in results.json. None where one does not say how many images, or seconds.
+    """
+    rates: list[float | None] = []
+    for tasks in runs:
+        images: list[Any] = [task.get(f"{kind}_images") for task in tasks]
+        seconds: list[Any] = [task.get(f"{kind}_seconds") for task in tasks]
+        known = None not in images and None not in seconds and sum(seconds) > 0
+        rates.append(sum(images) / sum(seconds) if known else None)
+    found = mean_std(rates)
+    return found and found[0]

@@ -17,16 +17,15 @@ from promptcl.data.scenario import make_stream
 from promptcl.data.splits import join, load_domains
 from promptcl.data.stream import Stream, Task
 from promptcl.errors import UserError
-from promptcl.experiments import metrics, online
+from promptcl.experiments import files, metrics, online
 from promptcl.experiments.journal import Journal
 from promptcl.experiments.progress import Ui
 from promptcl.learner.learner import Learner
 from promptcl.learner.records import check_names
-from promptcl.runtime import disk, processes
+from promptcl.runtime import processes
 from promptcl.runtime.provenance import git_commit, versions
 
 Matrix = list[list[float | None]]
-
 
 STORE = "learner"
 """Folder of the learner inside the folder of a run: a store like any other."""
@@ -67,15 +66,20 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
         if not config.memory.store:  # then the images of the memory come from the data
             for t, task in enumerate(tasks[: len(learner.history)]):
                 learner.remember(task.train, t)
-        before = done["seconds"]
-        for t, task in list(enumerate(tasks))[len(learner.history) :]:
-            _learn(t, task, stream, learner, out / STORE, done, ui)
+        before, left = done["seconds"], list(enumerate(tasks))[len(learner.history) :]
+        for t, task in left:
+            before += _learn(t, task, stream, learner, out / STORE, done, ui)
             if (t + 1) % stream.evaluate_every == 0 or t + 1 == len(tasks):
                 _evaluate(t, task, stream, learner, done, ui)
             done["seconds"] = before + time.perf_counter() - start
             learner.notes["run"] = processes.on_first(lambda: journal.write(done))
             learner.save(out / STORE)
-        results = processes.on_first(lambda: _write(out, _results(config, learner, stream, done)))
+        results = processes.on_first(
+            # What a run has written when it ended names the versions that it was measured with.
+            lambda: (
+                (None if left else files.finished(config, out)) or _write(out, _results(config, learner, stream, done))
+            )
+        )
     ui.finished(results)
     return results
 
@@ -83,7 +87,10 @@ def run(config: Config, out: Path, ui: Ui, resume: bool = False) -> dict[str, An
 def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner:
     """Save `learner` in `out`, or load the one that a resumed run goes on with."""
     folder, wanted = out / STORE, learner.config
-    if resume and processes.on_first(lambda: store.checksum(folder)) is not None:
+    there = processes.on_first(lambda: store.checksum(folder)) is not None
+    if there and not resume:
+        raise UserError(f"{folder} holds the learner of another run; go on with that run, or write another folder")
+    if there:
         learner = Learner.load(folder, backbone=learner.backbone, trust=needs_trust(wanted))
         if learner.config != wanted:
             raise UserError(f"{out / 'config.yaml'} is not what {folder} was learned with; give back the old one")
@@ -93,20 +100,26 @@ def _begin(learner: Learner, config: Config, out: Path, resume: bool) -> Learner
             )
         return learner
     learner.notes["run"] = nothing_done()
-    processes.on_first(lambda: write_atomically(out / "config.yaml", dump_config(config)))
+    processes.on_first(lambda: files.write_atomically(out / "config.yaml", dump_config(config)))
     learner.save(folder)
     return learner
 
 
-def _learn(t: int, task: Task, stream: Stream, learner: Learner, folder: Path, done: dict[str, Any], ui: Ui) -> None:
-    """Learn task `t`, answer its images before that in an online stream, and write what it took into `done`."""
+def _learn(t: int, task: Task, stream: Stream, learner: Learner, folder: Path, done: dict[str, Any], ui: Ui) -> float:
+    """Learn task `t`, answer its images before that in an online stream, and write what it took into `done`.
+
+    Returns the seconds of them that an interrupted process had spent on it.
+    """
     ui.task(t, task.name)
     first = {"online": online.answered(learner, task.train)} if stream.online else {}
+    start = time.perf_counter()
     learned = learner.learn(task.train, name=task.name, checkpoint=folder, progress=ui)
+    before = learned.seconds - (time.perf_counter() - start)
     found = {"images": learned.images, "seconds": learned.seconds, "statistics": learned.statistics}
     done["learned"].append({**found, **first})
     for sentence in learned.warnings:
         _warn(done, sentence, ui)
+    return max(0.0, before)
 
 
 def nothing_done() -> dict[str, Any]:
@@ -279,11 +292,5 @@ def _results(config: Config, learner: Learner, stream: Stream, done: dict[str, A
 
 
 def _write(out: Path, results: dict[str, Any]) -> dict[str, Any]:
-    write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+    files.write_atomically(out / files.RESULTS, json.dumps(results, indent=1) + "\n")
     return results
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to the file `path`, all of it or nothing. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write(path, text.encode())

@@ -9,10 +9,11 @@ from typing import Any
 
 from promptcl.config import Config
 from promptcl.errors import UserError
+from promptcl.experiments import files
 from promptcl.experiments import run as experiment
 from promptcl.experiments.metrics import mean_std
 from promptcl.experiments.progress import Ui
-from promptcl.runtime import disk, processes
+from promptcl.runtime import processes
 from promptcl.runtime.device import pick_device, with_precision
 from promptcl.store import with_absolute_paths
 
@@ -41,7 +42,7 @@ def run(configs: Sequence[Config], out: Path, make_ui: Callable[[Path], Ui]) -> 
         found = mean_std([one.get(metric) for one in results if one is not None])
         summary[metric] = found and {"mean": found[0], "std": found[1] if len(configs) > 1 else None}
     text = json.dumps(summary, indent=1) + "\n"
-    processes.on_first(lambda: experiment.write_atomically(out / "summary.json", text))
+    processes.on_first(lambda: files.write_atomically(out / "summary.json", text))
     return summary
 
 
@@ -60,15 +61,8 @@ def finished(config: Config, folder: Path) -> dict[str, Any] | None:
 
     Raises UserError where those of a run with other settings are there.
     """
-    path = folder / "results.json"
-    if not path.exists():
-        return None
-    try:
-        results: dict[str, Any] = json.loads(disk.read(path, 2**28))
-        whole = with_absolute_paths(with_precision(config, pick_device(config.device)))
-        same = results["config"] == whole.model_dump(mode="json")
-    except (ValueError, KeyError, TypeError):
-        same = False
-    if not same:
+    path = folder / files.RESULTS
+    results = files.finished(with_absolute_paths(with_precision(config, pick_device(config.device))), folder)
+    if results is None and path.exists():
         raise UserError(f"{path}: a run with other settings is there; write another folder, or delete that one first")
     return results

@@ -6,7 +6,6 @@ what ran within the same seconds: the speed of a shared machine changes by more 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import statistics
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from promptcl.config import Config
+from promptcl.config.extensions import reason, run_file
 from promptcl.data import ImageSet, load_domains, make_stream
 from promptcl.errors import UserError
 from promptcl.experiments.inputs import input_rates
@@ -135,15 +135,19 @@ def _spread(images: ImageSet, count: int) -> ImageSet:
 
 def _load(engine: str) -> Any:
     path = Path(__file__).parents[3] / "benchmarks" / "plain.py" if engine == "plain" else Path(engine)
-    spec = importlib.util.spec_from_file_location("promptcl_engine", path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    if path.suffix != ".py" or not os.path.isfile(path):
         raise UserError(f"--engine {engine}: expected `plain`, which only a checkout of promptcl has, or a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    expected = "expected a Python file with a class Engine(config, classes, device)"
+    try:
+        made = getattr(run_file(path.absolute()), "Engine", None)
+    except Exception as error:  # the code is its author's: it raises anything
+        raise UserError(f"--engine {engine} cannot be used ({reason(error)}); {expected}") from error
+    if not callable(made):
+        raise UserError(f"--engine {engine} cannot be used: {expected}, which it does not have")
 
     def make(*arguments: object) -> Any:
         try:
-            return module.Engine(*arguments)
+            return made(*arguments)
         except ValueError as error:
             raise UserError(f"--engine {engine} cannot do these settings: it expects {error}") from error
 

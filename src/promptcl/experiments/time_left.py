@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+AT_ONCE = 0.0002
+"""Seconds: steps told one after the other within these were done before an interruption. No step that trains is so
+quick; telling one takes some microseconds."""
+
 
 class TimeLeft:
     """Estimate how long a run still takes.
@@ -19,12 +23,13 @@ class TimeLeft:
         self._clock = clock
         self._index = self._steps = self._done_steps = 0
         self._began = self._evaluation = 0.0
-        self._recent: deque[float] = deque(maxlen=20)  # seconds a step, without the first of a task: it warms up
+        self._recent: deque[float] = deque(maxlen=20)  # seconds a step, without the first that is trained of a task
+        self._first = True  # such a step comes next; it warms up
         self._single = 0  # tasks between two evaluations on a single test set
 
     def task(self, index: int) -> None:
         """Task `index` (from 0) begins."""
-        self._index, self._steps, self._done_steps = index, 0, 0
+        self._index, self._steps, self._done_steps, self._first = index, 0, 0, True
 
     def stage(self, steps: int) -> None:
         """A stage of `steps` steps begins."""
@@ -33,8 +38,12 @@ class TimeLeft:
     def step(self) -> None:
         """Note the time of a step that is done."""
         now = self._clock()
-        if self._done_steps:
+        before = self._done_steps > 0 and now - self._began < AT_ONCE
+        if before:
+            self._recent.clear()
+        elif not self._first:
             self._recent.append(now - self._began)
+        self._first = before
         self._done_steps += 1
         self._began = now
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,19 +34,23 @@ COMPARE = "compare"
 """Key of a recipe under which it lists what `promptcl compare` runs of it; nothing else reads it."""
 
 
-def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool = False) -> Config:
+def load_config(
+    recipe_or_path: str, overrides: Sequence[str] = (), trust: bool = False, others: bool = False
+) -> Config:
     """The configuration of a recipe (by name) or YAML file, changed by `key=value` with dotted keys.
 
     Naming another method drops the recipe's options of its own method, naming another backbone its `backbone.kwargs`,
     naming another data set its `data.root` and `data.order`.
     Every option of the method is filled in. `trust` allows a method or data set outside promptcl, whose code then runs:
-    NAME.py in the current folder, or a dotted name.
+    NAME.py in the current folder, or a dotted name. `others`: it is for `of_another`, so that what the method of the
+    recipe does not read is allowed.
     Raises UserError, in one sentence, for an unknown recipe, method, data set or key and for a bad value.
     """
     path, data = _read(recipe_or_path)
-    given = [] if path.is_relative_to(ROOT) or is_of_a_run(data) else keys_in(data)
+    given = [] if path.is_relative_to(ROOT) or is_of_a_run(data) or others else keys_in(data)
+    common, overrides = (overrides, ()) if others else ((), overrides)
     try:
-        return resolve(copy.deepcopy(data), overrides, trust, given)
+        return resolve(copy.deepcopy(data), overrides, trust, given, common)
     except UserError as error:
         if path.is_relative_to(ROOT):
             raise
@@ -57,15 +62,23 @@ def load_config(recipe_or_path: str, overrides: Sequence[str] = (), trust: bool 
         raise
 
 
-def of_another(base: Config, name: str, overrides: Sequence[str], own: bool = False, trust: bool = False) -> Config:
+def of_another(
+    base: Config,
+    name: str,
+    overrides: Sequence[str],
+    own: bool = False,
+    trust: bool = False,
+    common: Sequence[str] = (),
+) -> Config:
     """The configuration of another method, or recipe, on the stream and backbone of `base`.
 
     `name`: a recipe, whose method it is with its options; or a method, with the options of `base` where that has this
     method, of the recipe called like it if there is one, else its defaults. It trains as `base` says, or with `own` as
-    its recipe does. What `base` says and this method does not read is passed over. Raises UserError as `load_config`.
+    its recipe does, changed by `common`. What this method does not read of `base` and `common` is passed over.
+    Raises UserError as `load_config`.
     """
     data, recipes = base.model_dump(mode="json"), available("recipes")
-    recipe = next((one for one in (name, name.replace("_", "-")) if one in recipes or Path(one).is_file()), None)
+    recipe = next((one for one in (name, name.replace("_", "-")) if one in recipes or os.path.isfile(one)), None)
     if name != base.method["name"] or own:
         data["method"] = {"name": name}
         if recipe is not None:
@@ -73,19 +86,24 @@ def of_another(base: Config, name: str, overrides: Sequence[str], own: bool = Fa
             data["method"] = section.get("method", data["method"])
             if own:
                 data["train"] = section.get("train", {})
-    return resolve(data, overrides, trust)
+    return resolve(data, overrides, trust, common=common)
 
 
 def resolve(
-    data: dict[str, Any], overrides: Sequence[str] = (), trust: bool = False, given: Sequence[str] = ()
+    data: dict[str, Any],
+    overrides: Sequence[str] = (),
+    trust: bool = False,
+    given: Sequence[str] = (),
+    common: Sequence[str] = (),
 ) -> Config:
     """The configuration in `data`, the content of a YAML file, changed by `key=value`; `data` is used up.
 
     `trust` as of `load_config`; without it nothing outside promptcl is imported. `given`: keys of `data` that were
-    written by hand; where an override makes one idle, as another method does, that is not held against it.
+    written by hand; where an override makes one idle, as another method does, that is not held against it. `common`:
+    overrides that come first, and that may be idle because other methods read them (`check_common`).
     Raises UserError as `load_config` does.
     """
-    changes = [split_override(text) for text in overrides]
+    changes = [split_override(text) for text in (*common, *overrides)]
     for section, belongs in (("backbone", ("kwargs",)), ("data", ("root", "order"))):
         inner = data.get(section)
         if isinstance(inner, dict) and dict(changes).get(f"{section}.name", inner.get("name")) != inner.get("name"):
@@ -112,11 +130,36 @@ def resolve(
             known += keys_of(_model(name).Options, "method.")
         raise UserError(unknown_key(error.key, [key for key in known if key != "method"])) from None
     config = config.model_copy(update={"method": {"name": name, **resolved.model_dump(mode="json")}})
-    keys = [key for key, _ in changes]
-    check_read(config, resolved, model.reads(resolved), keys if any(map(decides, keys)) else [*keys, *given])
+    keys, own = [key for key, _ in changes], [key for key, _ in changes[len(common) :]]
+    check_read(config, resolved, model.reads(resolved), own if any(map(decides, keys)) else [*own, *given])
     # `make_stream` asks what was written by hand: whether data read it is known once they are there.
     config.model_fields_set.intersection_update(key.partition(".")[0] for key in (*keys, *given))
     return config
+
+
+def check_common(configs: Sequence[Config], overrides: Sequence[str], recipe: Config) -> None:
+    """Raise UserError for an override that neither a compared method reads nor that of the `recipe` itself.
+
+    configs: one for each method, which has the overrides that the method reads. What the recipe's own method reads is
+    passed over, so that the line for many methods serves for some of them.
+    """
+    for key, text in map(split_override, overrides):
+        if any(_is_read(config, key) for config in (*configs, recipe)):
+            continue
+        for config in configs:  # what no method could read is said with its reason
+            check_read(config, Section(), ("train.", "memory."), [key])
+        names = ", ".join(dict.fromkeys(str(config.method["name"]) for config in configs))
+        raise UserError(f"{key}={text}: none of the methods ({names}) reads it; leave it out, or add one that does")
+
+
+def _is_read(config: Config, key: str) -> bool:
+    model = _model(str(config.method["name"]))
+    options = model.Options(**{name: value for name, value in config.method.items() if name != "name"})
+    try:
+        check_read(config, options, model.reads(options), [key])
+    except UserError:
+        return False
+    return True
 
 
 def _read(recipe_or_path: str) -> tuple[Path, dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from promptcl.experiments.metrics import mean_std
+from promptcl.experiments.metrics import mean_std, speed
 from promptcl.reports import figures, page
 from promptcl.reports.drawing import MOST_NAMES, Bar
 from promptcl.reports.figures import Curve
@@ -122,10 +122,9 @@ def _against_seconds(groups: Sequence[Group]) -> list[Shown]:
 
 
 def speeds(group: Group) -> str:
-    """Images a second in training and in testing, the mean over the tasks of all runs; `-` where they are not known."""
-    pairs = [(t.train_images_per_second, t.eval_images_per_second) for run in group.runs for t in run.tasks]
-    means = [[value for value in kind if value is not None] for kind in zip(*pairs, strict=True)]
-    return ", ".join(f"{sum(kind) / len(kind):,.0f}" if kind else "-" for kind in means)
+    """Images a second in training and in testing, the mean over the runs; `-` where they are not known."""
+    rates = [speed([[vars(task) for task in run.tasks] for run in group.runs], kind) for kind in ("train", "eval")]
+    return ", ".join("-" if rate is None else f"{rate:,.0f}" for rate in rates)
 
 
 def _steps(groups: Sequence[Group]) -> list[str]:

@@ -18,7 +18,7 @@ from promptcl.runtime import disk
 
 # What no run can have measured would be drawn for ever, or be no number any more.
 Percent = Annotated[float, Field(ge=-100.01, le=100.01)]
-Speed = Annotated[float, Field(ge=0, le=1e12)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Counts = Annotated[list[Whole], Field(min_length=1)]
 _MOST_BYTES = 2**26
 _MOST_VALUES = 3_000_000
@@ -41,8 +41,10 @@ class Record(_Piece):
     name: str
     average_accuracy: Percent
     forgetting: Percent | None = None
-    train_images_per_second: Speed | None = None
-    eval_images_per_second: Speed | None = None
+    train_images: Whole | None = None
+    train_seconds: Seconds | None = None
+    eval_images: Whole | None = None
+    eval_seconds: Seconds | None = None
     online_accuracy: Percent | None = None
     seen_accuracy: Percent | None = None
     class_names: list[str] = []
@@ -93,7 +95,7 @@ class Results(_Piece):
     schedule: AnySchedule | None = None
     tasks: list[Record] = Field(min_length=1, max_length=_MOST_ROWS)
     test_sets: Annotated[list[str], Rows] = []
-    seconds: Annotated[float, Field(ge=0, le=1e12)]
+    seconds: Seconds
     backbone: dict[str, Any]
     device: str
     config: dict[str, Any]
