@@ -230,8 +230,12 @@ def run(module: str, *arguments: str) -> None:
 
 
 def run_python(*arguments: str) -> None:
-    """The Python of .venv with these arguments; Ctrl-C and SIGTERM reach it too, and it ends as it wants to."""
-    process = subprocess.Popen([str(python_of(VENV)), *arguments])
+    """The Python of .venv with these arguments; Ctrl-C and SIGTERM reach it too, and it ends as it wants to.
+
+    It keeps what it compiles, even where a container asks Python not to: else each start would compile torch again.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen([str(python_of(VENV)), *arguments], env=environment)
     before = signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     try:
         code = process.wait()

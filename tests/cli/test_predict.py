@@ -161,6 +161,11 @@ def test_info(store: Path) -> None:
     assert "second: 40 images" in text
 
 
+def test_the_line_that_a_store_was_begun_with_may_be_said_again(store: Path, folders: Path) -> None:
+    said = good("learn", store, folders / "first", *SMALL, "--recipe", "grow-demo", "--quiet")
+    assert said.startswith("these very images were learned before: nothing to do")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -67,6 +67,13 @@ def test_each_method_runs_with_each_seed() -> None:
     assert [config.train.lr for config in made[1].configs] == [0.01, 0.01]
 
 
+def test_a_comparison_is_no_method() -> None:
+    with pytest.raises(
+        UserError, match="l2p-table1-lite is a comparison of several methods, and no method; write prom"
+    ):
+        entries("demo", ["ncm", "l2p-table1-lite"], [], None, own=False, trust=False)
+
+
 def test_a_setting_of_all_is_refused_where_no_method_reads_it(tmp_path: Path) -> None:
     made = entries("lite", ["er", "ncm"], ["memory.per_class=20", "seed=7"], None, own=False, trust=False)
     assert [entry.configs[0].memory.per_class for entry in made] == [20, 20]  # although that of the recipe reads none

@@ -134,19 +134,35 @@ def test_images_left_out_are_answered_as_if_never_seen(centred: bool, width: int
 @pytest.mark.parametrize("per_class", [[5] * 4, [20] * 4, [40] * 4, [40, 10, 40, 20]], ids=str)
 @pytest.mark.parametrize("centred", [True, False])
 def test_images_left_out_where_classes_count_alike(per_class: list[int], centred: bool) -> None:
-    """Nearly: the middle of the class means, from which answers are counted, is taken as it is with the image.
+    """As the classes weigh among all images, by c = N / (K m) for one of m images.
 
-    With N images of K classes, m of each, leaving one out moves that middle against the mean of all images by
-    (mean of its class - mean) / N; one-hot labels differ by 1 along it, so logits by 1 / N, and what is the same for
-    all classes by about as much again.
+    Exactly where nothing is centred. Else nearly: the middle of the class means, from which answers are counted, is
+    taken as it is with the image. Leaving one out moves that middle against the mean of all images by (mean of its
+    class - mean) / N; one-hot labels differ by 1 along it, so logits by 1 / N, and what is the same for all classes by
+    about as much again. Without it the weights of its class are those of m - 1 images, and its logits m / (m - 1) times.
     """
     x_ND, labels_N = points(4, 40, 6)
     kept_N = torch.arange(len(x_ND)) % 40 < torch.tensor(per_class)[labels_N]
     x_ND, labels_N = x_ND[kept_N], labels_N[kept_N]
     settings: dict[str, Any] = {"strength": 2.0, "penalty": "absolute", "centred": centred}
     found_NK = from_rows(x_ND, labels_N, True, **settings).out_of_fold(x_ND, labels_N, True)
-    gap_NK = found_NK - brute_force(x_ND, labels_N, True, **settings)
-    assert gap_NK.abs().max() < 2 / (4 * min(per_class))
+    if not centred:
+        weight_K = len(x_ND) / 4 / torch.tensor(per_class)
+        raw_NK = brute_force(x_ND, labels_N, False, **settings)
+        torch.testing.assert_close(found_NK, weight_K * raw_NK, rtol=1e-8, atol=1e-8)
+    own_NK = torch.nn.functional.one_hot(labels_N) / torch.tensor(per_class)
+    gap_NK = found_NK - brute_force(x_ND, labels_N, True, **settings) * (1 - own_NK)
+    assert gap_NK.abs().max() < 1 / min(per_class)
+
+
+def test_what_is_left_out_is_never_more_familiar_than_what_is_learned() -> None:
+    """Three clear classes of eight images, more features than images: what was learned is fitted without error."""
+    x_ND, labels_N = points(3, 8, 200)
+    x_ND = 0.2 * x_ND + 5 * torch.nn.functional.one_hot(labels_N, 200)
+    head = from_rows(x_ND, labels_N, True)
+    own_N = (x_ND @ head.weight_KD.T + head.bias_K).gather(1, labels_N[:, None])
+    left_N = head.out_of_fold(x_ND, labels_N, True).gather(1, labels_N[:, None])
+    assert (left_N < own_N).all()
 
 
 def test_few_noisy_images_get_a_larger_penalty_than_many() -> None:

@@ -153,7 +153,7 @@ def test_another_name_changes_no_tensor(
     again = Learner.load(tmp_path / "s", backbone=backbone, trust=True)
     again.learn(renamed(digits[0], c0="zero"))
     assert len(again.memory) == 8  # none is held twice
-    for name in ("unknown", "zero", "a\x07b"):
+    for name in ("unknown", "zero", "a\x07b", "", " "):
         with pytest.raises(UserError, match=r"another name|rename it"):
             again.rename("zero", name)
     with pytest.raises(UserError, match="class '0' was never learned; its classes are zero, 1, 2, 3"):

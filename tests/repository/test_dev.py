@@ -114,3 +114,11 @@ def test_all_ways_to_check_are_the_same() -> None:
     assert workflow["jobs"]["ci"]["steps"][-1] == {"run": ".ci/run"}
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
     assert [line for line in lines if line.startswith("python3")] == ["python3 dev.py test", "python3 dev.py wheel"]
+
+
+def test_what_a_container_forbids_is_compiled_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(dev, "VENV", Path(sys.prefix))
+    (tmp_path / "compiled.py").write_text("x = 1")
+    dev.run_python("-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import compiled")
+    assert len(list(tmp_path.glob("__pycache__/compiled.*.pyc"))) == 1

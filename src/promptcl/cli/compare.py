@@ -110,6 +110,7 @@ def entries(
 ) -> list[Entry]:
     """What is run: the configurations of each method, one for each seed. Raises UserError for bad ones, before any."""
     from promptcl.experiments.compare import Entry
+    from promptcl.recipes import available
     from promptcl.recipes.load import Compared, check_common, compared, load_config, of_another
 
     base, numbers = load_config(recipe, settings, trust, others=True), seed_settings(seeds, settings)
@@ -117,6 +118,8 @@ def entries(
     for text in methods:
         row = listed.get(text, Compared(method=text))
         name, *changes = words_of(f"{text} {row.also}")
+        if name in available("recipes") and compared(name):
+            raise UserError(f"{name} is a comparison of several methods, and no method; write promptcl compare {name}")
         configs = [of_another(base, name, [*changes, *seed], own, trust, settings) for seed in numbers]
         made.append(Entry(text, folder_of(text), configs, row.published))
     check_common([entry.configs[0] for entry in made], settings, base)

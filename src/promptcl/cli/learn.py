@@ -173,6 +173,7 @@ def open_or_make(store: Path, settings: list[str], recipe: str | None, trust: bo
     from promptcl import store as stores
     from promptcl.learner.learner import Learner
     from promptcl.recipes import load_config
+    from promptcl.runtime.device import pick_device, with_precision
 
     if stores.checksum(store) is None:
         if others := sorted({path.name for path in store.iterdir()} - {".lock"}):
@@ -183,19 +184,17 @@ def open_or_make(store: Path, settings: list[str], recipe: str | None, trust: bo
         learner.save(store)  # so that what is interrupted goes on from here
         return learner
     saved = stores.load(store, trust=trust)
-    if saved.classes:
-        if recipe is not None:
-            raise UserError(
-                f"{store} keeps the recipe that it was made with; leave out --recipe, or write another STORE"
-            )
-        return Learner.load(store, settings, trust=trust)
-    if recipe or settings:
-        wanted = Learner(load_config(recipe or DEFAULT, settings, trust)).config
+    if recipe or (settings and not saved.classes):  # the line that it was begun with may be said again
+        config = load_config(recipe or DEFAULT, settings, trust)
+        wanted = with_precision(config, pick_device(config.device))
         if stores.with_absolute_paths(wanted) != saved.config:
             raise UserError(
-                f"{store} was begun with other settings and has learned nothing; delete it, or repeat those"
+                f"{store} keeps the recipe that it was made with; leave out --recipe, or write another STORE"
+                if saved.classes
+                else f"{store} was begun with other settings and has learned nothing; delete it, or repeat those"
             )
-    return Learner.load(store, trust=trust)
+        settings = []
+    return Learner.load(store, settings, trust=trust)
 
 
 class _Bar:

@@ -147,7 +147,7 @@ def info(store: Store, as_json: Json = False, trust: Trust = False) -> None:
     known = {key: ascii(saved.backbone.get(key))[1:-1] for key in ("name", "weights", "sha256")}
     backbone = f"{known['name']} ({known['weights']}, sha256 {known['sha256'][:12]})"
     rows = [
-        ("classes", f"{len(saved.classes)}: {', '.join(saved.classes)}"),
+        ("classes", f"{len(saved.classes)}: {', '.join(saved.classes)}" if saved.classes else "none yet"),
         ("method", str(saved.config.method["name"])),
         ("backbone", backbone),
         ("size", f"{size / 1e6:.2f} MB without the backbone"),

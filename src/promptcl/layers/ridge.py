@@ -178,8 +178,10 @@ class RidgeHead(nn.Module):
     def out_of_fold(self, features_ND: Tensor, labels_N: Tensor, balance: bool = False) -> Tensor:
         """Logits [N, K] of each image by a solution that has not seen it, for the penalty that all of them choose.
 
-        From one solution, as the residual of a left-out image is its own over 1 minus its leverage (Allen 1974). The
-        features are those of the last `fit`. What they say of the only image of a class means nothing.
+        From one solution, as the residual of a left-out image is its own over 1 minus its leverage (Allen 1974). With
+        `balance` an image weighs what it weighs among all of them: counted anew without the one that is left out, the
+        others of its class would weigh more, by a quarter where there are five, and a new image would never look so
+        familiar. The features are those of the last `fit`. What is said of the only image of a class means nothing.
         """
         x_ND = features_ND.double()
         fit, self._last = self._last or self._fit_of(x_ND, labels_N), None
@@ -192,16 +194,16 @@ class RidgeHead(nn.Module):
         out_NK = (along_NR @ raw_RK + prior_K - leverage_N[:, None] * label_NK) / (1 - leverage_N)[:, None]
         if not balance:
             return out_NK
-        # As `weights` with balance: each class divided by its images, without the one that is left out.
-        others_NK = (fit.count_K - label_NK).clamp_min(1)
+        # As `weights` with balance: each class divided by its images.
+        weight_K = n / classes / fit.count_K.clamp_min(1)
         if not self.centred:
-            return (n - 1) / classes * out_NK / others_NK
+            return weight_K * out_NK
         shift_R = (fit.mean_D - fit.middle_D) / fit.scale_D @ fit.vectors_DR
-        own_NK = (n - 1) / others_NK * (out_NK + shift_R @ raw_RK) / classes
+        own_NK = weight_K * (out_NK + shift_R @ raw_RK)
         # what is the same for all classes, as they are counted from the middle of their means
         common_R = shift_R / (fit.values_R + penalty)
         common_N = along_NR @ common_R / (1 - leverage_N) + shift_R @ common_R
-        return own_NK + (n - 1) / classes * common_N[:, None]
+        return own_NK + n / classes * common_N[:, None]
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Logits [B, K]: estimated one-hot labels."""

@@ -135,6 +135,8 @@ def class_ids(images: ImageSet, classes: Sequence[str], unseen: bool = False) ->
     """
     position = _places(tuple(classes))
     unknown = [name for name in images.classes if name not in position]
+    if not classes and not unseen:
+        raise UserError("this learner knows no class yet; learn a folder of images first")
     if unknown and not unseen:
         known = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
         raise UserError(f"class {unknown[0]!r} was never learned: expected {known}; take it out, or learn it first")
@@ -152,5 +154,5 @@ def check_names(classes: Sequence[str]) -> None:
     for name in classes:
         if name == UNKNOWN:
             raise UserError(f"the class name '{name}' is kept for images of no class; give this one another name")
-        if not name.isprintable():
+        if not name.strip() or not name.isprintable():
             raise UserError(f"the class name {name!a} cannot be learned: expected printable text; rename it")

@@ -20,7 +20,7 @@ def available(kind: str) -> dict[str, str]:
     Raises UserError for another kind.
     """
     if kind not in _FOLDERS:
-        raise UserError(f"{kind}: expected recipes, methods or datasets{did_you_mean(kind, _FOLDERS)}")
+        raise UserError(f"{kind}: expected recipes, methods, datasets or backbones{did_you_mean(kind, _FOLDERS)}")
     folder, suffix = _FOLDERS[kind]
     files = sorted((ROOT / folder).glob(f"[!_]*{suffix}"), key=lambda path: path.stem)
     return {path.stem: _first_line(path) for path in files}
