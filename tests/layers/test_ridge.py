@@ -139,7 +139,7 @@ def test_images_left_out_where_classes_count_alike(per_class: list[int], centred
     Exactly where nothing is centred. Else nearly: the middle of the class means, from which answers are counted, is
     taken as it is with the image. Leaving one out moves that middle against the mean of all images by (mean of its
     class - mean) / N; one-hot labels differ by 1 along it, so logits by 1 / N, and what is the same for all classes by
-    about as much again. Without it the weights of its class are those of m - 1 images, and its logits m / (m - 1) times.
+    about as much again. Without it the weights of its class are those of m - 1 images, its logits m / (m - 1) times.
     """
     x_ND, labels_N = points(4, 40, 6)
     kept_N = torch.arange(len(x_ND)) % 40 < torch.tensor(per_class)[labels_N]
