@@ -161,6 +161,13 @@ def test_info(store: Path) -> None:
     assert "second: 40 images" in text
 
 
+def test_the_folder_of_a_run_says_where_its_learner_is(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "learner").symlink_to(store)
+    result = call("info", tmp_path)
+    assert result.exit_code == 2
+    assert f"write {tmp_path / 'learner'}" in " ".join(result.stderr.split())
+
+
 def test_the_line_that_a_store_was_begun_with_may_be_said_again(store: Path, folders: Path) -> None:
     said = good("learn", store, folders / "first", *SMALL, "--recipe", "grow-demo", "--quiet")
     assert said.startswith("these very images were learned before: nothing to do")

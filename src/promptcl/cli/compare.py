@@ -120,7 +120,10 @@ def entries(
         name, *changes = words_of(f"{text} {row.also}")
         if name in available("recipes") and compared(name):
             raise UserError(f"{name} is a comparison of several methods, and no method; write promptcl compare {name}")
-        configs = [of_another(base, name, [*changes, *seed], own, trust, settings) for seed in numbers]
+        try:
+            configs = [of_another(base, name, [*changes, *seed], own, trust, settings) for seed in numbers]
+        except UserError as error:
+            raise UserError(f"{text}: {error}") from error
         made.append(Entry(text, folder_of(text), configs, row.published))
     check_common([entry.configs[0] for entry in made], settings, base)
     return made

@@ -34,9 +34,9 @@ def check_store(store: Path) -> None:
     if not _exists(store):
         raise UserError(f"{store} does not exist; expected the folder of a promptcl store")
     if store.is_dir() and not _exists(store / "learner.json"):
-        raise UserError(
-            f"{store} is not a promptcl store: there is no learner.json in it; expected the folder of a promptcl store"
-        )
+        inside = store / "learner"  # of a run
+        instead = f"write {inside}" if _exists(inside / "learner.json") else "expected the folder of a promptcl store"
+        raise UserError(f"{store} is not a promptcl store: there is no learner.json in it; {instead}")
     if store.is_dir():
         try:
             disk.check(store / "learner.json")
