@@ -121,15 +121,20 @@ def done(*words: object, cwd: Path | None = None) -> str:
     return result.stdout
 
 
+def _written(folder: Path) -> list[Path]:
+    """All that is below a folder, but for what Python keeps of a file that it has compiled."""
+    return sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)
+
+
 def refused(*words: object, cwd: Path) -> str:
     """The one line on stderr of a command in `cwd` that fails as it should and leaves nothing behind."""
-    before = sorted(cwd.rglob("*"))
+    before = _written(cwd)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
         result = call(*words)
     assert result.exit_code == 2, result.output + repr(result.exception)
     assert result.stdout == ""
-    assert sorted(cwd.rglob("*")) == before
+    assert _written(cwd) == before
     assert re.fullmatch(r"error: [^\n]+\n", result.stderr), result.stderr
     return result.stderr
 
