@@ -73,10 +73,8 @@ def test_numbers_are_those_of_the_results(runs: Path, page: Path) -> None:
     assert rows[2][0] == "B näh <b> $m$"
     assert rows[2][5:7] == ["1", "0"]
     group = read([runs / "l2p-seed1", runs / "l2p-seed2"])[0]
-    expected = np.mean(
-        [[[np.nan if v is None else v for v in row] for row in one["accuracy_matrix"]] for one in l2p], 0
-    )
-    np.testing.assert_allclose(group.matrix(), expected)
+    matrices = [[[np.nan if v is None else v for v in row] for row in one["accuracy_matrix"]] for one in l2p]
+    np.testing.assert_allclose(group.matrix(), np.mean(matrices, 0))
     np.testing.assert_allclose(group.curve("average_accuracy")[:, -1], values)
     differences = Elements(page.read_text(encoding="utf-8")).tables["differences"]
     assert differences[1:] == [["method.name", "l2p", "ncm"]]
