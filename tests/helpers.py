@@ -121,6 +121,12 @@ def done(*words: object, cwd: Path | None = None) -> str:
     return result.stdout
 
 
+def written(file: Path) -> tuple[int, int]:
+    """Which file this is and when it was written; the rest of its `stat` changes when it is read."""
+    found = file.stat()
+    return found.st_ino, found.st_mtime_ns
+
+
 def _written(folder: Path) -> list[Path]:
     """All that is below a folder, but for what Python keeps of a file that it has compiled."""
     return sorted(path for path in folder.rglob("*") if "__pycache__" not in path.parts)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ENVIRONMENT, TINY_VIT, good, refused, start
+from helpers import ENVIRONMENT, TINY_VIT, good, refused, start, written
 
 from promptcl.cli.compare import entries, folder_of, split
 from promptcl.cli.options import split_arguments
@@ -180,12 +180,12 @@ def test_interrupted_it_says_the_line_that_goes_on_and_keeps_what_is_finished(tm
     assert process.returncode == 130, said
     (line,) = [line for line in said if line.startswith("go on with: promptcl compare demo ncm 'apt train.epochs=20'")]
     assert "--quiet" in line
-    kept = (out / "ncm" / "seed42" / "results.json").stat()
-    begun = (out / "apt-train.epochs=20" / "seed42" / "config.yaml").stat()
+    kept = written(out / "ncm" / "seed42" / "results.json")
+    begun = written(out / "apt-train.epochs=20" / "seed42" / "config.yaml")
     again = start("compare", *words, "--quiet", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert (out / "ncm" / "seed42" / "results.json").stat() == kept
-    assert (out / "apt-train.epochs=20" / "seed42" / "config.yaml").stat() == begun  # it went on
+    assert written(out / "ncm" / "seed42" / "results.json") == kept
+    assert written(out / "apt-train.epochs=20" / "seed42" / "config.yaml") == begun  # it went on
 
 
 def test_methods_are_listed_with_what_they_learn_and_their_passes() -> None:

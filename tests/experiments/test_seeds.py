@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import refused, start
+from helpers import refused, start, written
 
 from promptcl.cli.train import seed_settings
 from promptcl.errors import UserError
@@ -40,15 +40,15 @@ def test_seeds_make_a_run_each_and_a_summary_and_events(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1].startswith(f"2 seeds: average accuracy {spread}, forgetting ")
 
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    written = events.EventAccumulator(str(tmp_path / "o" / "seed1")).Reload()
-    scalars = [(one.step, one.value) for one in written.Scalars("average_accuracy")]
+    board = events.EventAccumulator(str(tmp_path / "o" / "seed1")).Reload()
+    scalars = [(one.step, one.value) for one in board.Scalars("average_accuracy")]
     assert scalars == [(1, pytest.approx(runs[1]["tasks"][0]["average_accuracy"])), (2, pytest.approx(values[1]))]
-    assert len(written.Scalars("accuracy/task 001")) == 2
+    assert len(board.Scalars("accuracy/task 001")) == 2
 
-    before = (tmp_path / "o" / "seed3" / "results.json").stat()
+    before = written(tmp_path / "o" / "seed3" / "results.json")
     again = start(*SMALL.split(), "--seeds", "3,1", "--out", "o", cwd=tmp_path)
     assert again.stdout == result.stdout.splitlines()[-1] + "\n"  # finished runs are kept
-    assert (tmp_path / "o" / "seed3" / "results.json").stat() == before
+    assert written(tmp_path / "o" / "seed3" / "results.json") == before
     assert "a run with other settings" in refused(*SMALL.split(), "tasks=5", "--seeds", "3", "--out", "o", cwd=tmp_path)
 
 
